@@ -1,0 +1,188 @@
+// Products on packed panels: C[M, N] = A[M, K] B[K, N] with B cut into panels of NV vectors of
+// columns, [panels][K][NV * width], so that the inner loop streams one panel while a tile of
+// rows x NV accumulators stays in registers.
+//
+// A sum always runs over k in order, whatever the tile or the number of threads: same bits.
+#pragma once
+
+#include "simd.h"
+#include "team.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+constexpr Index smaller(Index a, Index b) { return a < b ? a : b; }
+
+template <class T>
+constexpr int width = Vec<T>::width;
+
+template <int NV>
+constexpr int tile_rows = accumulators / NV;
+
+// The rows of a product cut into blocks of nearly equal size, at most `tile_rows` each.
+template <int NV>
+struct RowBlocks {
+  explicit RowBlocks(Index rows) : count(ceil_div(rows, tile_rows<NV>)), rows(rows) {}
+  Index start(Index block) const { return rows * block / count; }
+  const Index count, rows;
+};
+
+// tile[rows][NV * width] += a[rows, k] panel[k][NV * width]
+template <class T, int Rows, int NV>
+void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, Index k, T* tile) {
+  using V = Vec<T>;
+  constexpr int w = V::width;
+  V sum[Rows][NV];
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) sum[r][v] = V::load(tile + (r * NV + v) * w);
+  for (; k > 0; --k, a += k_stride, panel += NV * w) {
+    V b[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) b[v] = V::load(panel + v * w);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      const V x(a[r * row_stride]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sum[r][v] = sum[r][v] + x * b[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) sum[r][v].store(tile + (r * NV + v) * w);
+}
+
+template <class T, int NV, int Rows = tile_rows<NV>>
+FASTRNN_INLINE void tile_product(Index rows, const T* a, Index row_stride, Index k_stride,
+                                 const T* panel, Index k, T* tile) {
+  if (rows == Rows) return micro_kernel<T, Rows, NV>(a, row_stride, k_stride, panel, k, tile);
+  if constexpr (Rows > 1)
+    tile_product<T, NV, Rows - 1>(rows, a, row_stride, k_stride, panel, k, tile);
+}
+
+// This thread's share of C = init + A B, A row-major with stride `lda`. For each tile:
+// init(tile, row0, rows, panel) fills it, finish(tile, row0, rows, panel) takes the sums.
+template <class T, int NV, class Init, class Finish>
+void product(const Team& team, Index rows, Index panels, Index k, const T* a, Index lda,
+             const T* packed, const Init& init, const Finish& finish) {
+  alignas(64) T tile[tile_rows<NV> * NV * width<T>];
+  const RowBlocks<NV> blocks(rows);
+  const Index items = panels * blocks.count;
+  for (Index item = team.begin(items); item < team.end(items); ++item) {
+    const Index panel = item / blocks.count, block = item % blocks.count;
+    const Index row0 = blocks.start(block), count = blocks.start(block + 1) - row0;
+    init(tile, row0, count, panel);
+    tile_product<T, NV>(count, a + row0 * lda, lda, 1, packed + panel * k * NV * width<T>, k,
+                        tile);
+    finish(tile, row0, count, panel);
+  }
+}
+
+// One vector of columns, transposed: out[k][0..width) = source[lane * ld + k], zeros from `lanes`
+// on; out's rows are `stride` apart.
+template <class T>
+void pack_columns_transposed(const T* source, Index ld, Index lanes, Index k, T* out,
+                             Index stride) {
+  constexpr Index w = width<T>;
+  lanes = lanes < 0 ? 0 : smaller(lanes, w);
+  for (Index k0 = 0; k0 < k; k0 += w) {  // blocks of w x w stay in the first-level cache
+    const Index k1 = smaller(k0 + w, k);
+    for (Index lane = 0; lane < lanes; ++lane)
+      for (Index i = k0; i < k1; ++i) out[i * stride + lane] = source[lane * ld + i];
+    for (Index lane = lanes; lane < w; ++lane)
+      for (Index i = k0; i < k1; ++i) out[i * stride + lane] = T(0);
+  }
+}
+
+// B^T [n, k] row-major to panels: natural column order.
+template <class T, int NV>
+void pack_transposed(const Team& team, const T* source, Index n, Index k, T* packed) {
+  constexpr Index w = width<T>;
+  const Index vectors = ceil_div(n, NV * w) * NV;
+  for (Index v = team.begin(vectors); v < team.end(vectors); ++v)
+    pack_columns_transposed(source + v * w * k, k, n - v * w, k,
+                            packed + (v / NV) * k * NV * w + (v % NV) * w, NV * w);
+}
+
+// B [k, n] to panels; row(i) is the address of its row i.
+template <class T, int NV, class Row>
+void pack_rows(const Team& team, Index n, Index k, const Row& row, T* packed) {
+  constexpr Index w = width<T>;
+  const Index panels = ceil_div(n, NV * w);
+  for (Index i = team.begin(k); i < team.end(k); ++i) {
+    const T* source = row(i);
+    for (Index panel = 0; panel < panels; ++panel) {
+      T* out = packed + (panel * k + i) * NV * w;
+      for (Index v = 0; v < NV; ++v) {
+        const Index column = (panel * NV + v) * w, left = n - column;
+        Vec<T>::load(source + column, left < 0 ? 0 : left).store(out + v * w);
+      }
+    }
+  }
+}
+
+// A product's B, packed, and where C = A B goes: C row-major [M, columns].
+template <class T>
+struct Target {
+  const T* packed;
+  Index columns;
+  T* out;
+};
+
+// This thread's rows of C = A^T B for several B: `a` is [k, lda] and C's row m is a's column m.
+// `scratch` holds `transposed_scratch` values and is the thread's own.
+constexpr Index k_block = 512;
+template <class T, int NV>
+constexpr Index transposed_scratch = k_block * tile_rows<NV>;
+
+template <class T, int NV>
+void transposed_product(const Team& team, const T* a, Index lda, Index m, Index k,
+                        const Target<T>* targets, int count, T* scratch) {
+  constexpr Index w = width<T>, panel_width = NV * w;
+  alignas(64) T tile[tile_rows<NV> * panel_width];
+  const RowBlocks<NV> blocks(m);
+  for (Index block = team.begin(blocks.count); block < team.end(blocks.count); ++block) {
+    const Index row0 = blocks.start(block), rows = blocks.start(block + 1) - row0;
+    for (Index k0 = 0; k0 < k; k0 += k_block) {
+      const Index depth = smaller(k_block, k - k0);
+      for (Index i = 0; i < depth; ++i)
+        for (Index r = 0; r < rows; ++r) scratch[i * rows + r] = a[(k0 + i) * lda + row0 + r];
+      for (const Target<T>* target = targets; target < targets + count; ++target) {
+        const Index panels = ceil_div(target->columns, panel_width);
+        for (Index panel = 0; panel < panels; ++panel) {
+          const T* b = target->packed + (panel * k + k0) * panel_width;
+          T* out = target->out + row0 * target->columns + panel * panel_width;
+          const Index left = target->columns - panel * panel_width;
+          for (Index r = 0; r < rows; ++r)
+            for (Index v = 0; v < NV; ++v) {
+              const Index lanes = left - v * w < 0 || k0 == 0 ? 0 : left - v * w;
+              Vec<T>::load(out + r * target->columns + v * w, lanes)
+                  .store(tile + (r * NV + v) * w);
+            }
+          tile_product<T, NV>(rows, scratch, 1, rows, b, depth, tile);
+          for (Index r = 0; r < rows; ++r)
+            for (Index v = 0; v < NV; ++v)
+              if (left > v * w)
+                Vec<T>::load(tile + (r * NV + v) * w)
+                    .store(out + r * target->columns + v * w, left - v * w);
+        }
+      }
+    }
+  }
+}
+
+// This thread's columns of out[n] = the sums of a [rows, n] over its rows.
+template <class T>
+void column_sums(const Team& team, const T* a, Index rows, Index n, T* out) {
+  constexpr Index w = width<T>;
+  const Index vectors = ceil_div(n, w);
+  for (Index v = team.begin(vectors); v < team.end(vectors); ++v) {
+    Vec<T> sum(T(0));
+    for (Index row = 0; row < rows; ++row) sum = sum + Vec<T>::load(a + row * n + v * w, n - v * w);
+    sum.store(out + v * w, n - v * w);
+  }
+}
+
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,231 @@
+// The operators on CPU tensors, on torch's stable ABI; `fastrnn/ops.py` holds their schemas.
+#include <torch/csrc/stable/library.h>
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <tuple>
+
+#include "recurrence.h"
+
+namespace fastrnn {
+
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  bool supported;
+  const CellKernels* (*kernels)(const char* cell, int dtype_bytes);
+};
+
+// The widest set this processor has, or the one FASTRNN_CPU names.
+const InstructionSet& instruction_set() {
+  static const InstructionSet sets[] = {
+#ifdef FASTRNN_HAVE_AVX512
+      {"avx512",
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"),
+       avx512::kernels},
+#endif
+#ifdef FASTRNN_HAVE_AVX2
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::kernels},
+#endif
+      {"portable", true, portable::kernels},
+  };
+  static const InstructionSet& chosen = []() -> const InstructionSet& {
+    const char* asked = std::getenv("FASTRNN_CPU");
+    std::string names;
+    for (const InstructionSet& set : sets) {
+      if (!set.supported) continue;
+      if (!asked || !*asked || set.name == std::string(asked)) return set;
+      names += names.empty() ? set.name : std::string(", ") + set.name;
+    }
+    throw std::runtime_error("FASTRNN_CPU must be one of " + names + " on this processor, got " +
+                             asked);
+  }();
+  return chosen;
+}
+
+// Scratch memory, kept between calls: glibc would hand buffers of this size back to the system
+// each time and page them in again. Only what is larger than `kept` is returned.
+class Scratch {
+ public:
+  explicit Scratch(std::int64_t bytes) : bytes_(bytes) {
+    if (bytes > held_bytes) {
+      held.reset();
+      held_bytes = 0;
+      held.reset(static_cast<char*>(::operator new(bytes, alignment)));
+      held_bytes = bytes;
+    }
+  }
+  ~Scratch() {
+    if (bytes_ > kept) {
+      held.reset();
+      held_bytes = 0;
+    }
+  }
+  char* data() const { return held.get(); }
+
+ private:
+  static constexpr std::int64_t kept = std::int64_t(256) << 20;
+  static constexpr std::align_val_t alignment{64};
+  struct Delete {
+    void operator()(char* p) const { ::operator delete(p, alignment); }
+  };
+  static thread_local std::unique_ptr<char, Delete> held;
+  static thread_local std::int64_t held_bytes;
+  const std::int64_t bytes_;
+};
+thread_local std::unique_ptr<char, Scratch::Delete> Scratch::held;
+thread_local std::int64_t Scratch::held_bytes = 0;
+
+// Below this many multiply-adds a step a second thread costs more than it saves.
+constexpr std::int64_t threaded_step = 1 << 17;
+
+template <class Arguments>
+void execute(const Kernel<Arguments>& kernel, const Arguments& arguments) {
+  const std::int64_t step =
+      arguments.rows * arguments.hidden_size * arguments.hidden_size / arguments.steps;
+  const int threads = step < threaded_step ? 1 : int(torch::stable::get_num_threads());
+  const Scratch scratch(kernel.workspace(arguments, threads));
+  struct Call {
+    const Kernel<Arguments>& kernel;
+    const Arguments& arguments;
+    char* workspace;
+  } call{kernel, arguments, scratch.data()};
+  Team::run(
+      threads,
+      [](const Team& team, void* p) {
+        const Call& c = *static_cast<Call*>(p);
+        c.kernel.run(team, c.arguments, c.workspace);
+      },
+      &call);
+}
+
+const void* data(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr() : nullptr;
+}
+
+Sequence sequence(const Inputs& in, const Walk& walk) {
+  return {in.rows,
+          in.batch,
+          in.input_size,
+          in.hidden_size,
+          walk.segments.data(),
+          walk.step_begin.data(),
+          std::int64_t(walk.step_begin.size()) - 1,
+          in.input.const_data_ptr(),
+          in.state.const_data_ptr(),
+          data(in.weight_ih),
+          in.weight_hh.const_data_ptr(),
+          data(in.bias_ih),
+          data(in.bias_hh)};
+}
+
+const CellKernels& kernels_for(const std::string& cell, const Tensor& input) {
+  return *instruction_set().kernels(cell.c_str(), int(input.element_size()));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
+    const Tensor& input, const Tensor& state, const std::optional<Tensor>& weight_ih,
+    const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
+    const std::optional<Tensor>& bias_hh, const Tensor& batch_sizes, const std::string& cell,
+    bool reverse, bool save) {
+  const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh,
+                                   batch_sizes, cell);
+  const std::int64_t H = in.hidden_size, saved = save ? in.rows : 0;
+  Tensor output = torch::stable::new_empty(in.input, {in.rows, H});
+  Tensor state_n = torch::stable::clone(in.state);
+  Tensor cells = torch::stable::new_empty(in.input, {in.sizes.states - 1, saved, H});
+  Tensor reserve = torch::stable::new_empty(in.input, {saved, in.sizes.reserve * H});
+  if (in.rows > 0) {
+    const Walk walk(in.batch_sizes, reverse);
+    const Forward arguments{sequence(in, walk),
+                            save,
+                            output.mutable_data_ptr(),
+                            state_n.mutable_data_ptr(),
+                            cells.mutable_data_ptr(),
+                            reserve.mutable_data_ptr()};
+    execute(kernels_for(cell, in.input).forward, arguments);
+  }
+  return {output, state_n, cells, reserve};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(
+    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_state_n,
+    const std::optional<Tensor>& grad_cells, const Tensor& input, const Tensor& state,
+    const std::optional<Tensor>& weight_ih, const Tensor& weight_hh,
+    const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
+    const Tensor& batch_sizes, const Tensor& output, const Tensor& cells, const Tensor& reserve,
+    const std::string& cell, bool reverse, bool input_grad, bool weight_grad) {
+  const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh,
+                                   batch_sizes, cell);
+  const std::int64_t N = in.rows, H = in.hidden_size;
+  const auto [gates, states, slots] = in.sizes;
+  const auto maybe = [&](const char* name, const std::optional<Tensor>& tensor,
+                         const std::vector<std::int64_t>& shape) {
+    return tensor ? std::optional<Tensor>(checked(name, *tensor, shape, in.input)) : std::nullopt;
+  };
+  const auto g_output = maybe("grad_output", grad_output, {N, H});
+  const auto g_state_n = maybe("grad_state_n", grad_state_n, {states, in.batch, H});
+  const auto g_cells = maybe("grad_cells", grad_cells, {states - 1, N, H});
+  const Tensor out = checked("output", output, {N, H}, in.input);
+  const Tensor cell_states = checked("cells", cells, {states - 1, N, H}, in.input);
+  const Tensor kept = checked("reserve", reserve, {N, slots * H}, in.input);
+
+  // A gradient nobody wants is an empty tensor.
+  const auto like = [&](bool wanted, const Tensor& tensor) {
+    return wanted ? torch::stable::empty_like(tensor) : torch::stable::new_empty(in.input, {0});
+  };
+  const auto like_weight = [&](const std::optional<Tensor>& tensor) {
+    return like(weight_grad && tensor, tensor ? *tensor : in.input);
+  };
+  // Without weight_ih the projection's gradient is the loop's own result.
+  Tensor g_input = like(input_grad || !in.weight_ih, in.input);
+  Tensor g_state = like(true, in.state);
+  Tensor g_weight_ih = like_weight(in.weight_ih), g_weight_hh = like_weight(in.weight_hh);
+  Tensor g_bias_ih = like_weight(in.bias_ih), g_bias_hh = like_weight(in.bias_hh);
+  if (N > 0) {
+    const auto pointer = [](const Tensor& tensor) {
+      return tensor.numel() ? tensor.mutable_data_ptr() : nullptr;
+    };
+    const Walk walk(in.batch_sizes, reverse);
+    const Backward arguments{sequence(in, walk),
+                             data(g_output),
+                             data(g_state_n),
+                             data(g_cells),
+                             out.const_data_ptr(),
+                             cell_states.const_data_ptr(),
+                             kept.const_data_ptr(),
+                             pointer(g_input),
+                             g_state.mutable_data_ptr(),
+                             pointer(g_weight_ih),
+                             pointer(g_weight_hh),
+                             pointer(g_bias_ih),
+                             pointer(g_bias_hh)};
+    execute(kernels_for(cell, in.input).backward, arguments);
+  } else {
+    for (Tensor* tensor : {&g_input, &g_weight_ih, &g_weight_hh, &g_bias_ih, &g_bias_hh})
+      torch::stable::zero_(*tensor);
+    if (g_state_n)
+      torch::stable::copy_(g_state, *g_state_n);
+    else
+      torch::stable::zero_(g_state);
+  }
+  return {g_input, g_state, g_weight_ih, g_weight_hh, g_bias_ih, g_bias_hh};
+}
+
+std::string cpu_instruction_set() { return instruction_set().name; }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
+  m.impl("recurrence", TORCH_BOX(&recurrence));
+  m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
+  m.impl("cpu_instruction_set", TORCH_BOX(&cpu_instruction_set));
+}
+
+}  // namespace fastrnn

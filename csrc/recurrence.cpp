@@ -1,0 +1,107 @@
+#include "recurrence.h"
+
+namespace fastrnn {
+
+namespace {
+
+std::string text(const std::vector<std::int64_t>& shape) {
+  std::string result = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i)
+    result += (i ? ", " : "") + std::to_string(shape[i]);
+  return result + "]";
+}
+
+std::vector<std::int64_t> shape_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {sizes.begin(), sizes.end()};
+}
+
+}  // namespace
+
+CellSizes cell_sizes(const std::string& cell) {
+  if (cell == "lstm") return {4, 2, 4};
+  if (cell == "gru") return {3, 1, 4};
+  if (cell == "gru_reset_before") return {3, 1, 3};
+  if (cell == "rnn_tanh" || cell == "rnn_relu") return {1, 1, 0};
+  check(false, "no compiled cell is called '", cell, "'");
+  return {};
+}
+
+Tensor checked(const char* name, const Tensor& tensor, const std::vector<std::int64_t>& shape,
+               const Tensor& like) {
+  check(shape_of(tensor) == shape, name, " must be ", text(shape), ", got ",
+        text(shape_of(tensor)));
+  check(tensor.scalar_type() == like.scalar_type(), name, " must have the input's dtype");
+  check(tensor.device() == like.device(), name, " must be on the input's device");
+  return torch::stable::contiguous(tensor);
+}
+
+Inputs checked_inputs(const Tensor& input, const Tensor& state,
+                      const std::optional<Tensor>& weight_ih, const Tensor& weight_hh,
+                      const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
+                      const Tensor& batch_sizes, const std::string& cell) {
+  using torch::headeronly::ScalarType;
+  const CellSizes sizes = cell_sizes(cell);
+  check(input.scalar_type() == ScalarType::Float || input.scalar_type() == ScalarType::Double,
+        "input must be float32 or float64");
+  check(input.dim() == 2, "input must be [N, I], got ", text(shape_of(input)));
+  check(state.dim() == 3, "state must be [S, B, H], got ", text(shape_of(state)));
+  const std::int64_t rows = input.size(0), batch = state.size(1), H = state.size(2);
+  const std::int64_t I = input.size(1), GH = sizes.gates * H;
+  check(H > 0, "hidden size must be at least 1, got 0");
+  check(weight_ih || I == GH, "input must be x_proj [N, G*H] = ", text({rows, GH}), ", got ",
+        text(shape_of(input)));
+  const auto maybe = [&](const char* name, const std::optional<Tensor>& tensor,
+                         const std::vector<std::int64_t>& shape) {
+    return tensor ? std::optional<Tensor>(checked(name, *tensor, shape, input)) : std::nullopt;
+  };
+  check(batch_sizes.is_cpu() && batch_sizes.dim() == 1 &&
+            batch_sizes.scalar_type() == ScalarType::Long,
+        "batch_sizes must be a CPU int64 tensor [T]");
+  const Tensor contiguous_sizes = torch::stable::contiguous(batch_sizes);
+  const std::int64_t* values = contiguous_sizes.const_data_ptr<std::int64_t>();
+  std::vector<std::int64_t> counts(values, values + contiguous_sizes.size(0));
+  check(!counts.empty() && counts[0] == batch, "batch_sizes must begin with B = ", batch, ", got ",
+        text(counts));
+  std::int64_t sum = 0, most = batch;
+  for (const std::int64_t count : counts) {
+    check(count >= 0 && count <= most, "batch_sizes must not increase, got ", text(counts));
+    sum += count, most = count;
+  }
+  check(sum == rows, "batch_sizes must sum to N = ", rows, ", got ", sum);
+  return {torch::stable::contiguous(input),
+          checked("state", state, {sizes.states, batch, H}, input),
+          maybe("weight_ih", weight_ih, {GH, I}),
+          checked("weight_hh", weight_hh, {GH, H}, input),
+          maybe("bias_ih", bias_ih, {GH}),
+          maybe("bias_hh", bias_hh, {GH}),
+          std::move(counts),
+          rows,
+          batch,
+          I,
+          H,
+          sizes};
+}
+
+Walk::Walk(const std::vector<std::int64_t>& batch_sizes, bool reverse) {
+  const std::int64_t steps = std::int64_t(batch_sizes.size());
+  std::vector<std::int64_t> start(steps + 1, 0);
+  for (std::int64_t t = 0; t < steps; ++t) start[t + 1] = start[t] + batch_sizes[t];
+  step_begin.push_back(0);
+  for (std::int64_t i = 0; i < steps; ++i) {
+    const std::int64_t t = reverse ? steps - 1 - i : i;
+    // Sequences of one step differ in one thing only: whether they go on to t + 1.
+    const std::int64_t longer = t + 1 < steps ? batch_sizes[t + 1] : 0;
+    for (const bool goes_on : {true, false}) {
+      const std::int64_t begin = goes_on ? 0 : longer, end = goes_on ? longer : batch_sizes[t];
+      if (begin == end) continue;
+      const std::int64_t earlier = t > 0 ? start[t - 1] + begin : -1;
+      const std::int64_t later = goes_on ? start[t + 1] + begin : -1;
+      segments.push_back({start[t] + begin, begin, end - begin, reverse ? later : earlier,
+                          reverse ? earlier : later});
+    }
+    step_begin.push_back(std::int64_t(segments.size()));
+  }
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,276 @@
+// The backward pass of one layer: per step, backwards, one product with W_hh (two for a cell with
+// an operand) whose finish is the gates' gradient; then one product each for the input's and the
+// weights' gradients over all rows.
+#pragma once
+
+#include "cells.h"
+#include "gemm_cpu.h"
+#include "recurrence_cpu.h"
+#include "recurrence_forward_cpu.h"
+#include "workspace.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+template <class T, class Cell>
+class BackwardLoop {
+  using V = Vec<T>;
+  static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve;
+  static constexpr int first = Cell::operand_gates;
+  static constexpr int NV = 2;
+  static constexpr Index w = V::width;
+
+ public:
+  BackwardLoop(const Backward& args, char* workspace, int threads)
+      : s_(args), H_(args.hidden_size), GH_(G * H_), arena_(workspace) {
+    const Index N = s_.rows, I = s_.input_size;
+    carry_ = arena_.template take<T>(S * s_.batch * H_);
+    packed_hh_ = arena_.template take<T>(panel_size(H_, first ? first * H_ : GH_));
+    if (first) packed_last_ = arena_.template take<T>(panel_size(H_, GH_ - first * H_));
+    if (first) operand_ = arena_.template take<T>(N * H_);
+    grad_x_ = s_.weight_ih ? arena_.template take<T>(N * GH_) : static_cast<T*>(s_.grad_input);
+    grad_h_ = Cell::shared_gradients ? grad_x_ : arena_.template take<T>(N * GH_);
+    if (s_.weight_ih && s_.grad_input) packed_ih_ = arena_.template take<T>(panel_size(I, GH_));
+    if (s_.grad_weight_ih) packed_x_ = arena_.template take<T>(panel_size(I, N));
+    if (s_.grad_weight_hh) {
+      packed_prev_ = arena_.template take<T>(panel_size(H_, N));
+      if (first) packed_operand_ = arena_.template take<T>(panel_size(H_, N));
+      scratch_ = arena_.template take<T>(transposed_scratch<T, NV> * threads);
+    }
+  }
+
+  Index bytes() const { return arena_.bytes(); }
+
+  void run(const Team& team) {
+    pack(team);
+    team.wait();
+    for (Index step = s_.steps - 1; step >= 0; --step) {
+      const Segment* begin = s_.segments + s_.step_begin[step];
+      const Segment* end = s_.segments + s_.step_begin[step + 1];
+      for (const Segment* segment = begin; segment < end; ++segment) step_(team, *segment);
+      team.wait();
+      if constexpr (first > 0) {
+        for (const Segment* segment = begin; segment < end; ++segment)
+          operand_step(team, *segment);
+        team.wait();
+      }
+    }
+    if (packed_operand_) {
+      pack_rows<T, NV>(
+          team, H_, s_.rows, [&](Index row) { return operand_ + row * H_; }, packed_operand_);
+      team.wait();
+    }
+    finish_state(team);
+    if (packed_ih_) finish_input(team);
+    if (s_.grad_weight_hh) finish_weights(team);
+  }
+
+ private:
+  static Index panel_size(Index n, Index k) { return ceil_div(n, NV * w) * NV * w * k; }
+
+  const T* at(const void* base, Index row) const {
+    return static_cast<const T*>(base) + row * H_;
+  }
+  const T* previous(const Segment& segment, int i) const {
+    if (segment.prev < 0) return at(s_.state, i * s_.batch + segment.sequence);
+    return i == 0 ? at(s_.output, segment.prev)
+                  : at(s_.cells, (i - 1) * s_.rows + segment.prev);
+  }
+  T* carry(int i, Index sequence) const { return carry_ + (i * s_.batch + sequence) * H_; }
+
+  void pack(const Team& team) const {
+    const T* hh = static_cast<const T*>(s_.weight_hh);
+    const T* ih = static_cast<const T*>(s_.weight_ih);
+    const Index I = s_.input_size;
+    const auto rows_of = [](const T* base, Index ld) {
+      return [=](Index row) { return base + row * ld; };
+    };
+    pack_rows<T, NV>(team, H_, first ? first * H_ : GH_, rows_of(hh, H_), packed_hh_);
+    if (first)
+      pack_rows<T, NV>(team, H_, GH_ - first * H_, rows_of(hh + first * H_ * H_, H_),
+                       packed_last_);
+    if (packed_ih_) pack_rows<T, NV>(team, I, GH_, rows_of(ih, I), packed_ih_);
+    if (packed_x_)
+      pack_rows<T, NV>(team, I, s_.rows, rows_of(static_cast<const T*>(s_.input), I), packed_x_);
+    if (packed_prev_) pack_previous(team);
+    const T* grad = static_cast<const T*>(s_.grad_state_n);
+    for (Index i = team.begin(S * s_.batch * H_); i < team.end(S * s_.batch * H_); ++i)
+      carry_[i] = grad ? grad[i] : T(0);
+  }
+
+  // The states before each row, in the rows' order: the other side of W_hh's gradient.
+  void pack_previous(const Team& team) const {
+    const Segment* segment = s_.segments;
+    const Segment* const end = segment + s_.step_begin[s_.steps];
+    const Index share = team.begin(s_.rows), share_end = team.end(s_.rows);
+    for (; segment < end; ++segment) {
+      const Index begin = share > segment->row ? share : segment->row;
+      const Index stop = smaller(share_end, segment->row + segment->rows);
+      const T* source = previous(*segment, 0);
+      for (Index row = begin; row < stop; ++row)
+        for (Index v = 0; v < ceil_div(H_, NV * w) * NV; ++v) {
+          const Index left = H_ - v * w;
+          V::load(source + (row - segment->row) * H_ + v * w, left < 0 ? 0 : left)
+              .store(packed_prev_ + (v / NV * s_.rows + row) * NV * w + v % NV * w);
+        }
+    }
+  }
+
+  // grad [rows, H] = base [rows, H] (+ more) + a [rows, k] W; each vector of units goes to
+  // finish(row in segment, unit, lanes, grad).
+  template <class Finish>
+  void unit_product(const Team& team, Index rows, Index k, const T* a, const T* packed,
+                    const T* base, const T* more, const Finish& finish) const {
+    product<T, NV>(
+        team, rows, ceil_div(H_, NV * w), k, a, GH_, packed,
+        [&](T* tile, Index row0, Index count, Index panel) {
+          for (Index r = 0; r < count; ++r)
+            for (Index v = 0; v < NV; ++v) {
+              const Index unit = (panel * NV + v) * w, lanes = H_ - unit < 0 ? 0 : H_ - unit;
+              V value(T(0));
+              if (base) value = V::load(base + (row0 + r) * H_ + unit, lanes);
+              if (more) value = value + V::load(more + (row0 + r) * H_ + unit, lanes);
+              value.store(tile + (r * NV + v) * w);
+            }
+        },
+        [&](const T* tile, Index row0, Index count, Index panel) {
+          for (Index v = 0; v < NV; ++v) {
+            const Index unit = (panel * NV + v) * w, lanes = H_ - unit;
+            if (lanes <= 0) break;
+            for (Index r = 0; r < count; ++r)
+              finish(row0 + r, unit, lanes, V::load(tile + (r * NV + v) * w));
+          }
+        });
+  }
+
+  template <int Count>
+  FASTRNN_INLINE void load(const T* row, Index unit, Index lanes, V* values) const {
+#pragma GCC unroll 4
+    for (int g = 0; g < Count; ++g) values[g] = V::load(row + g * H_ + unit, lanes);
+  }
+
+  template <int Count>
+  FASTRNN_INLINE void store(const V* values, Index unit, Index lanes, T* row) const {
+#pragma GCC unroll 4
+    for (int g = 0; g < Count; ++g) values[g].store(row + g * H_ + unit, lanes);
+  }
+
+  void step_(const Team& team, const Segment& segment) const {
+    // What the step after sends back through W_hh: all gates, or those before the operand.
+    const Index k = segment.next < 0 ? 0 : first ? first * H_ : GH_;
+    const T* grad_output = s_.grad_output ? at(s_.grad_output, segment.row) : nullptr;
+    unit_product(
+        team, segment.rows, k, grad_h_ + (segment.next < 0 ? 0 : segment.next * GH_), packed_hh_,
+        carry(0, segment.sequence), grad_output,
+        [&](Index r, Index unit, Index lanes, V grad) {
+          const Index row = segment.row + r, sequence = segment.sequence + r;
+          V kept[at_least_one<R>], prev[S], next[S], grad_next[S], grad_x[G], grad_h[G], back[S];
+          load<R>(static_cast<const T*>(s_.reserve) + row * R * H_, unit, lanes, kept);
+          grad_next[0] = grad;
+          next[0] = V::load(at(s_.output, row) + unit, lanes);
+          prev[0] = V::load(previous(segment, 0) + r * H_ + unit, lanes);
+          for (int i = 1; i < S; ++i) {
+            const Index cell_row = (i - 1) * s_.rows + row;
+            next[i] = V::load(at(s_.cells, cell_row) + unit, lanes);
+            prev[i] = V::load(previous(segment, i) + r * H_ + unit, lanes);
+            grad_next[i] = V::load(carry(i, sequence) + unit, lanes);
+            if (s_.grad_cells)
+              grad_next[i] = grad_next[i] + V::load(at(s_.grad_cells, cell_row) + unit, lanes);
+          }
+          Cell::backward(kept, prev, next, grad_next, grad_x, grad_h, back);
+          store<G>(grad_x, unit, lanes, grad_x_ + row * GH_);
+          if constexpr (!Cell::shared_gradients)
+            store<G>(grad_h, unit, lanes, grad_h_ + row * GH_);
+          for (int i = 0; i < S; ++i) back[i].store(carry(i, sequence) + unit, lanes);
+        });
+  }
+
+  void operand_step(const Team& team, const Segment& segment) const {
+    unit_product(team, segment.rows, GH_ - first * H_, grad_x_ + segment.row * GH_ + first * H_,
+                 packed_last_, nullptr, nullptr, [&](Index r, Index unit, Index lanes, V grad) {
+                   const Index row = segment.row + r;
+                   V kept[at_least_one<R>], prev[S], grad_x[at_least_one<first>], back[1];
+                   load<R>(static_cast<const T*>(s_.reserve) + row * R * H_, unit, lanes, kept);
+                   load<first>(grad_x_ + row * GH_, unit, lanes, grad_x);
+                   prev[0] = V::load(previous(segment, 0) + r * H_ + unit, lanes);
+                   T* const carried = carry(0, segment.sequence + r) + unit;
+                   back[0] = V::load(carried, lanes);
+                   const V operand = Cell::operand_backward(kept, prev, grad, grad_x, back);
+                   operand.store(operand_ + row * H_ + unit, lanes);
+                   store<first>(grad_x, unit, lanes, grad_x_ + row * GH_);
+                   back[0].store(carried, lanes);
+                 });
+  }
+
+  // The gradient of the initial states: one more product for each sequence's first row.
+  void finish_state(const Team& team) const {
+    const auto grad_state = [&](int i, Index sequence) {
+      return static_cast<T*>(s_.grad_state) + (i * s_.batch + sequence) * H_;
+    };
+    const Segment* const end = s_.segments + s_.step_begin[s_.steps];
+    for (const Segment* segment = s_.segments; segment < end; ++segment)
+      if (segment->prev < 0)
+        unit_product(team, segment->rows, first ? first * H_ : GH_, grad_h_ + segment->row * GH_,
+                     packed_hh_, carry(0, segment->sequence), nullptr,
+                     [&](Index r, Index unit, Index lanes, V grad) {
+                       grad.store(grad_state(0, segment->sequence + r) + unit, lanes);
+                     });
+    const Index begin = s_.batch * H_, count = (S - 1) * s_.batch * H_;
+    for (Index i = begin + team.begin(count); i < begin + team.end(count); ++i)
+      grad_state(0, 0)[i] = carry_[i];
+  }
+
+  void finish_input(const Team& team) const {
+    const Index I = s_.input_size;
+    T* const out = static_cast<T*>(s_.grad_input);
+    product<T, NV>(
+        team, s_.rows, ceil_div(I, NV * w), GH_, grad_x_, GH_, packed_ih_,
+        [](T* tile, Index, Index rows, Index) {
+          for (Index i = 0; i < rows * NV; ++i) V(T(0)).store(tile + i * w);
+        },
+        [&](const T* tile, Index row0, Index rows, Index panel) {
+          for (Index r = 0; r < rows; ++r)
+            for (Index v = 0; v < NV; ++v) {
+              const Index column = (panel * NV + v) * w;
+              if (column < I)
+                V::load(tile + (r * NV + v) * w).store(out + (row0 + r) * I + column, I - column);
+            }
+        });
+  }
+
+  void finish_weights(const Team& team) const {
+    T* const hh = static_cast<T*>(s_.grad_weight_hh);
+    T* const ih = static_cast<T*>(s_.grad_weight_ih);
+    T* const scratch = scratch_ + team.rank * transposed_scratch<T, NV>;
+    const Target<T> x{packed_x_, s_.input_size, ih}, prev{packed_prev_, H_, hh};
+    const auto gradient = [&](const T* grad, Index m, const Target<T>* targets, int count) {
+      transposed_product<T, NV>(team, grad, GH_, m, s_.rows, targets, count, scratch);
+    };
+    if constexpr (first > 0) {
+      const Index split = first * H_;
+      const Target<T> head[2] = {prev, x};
+      const Target<T> tail[2] = {{packed_operand_, H_, hh + split * H_},
+                                 {packed_x_, s_.input_size, ih + split * s_.input_size}};
+      gradient(grad_x_, split, head, ih ? 2 : 1);
+      gradient(grad_x_ + split, GH_ - split, tail, ih ? 2 : 1);
+    } else if constexpr (Cell::shared_gradients) {
+      const Target<T> both[2] = {prev, x};
+      gradient(grad_x_, GH_, both, ih ? 2 : 1);
+    } else {
+      gradient(grad_h_, GH_, &prev, 1);
+      if (ih) gradient(grad_x_, GH_, &x, 1);
+    }
+    if (s_.grad_bias_ih)
+      column_sums(team, grad_x_, s_.rows, GH_, static_cast<T*>(s_.grad_bias_ih));
+    if (s_.grad_bias_hh)
+      column_sums(team, grad_h_, s_.rows, GH_, static_cast<T*>(s_.grad_bias_hh));
+  }
+
+  const Backward& s_;
+  const Index H_, GH_;
+  Arena arena_;
+  T *carry_, *packed_hh_, *packed_last_ = nullptr, *operand_ = nullptr, *grad_x_, *grad_h_;
+  T *packed_ih_ = nullptr, *packed_x_ = nullptr, *packed_prev_ = nullptr;
+  T *packed_operand_ = nullptr, *scratch_ = nullptr;
+};
+
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,80 @@
+// What the CPU time loop is given, and its entry in each instruction set's unit.
+#pragma once
+
+#include <cstdint>
+
+#include "team.h"
+
+namespace fastrnn {
+
+// A run of sequences that take one step together and have their neighbours in time in one place.
+struct Segment {
+  std::int64_t row;       // first packed row
+  std::int64_t sequence;  // first sequence, its row in the states
+  std::int64_t rows;
+  std::int64_t prev;  // packed row of the step before, or -1: the initial state
+  std::int64_t next;  // packed row of the step after, or -1: this is the last step
+};
+
+// One layer and direction. Arrays are contiguous and row-major, of the kernel's dtype.
+struct Sequence {
+  std::int64_t rows, batch, input_size, hidden_size;  // N, B, I, H
+  const Segment* segments;                            // in the order of the steps
+  const std::int64_t* step_begin;                     // [steps + 1], into segments
+  std::int64_t steps;
+  const void* input;      // [N, I], or [N, G*H] without weight_ih
+  const void* state;      // [S, B, H]
+  const void* weight_ih;  // [G*H, I] or null
+  const void* weight_hh;  // [G*H, H]
+  const void* bias_ih;    // [G*H] or null
+  const void* bias_hh;    // [G*H] or null
+};
+
+struct Forward : Sequence {
+  bool save;      // write cells and reserve
+  void* output;   // [N, H]
+  void* state_n;  // [S, B, H]
+  void* cells;    // [S-1, N, H]
+  void* reserve;  // [N, R*H]
+};
+
+struct Backward : Sequence {
+  const void* grad_output;   // [N, H] or null
+  const void* grad_state_n;  // [S, B, H] or null
+  const void* grad_cells;    // [S-1, N, H] or null
+  const void* output;        // [N, H]
+  const void* cells;         // [S-1, N, H]
+  const void* reserve;       // [N, R*H]
+  void* grad_input;          // [N, I] or null; without weight_ih [N, G*H], never null
+  void* grad_state;          // [S, B, H]
+  void* grad_weight_ih;      // [G*H, I] or null
+  void* grad_weight_hh;      // [G*H, H] or null
+  void* grad_bias_ih;        // [G*H] or null
+  void* grad_bias_hh;        // [G*H] or null
+};
+
+// A kernel sizes its workspace first (bytes, 64-byte aligned), then every thread of a team runs it.
+template <class Arguments>
+struct Kernel {
+  std::int64_t (*workspace)(const Arguments&, int threads);
+  void (*run)(const Team&, const Arguments&, char* workspace);
+};
+
+struct CellKernels {
+  Kernel<Forward> forward;
+  Kernel<Backward> backward;
+};
+
+// One translation unit per instruction set; `dtype_bytes` is 4 (float) or 8 (double). Null for a
+// cell that has no kernel.
+namespace portable {
+const CellKernels* kernels(const char* cell, int dtype_bytes);
+}
+namespace avx2 {
+const CellKernels* kernels(const char* cell, int dtype_bytes);
+}
+namespace avx512 {
+const CellKernels* kernels(const char* cell, int dtype_bytes);
+}
+
+}  // namespace fastrnn

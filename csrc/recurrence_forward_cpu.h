@@ -1,0 +1,237 @@
+// The forward pass of one layer: input projection, then per step one product (two for a cell with
+// an operand) whose finish is the gate maths.
+#pragma once
+
+#include "cells.h"
+#include "gemm_cpu.h"
+#include "recurrence_cpu.h"
+#include "workspace.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+template <int N>
+constexpr int at_least_one = N > 0 ? N : 1;
+
+// A panel of a recurrent product holds `units` vectors of hidden units, all their gates together:
+// column (unit u, gate g) is vector u * gates + g. So a tile ends with every gate of its units.
+template <int Gates>
+constexpr int panel_units = Gates <= 2 ? 2 : 1;
+
+template <class T, class Cell>
+class ForwardLoop {
+  using V = Vec<T>;
+  static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve;
+  static constexpr int first = Cell::operand_gates, last = G - first;  // gates of each product
+  static constexpr int first_units = panel_units<first>, last_units = panel_units<last>;
+  static constexpr int first_vectors = at_least_one<first * first_units>;
+  static constexpr int last_vectors = last * last_units;
+  static constexpr int projection_vectors = 4;
+  static constexpr Index w = V::width;
+
+ public:
+  ForwardLoop(const Forward& args, char* workspace, int)
+      : s_(args), H_(args.hidden_size), arena_(workspace) {
+    const Index I = s_.input_size, GH = G * H_;
+    if (s_.weight_ih) {
+      packed_ih_ = arena_.template take<T>(
+          ceil_div(GH, projection_vectors * w) * projection_vectors * w * I);
+      // The activations of a row overwrite its projection where both are kept.
+      const bool in_reserve = s_.save && R >= G;
+      x_stride_ = in_reserve ? R * H_ : GH;
+      x_proj_ = in_reserve ? static_cast<T*>(s_.reserve) : arena_.template take<T>(s_.rows * GH);
+      x_ = x_proj_;
+    } else {
+      x_ = static_cast<const T*>(s_.input);
+      x_stride_ = GH;
+    }
+    packed_last_ = arena_.template take<T>(ceil_div(H_, last_units * w) * last_vectors * w * H_);
+    if constexpr (first > 0) {
+      packed_first_ =
+          arena_.template take<T>(ceil_div(H_, first_units * w) * first_vectors * w * H_);
+      operand_ = arena_.template take<T>(s_.batch * H_);
+      stage_ = arena_.template take<T>(s_.save ? 0 : s_.batch * first * H_);
+    }
+  }
+
+  Index bytes() const { return arena_.bytes(); }
+
+  void run(const Team& team) {
+    const T* weight = static_cast<const T*>(s_.weight_hh);
+    if (s_.weight_ih)
+      pack_transposed<T, projection_vectors>(team, static_cast<const T*>(s_.weight_ih), G * H_,
+                                             s_.input_size, packed_ih_);
+    if constexpr (first > 0) pack_gates<first, first_units>(team, weight, packed_first_);
+    pack_gates<last, last_units>(team, weight + first * H_ * H_, packed_last_);
+    for (Index i = team.begin(s_.batch * H_ * (S - 1)); i < team.end(s_.batch * H_ * (S - 1)); ++i)
+      state_n(1)[i] = state(1)[i];
+    team.wait();
+    if (s_.weight_ih) {
+      project(team);
+      team.wait();
+    }
+    for (Index step = 0; step < s_.steps; ++step) {
+      const Segment* begin = s_.segments + s_.step_begin[step];
+      const Segment* end = s_.segments + s_.step_begin[step + 1];
+      if constexpr (first > 0) {
+        for (const Segment* segment = begin; segment < end; ++segment)
+          operand_step(team, *segment);
+        team.wait();
+      }
+      for (const Segment* segment = begin; segment < end; ++segment) step_(team, *segment);
+      team.wait();
+    }
+    for (const Segment* segment = s_.segments; segment < s_.segments + s_.step_begin[s_.steps];
+         ++segment)
+      if (segment->next < 0) copy_last(team, *segment);
+  }
+
+ private:
+  const T* state(int i) const { return static_cast<const T*>(s_.state) + i * s_.batch * H_; }
+  T* state_n(int i) const { return static_cast<T*>(s_.state_n) + i * s_.batch * H_; }
+  T* output(Index row) const { return static_cast<T*>(s_.output) + row * H_; }
+  T* reserve(Index row) const { return static_cast<T*>(s_.reserve) + row * R * H_; }
+  const T* previous(const Segment& segment) const {
+    return segment.prev < 0 ? state(0) + segment.sequence * H_ : output(segment.prev);
+  }
+
+  // weight [Gates*H, H] to gate-interleaved panels.
+  template <int Gates, int Units>
+  void pack_gates(const Team& team, const T* weight, T* packed) const {
+    constexpr int NV = Gates * Units;
+    const Index vectors = ceil_div(H_, Units * w) * NV;
+    for (Index v = team.begin(vectors); v < team.end(vectors); ++v) {
+      const Index panel = v / NV, unit = (panel * Units + v % NV / Gates) * w, gate = v % Gates;
+      pack_columns_transposed(weight + (gate * H_ + unit) * H_, H_, H_ - unit, H_,
+                              packed + panel * H_ * NV * w + v % NV * w, NV * w);
+    }
+  }
+
+  void project(const Team& team) const {
+    constexpr int NV = projection_vectors;
+    const Index columns = G * H_;
+    const T* bias = static_cast<const T*>(s_.bias_ih);
+    product<T, NV>(
+        team, s_.rows, ceil_div(columns, NV * w), s_.input_size,
+        static_cast<const T*>(s_.input), s_.input_size, packed_ih_,
+        [&](T* tile, Index, Index rows, Index panel) {
+          for (Index v = 0; v < NV; ++v) {
+            const Index column = (panel * NV + v) * w, lanes = bias ? columns - column : 0;
+            const V value = V::load(bias + column, lanes < 0 ? 0 : lanes);
+            for (Index r = 0; r < rows; ++r) value.store(tile + (r * NV + v) * w);
+          }
+        },
+        [&](const T* tile, Index row0, Index rows, Index panel) {
+          for (Index r = 0; r < rows; ++r)
+            for (Index v = 0; v < NV; ++v) {
+              const Index column = (panel * NV + v) * w;
+              if (column < columns)
+                V::load(tile + (r * NV + v) * w)
+                    .store(x_proj_ + (row0 + r) * x_stride_ + column, columns - column);
+            }
+        });
+  }
+
+  // The recurrent product of gates [gate0, gate0 + Gates) over one segment; finish(row in segment,
+  // unit, lanes, h) gets each vector of units once.
+  template <int Gates, int Units, class Finish>
+  void gate_product(const Team& team, const Segment& segment, int gate0, const T* a,
+                    const T* packed, const Finish& finish) const {
+    constexpr int NV = Gates * Units;
+    const T* bias = static_cast<const T*>(s_.bias_hh);
+    product<T, NV>(
+        team, segment.rows, ceil_div(H_, Units * w), H_, a, H_, packed,
+        [&](T* tile, Index, Index rows, Index panel) {
+          for (Index v = 0; v < NV; ++v) {
+            const Index unit = (panel * Units + v / Gates) * w, lanes = bias ? H_ - unit : 0;
+            const V value =
+                V::load(bias + (gate0 + v % Gates) * H_ + unit, lanes < 0 ? 0 : lanes);
+            for (Index r = 0; r < rows; ++r) value.store(tile + (r * NV + v) * w);
+          }
+        },
+        [&](const T* tile, Index row0, Index rows, Index panel) {
+          for (Index u = 0; u < Units; ++u) {
+            const Index unit = (panel * Units + u) * w, lanes = H_ - unit;
+            if (lanes <= 0) break;
+            for (Index r = 0; r < rows; ++r) {
+              V h[Gates];
+#pragma GCC unroll 4
+              for (int g = 0; g < Gates; ++g)
+                h[g] = V::load(tile + (r * NV + u * Gates + g) * w);
+              finish(row0 + r, unit, lanes, h);
+            }
+          }
+        });
+  }
+
+  // gates[g] = row[g * H + unit ...]
+  template <int Count>
+  FASTRNN_INLINE void load(const T* row, Index unit, Index lanes, V* values) const {
+#pragma GCC unroll 4
+    for (int g = 0; g < Count; ++g) values[g] = V::load(row + g * H_ + unit, lanes);
+  }
+
+  template <int Count>
+  FASTRNN_INLINE void store(const V* values, Index unit, Index lanes, T* row) const {
+#pragma GCC unroll 4
+    for (int g = 0; g < Count; ++g) values[g].store(row + g * H_ + unit, lanes);
+  }
+
+  // Where a cell with an operand leaves its first gates for the second product.
+  T* stage(const Segment& segment, Index r) const {
+    return s_.save ? reserve(segment.row + r) : stage_ + (segment.sequence + r) * first * H_;
+  }
+
+  void operand_step(const Team& team, const Segment& segment) const {
+    const T* prev_h = previous(segment);
+    gate_product<at_least_one<first>, first_units>(
+        team, segment, 0, prev_h, packed_first_,
+        [&](Index r, Index unit, Index lanes, const V* h) {
+          V x[G], prev[S], kept[at_least_one<first>];
+          load<first>(x_ + (segment.row + r) * x_stride_, unit, lanes, x);
+          prev[0] = V::load(prev_h + r * H_ + unit, lanes);
+          const V operand = Cell::operand(x, h, prev, kept);
+          operand.store(operand_ + (segment.sequence + r) * H_ + unit, lanes);
+          store<first>(kept, unit, lanes, stage(segment, r));
+        });
+  }
+
+  void step_(const Team& team, const Segment& segment) const {
+    const T* prev_h = previous(segment);
+    const T* a = first > 0 ? operand_ + segment.sequence * H_ : prev_h;
+    gate_product<last, last_units>(
+        team, segment, first, a, packed_last_, [&](Index r, Index unit, Index lanes, const V* h) {
+          const Index row = segment.row + r, sequence = segment.sequence + r;
+          V x[last], prev[S], next[S], kept[at_least_one<R>];
+          load<last>(x_ + row * x_stride_ + first * H_, unit, lanes, x);
+          if constexpr (first > 0) load<first>(stage(segment, r), unit, lanes, kept);
+          prev[0] = V::load(prev_h + r * H_ + unit, lanes);
+          for (int i = 1; i < S; ++i) prev[i] = V::load(state_n(i) + sequence * H_ + unit, lanes);
+          Cell::forward(x, h, prev, next, kept);
+          next[0].store(output(row) + unit, lanes);
+          for (int i = 1; i < S; ++i) {
+            next[i].store(state_n(i) + sequence * H_ + unit, lanes);
+            if (s_.save)
+              next[i].store(static_cast<T*>(s_.cells) + ((i - 1) * s_.rows + row) * H_ + unit,
+                            lanes);
+          }
+          if (s_.save) store<R>(kept, unit, lanes, reserve(row));
+        });
+  }
+
+  void copy_last(const Team& team, const Segment& segment) const {
+    const T* from = output(segment.row);
+    T* to = state_n(0) + segment.sequence * H_;
+    for (Index i = team.begin(segment.rows * H_); i < team.end(segment.rows * H_); ++i)
+      to[i] = from[i];
+  }
+
+  const Forward& s_;
+  const Index H_;
+  Arena arena_;
+  T *packed_ih_ = nullptr, *x_proj_ = nullptr, *packed_first_ = nullptr, *packed_last_ = nullptr;
+  T *operand_ = nullptr, *stage_ = nullptr;
+  const T* x_;
+  Index x_stride_;
+};
+
+}  // namespace fastrnn::FASTRNN_ISA

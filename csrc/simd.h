@@ -1,0 +1,159 @@
+// Vectors as wide as the registers of this unit's instruction set, and the two activations on them.
+// Everything is in a namespace of the instruction set: the same templates built under other flags
+// must stay other functions, or the linker would keep one copy for all.
+#pragma once
+
+#include <cstdint>
+
+#include "inline.h"
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace fastrnn::FASTRNN_ISA {
+
+using Index = std::int64_t;
+
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64, accumulators = 24;  // of 32 registers
+#elif defined(__AVX2__)
+constexpr int vector_bytes = 32, accumulators = 12;  // of 16 registers
+#else
+constexpr int vector_bytes = 16, accumulators = 8;
+#endif
+
+template <class T>
+struct Constants;
+
+template <>
+struct Constants<float> {
+  typedef float Register __attribute__((vector_size(vector_bytes)));
+  typedef std::int32_t Bits __attribute__((vector_size(vector_bytes)));
+  static constexpr int mantissa = 23, bias = 127, degree = 7;
+  static constexpr float round = 0x1.8p23f;  // adding it leaves the integer in the low bits
+  static constexpr float ln2_high = 0x1.63p-1f, ln2_low = -0x1.bd0106p-13f;
+  static constexpr float exp_limit = 87.f, tanh_limit = 9.1f;
+};
+
+template <>
+struct Constants<double> {
+  typedef double Register __attribute__((vector_size(vector_bytes)));
+  typedef std::int64_t Bits __attribute__((vector_size(vector_bytes)));
+  static constexpr int mantissa = 52, bias = 1023, degree = 13;
+  static constexpr double round = 0x1.8p52;
+  static constexpr double ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;
+  static constexpr double exp_limit = 708., tanh_limit = 19.1;
+};
+
+template <class T>
+struct Vec {
+  using Register = typename Constants<T>::Register;
+  static constexpr int width = vector_bytes / sizeof(T);
+
+  Register v;
+
+  FASTRNN_INLINE Vec() {}
+  FASTRNN_INLINE Vec(Register r) : v(r) {}
+  FASTRNN_INLINE Vec(T s) : v(s - Register{}) {}  // s - 0 keeps the sign of zero
+
+  static FASTRNN_INLINE Vec load(const T* p) {
+    Vec r;
+    __builtin_memcpy(&r.v, p, sizeof r.v);
+    return r;
+  }
+  FASTRNN_INLINE void store(T* p) const { __builtin_memcpy(p, &v, sizeof v); }
+
+  // The first n lanes only; a load leaves zeros in the others.
+  static FASTRNN_INLINE Vec load(const T* p, Index n) {
+    if (n >= width) return load(p);
+#ifdef __AVX512F__
+    if constexpr (sizeof(T) == 4)
+      return Register(_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
+    else
+      return Register(_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p));
+#else
+    Vec r(T(0));
+    for (Index i = 0; i < n; ++i) r.v[i] = p[i];
+    return r;
+#endif
+  }
+  FASTRNN_INLINE void store(T* p, Index n) const {
+    if (n >= width) return store(p);
+#ifdef __AVX512F__
+    if constexpr (sizeof(T) == 4)
+      _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), __m512(v));
+    else
+      _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), __m512d(v));
+#else
+    for (Index i = 0; i < n; ++i) p[i] = v[i];
+#endif
+  }
+
+  friend FASTRNN_INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
+  friend FASTRNN_INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
+  friend FASTRNN_INLINE Vec operator*(Vec a, Vec b) { return a.v * b.v; }
+  friend FASTRNN_INLINE Vec operator/(Vec a, Vec b) { return a.v / b.v; }
+};
+
+// x within [-limit, limit]; NaN stays.
+template <class T>
+FASTRNN_INLINE Vec<T> clamp(Vec<T> x, T limit) {
+  const Vec<T> high(limit), low(-limit);
+  x.v = x.v > high.v ? high.v : x.v;
+  x.v = x.v < low.v ? low.v : x.v;
+  return x;
+}
+
+// exp(x) = scale * (1 + fraction), fraction = exp(r) - 1 exact near 0: x = n ln 2 + r,
+// |r| <= ln(2) / 2, Taylor's series to the power that reaches T's precision.
+template <class T>
+FASTRNN_INLINE void split_exp(Vec<T> x, Vec<T>& scale, Vec<T>& fraction) {
+  using C = Constants<T>;
+  using V = Vec<T>;
+  const V round(C::round);
+  const V shifted = x * V(T(1.4426950408889634)) + round;
+  const V n = shifted - round;
+  const V r = (x - n * V(C::ln2_high)) - n * V(C::ln2_low);
+  T inverse_factorial[C::degree + 1] = {T(1)};
+  for (int k = 1; k <= C::degree; ++k) inverse_factorial[k] = inverse_factorial[k - 1] / T(k);
+  V series(inverse_factorial[C::degree]);
+#pragma GCC unroll 16
+  for (int k = C::degree - 1; k >= 2; --k) series = series * r + V(inverse_factorial[k]);
+  fraction = r * r * series + r;
+  using Bits = typename C::Bits;
+  const Bits exponent = Bits(shifted.v) - Bits(round.v) + C::bias;
+  scale.v = typename V::Register(exponent << C::mantissa);
+}
+
+template <class T>
+FASTRNN_INLINE Vec<T> sigmoid(Vec<T> x) {
+  Vec<T> scale, fraction;
+  split_exp(clamp(Vec<T>(T(0)) - x, Constants<T>::exp_limit), scale, fraction);
+  const Vec<T> one(T(1));
+  return one / (one + (scale * fraction + scale));
+}
+
+// tanh x = e / (e + 2) with e = exp(2x) - 1, which keeps its relative precision near 0.
+template <class T>
+FASTRNN_INLINE Vec<T> tanh(Vec<T> x) {
+  Vec<T> scale, fraction;
+  x = clamp(x, Constants<T>::tanh_limit);
+  split_exp(x + x, scale, fraction);
+  const Vec<T> e = scale * fraction + (scale - Vec<T>(T(1)));
+  return e / (e + Vec<T>(T(2)));
+}
+
+template <class T>
+FASTRNN_INLINE Vec<T> relu(Vec<T> x) {
+  x.v = x.v < typename Vec<T>::Register{} ? typename Vec<T>::Register{} : x.v;  // NaN stays
+  return x;
+}
+
+template <class T>
+FASTRNN_INLINE Vec<T> where_positive(Vec<T> condition, Vec<T> x) {
+  x.v = condition.v > typename Vec<T>::Register{} ? x.v : typename Vec<T>::Register{};
+  return x;
+}
+
+}  // namespace fastrnn::FASTRNN_ISA

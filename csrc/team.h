@@ -1,0 +1,32 @@
+// The threads of one parallel region, and the barrier between its phases.
+#pragma once
+
+#include <cstdint>
+
+namespace fastrnn {
+
+class Team {
+ public:
+  // Runs body(team, argument) on up to `threads` threads. `size` is what the region really has:
+  // OpenMP may give fewer than asked for, one when already inside another region.
+  static void run(int threads, void (*body)(const Team&, void*), void* argument);
+
+  // Waits until every thread of the region is here.
+  void wait() const {
+    if (size > 1) wait_for_others();
+  }
+
+  // This thread's share of `count` items.
+  std::int64_t begin(std::int64_t count) const { return count * rank / size; }
+  std::int64_t end(std::int64_t count) const { return count * (rank + 1) / size; }
+
+  const int rank, size;
+
+ private:
+  struct Barrier;
+  Team(int rank, int size, Barrier* barrier) : rank(rank), size(size), barrier_(barrier) {}
+  void wait_for_others() const;
+  Barrier* const barrier_;
+};
+
+}  // namespace fastrnn

@@ -1,0 +1,132 @@
+"""Which implementation runs, and why the others do not."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastrnn import _library
+
+BACKENDS = ("native", "triton", "reference")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What will run a recurrence.
+
+    Args:
+        backend: "native", "triton" or "reference".
+        schedule: how the backend walks the sequence.
+        refused: backend -> reason, for every backend that does not run.
+    """
+
+    backend: str
+    schedule: str
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in (*BACKENDS, "auto"):
+        raise ValueError(f"{source}: backend must be one of {(*BACKENDS, 'auto')}, got {name!r}")
+    return name
+
+
+_current = _checked(os.environ.get("FASTRNN_BACKEND", "auto"), "FASTRNN_BACKEND")
+
+
+class use_backend:  # noqa: N801 (reads as a function)
+    """Run every recurrence on one backend from now on, or inside a `with` block.
+
+    Args:
+        name: "native", "triton", "reference", or "auto" (the fastest that can run).
+
+    Raises:
+        ValueError: on another name. A backend that cannot run raises when it is needed.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _current
+        self._previous, _current = _current, _checked(name, "use_backend")
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        global _current
+        _current = self._previous
+
+
+def _native_refusal(input: Tensor, projected: bool) -> str | None:
+    if _library.unavailable is not None:
+        return _library.unavailable
+    if input.device.type != "cpu":
+        return f"the compiled kernels take cpu tensors, got {input.device.type}"
+    if input.dtype not in (torch.float32, torch.float64):
+        return f"the compiled kernels take float32 and float64, got {input.dtype}"
+    if projected:
+        return "the compiled kernels have no proj_size"
+    return None
+
+
+def choose(input: Tensor, projected: bool = False) -> Choice:
+    """Pick the backend of a recurrence.
+
+    Args:
+        input: any tensor of the recurrence's dtype and device.
+        projected: whether the LSTM has a `proj_size`.
+
+    Returns:
+        The choice, with the reasons against every other backend.
+
+    Raises:
+        RuntimeError: the backend that `use_backend` or FASTRNN_BACKEND asked for cannot run.
+    """
+    refusals = {
+        "native": _native_refusal(input, projected),
+        "triton": "this version has no Triton kernels",
+        "reference": None,
+    }
+    possible = [name for name, reason in refusals.items() if reason is None]
+    if _current == "auto":
+        chosen, reason = possible[0], "slower than {}"
+    elif _current in possible:
+        chosen, reason = _current, "{} was asked for"
+    else:
+        raise RuntimeError(f"backend {_current!r} was asked for: {refusals[_current]}")
+    reason = reason.format(chosen)
+    refused = {name: why or reason for name, why in refusals.items() if name != chosen}
+    if chosen == "reference":
+        return Choice(chosen, "step by step in torch", refused)
+    return Choice(chosen, f"whole sequence on the CPU, {cpu_instruction_set()}", refused)
+
+
+def cpu_instruction_set() -> str:
+    """The instruction set of the compiled CPU kernels: "avx512", "avx2" or "portable"."""
+    return str(torch.ops.fastrnn.cpu_instruction_set.default())
+
+
+def show_config() -> str:
+    """Versions, and each backend with why it is or is not available.
+
+    Returns:
+        Several lines of text.
+    """
+    from fastrnn import __version__
+
+    lines = [
+        f"fastrnn {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        f"machine: {platform.machine()}, {torch.get_num_threads()} threads",
+    ]
+    if _library.unavailable is None:
+        lines.append(f"native: available, CPU kernels for {cpu_instruction_set()}")
+        lines.extend(f"  {name}: {value}" for name, value in _library.build_info().items())
+    else:
+        lines.append(f"native: {_library.unavailable}")
+    lines.append("triton: this version has no Triton kernels")
+    lines.append("reference: available")
+    lines.append(f"asked for: {_current}")
+    return "\n".join(lines)

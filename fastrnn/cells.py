@@ -1,0 +1,175 @@
+"""Every cell in plain torch: the definition that all other backends are tested against.
+
+Letters used throughout the project: T steps, B sequences, N packed rows (the sum of
+`batch_sizes`), I input size, H hidden size, G gates, S states, R reserve slots, L layers.
+A stage is one product of a step with its gate maths; `csrc/cells.h` holds the same functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Tensors = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recurrent cell with pointwise gate maths.
+
+    Args:
+        gates: G, blocks of H rows in each weight.
+        states: S, tensors carried from step to step; the first is the output.
+        reserve: R, blocks of H values a step keeps for the backward pass.
+        forward: (x, h, prev) -> (next, reserve); x and h are G tensors [B, H] each, prev and next S.
+        operand_gates: gates computed before `operand`; 0 for a cell of one product a step.
+        operand: (x, h, prev) -> (second operand [B, H], reserve) over the first `operand_gates`
+            gates; the other gates then multiply the operand instead of the state, and `forward`
+            takes the reserve so far as a fourth argument.
+    """
+
+    gates: int
+    states: int
+    reserve: int
+    forward: Callable[..., tuple[Tensors, Tensors]]
+    operand_gates: int = 0
+    operand: Callable[[Tensors, Tensors, Tensors], tuple[Tensor, Tensors]] | None = None
+
+
+def lstm(x: Tensors, h: Tensors, prev: Tensors) -> tuple[Tensors, Tensors]:
+    i, f, g, o = (a + b for a, b in zip(x, h, strict=True))
+    i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
+    c = f * prev[1] + i * g
+    return (o * torch.tanh(c), c), (i, f, g, o)
+
+
+def gru(x: Tensors, h: Tensors, prev: Tensors) -> tuple[Tensors, Tensors]:
+    r, z = torch.sigmoid(x[0] + h[0]), torch.sigmoid(x[1] + h[1])
+    n = torch.tanh(x[2] + r * h[2])
+    return (n + z * (prev[0] - n),), (r, z, n, h[2])
+
+
+def gru_reset_before_operand(x: Tensors, h: Tensors, prev: Tensors) -> tuple[Tensor, Tensors]:
+    r, z = torch.sigmoid(x[0] + h[0]), torch.sigmoid(x[1] + h[1])
+    return r * prev[0], (r, z)
+
+
+def gru_reset_before(
+    x: Tensors, h: Tensors, prev: Tensors, reserve: Tensors
+) -> tuple[Tensors, Tensors]:
+    r, z = reserve
+    n = torch.tanh(x[0] + h[0])
+    return (n + z * (prev[0] - n),), (r, z, n)
+
+
+def rnn_tanh(x: Tensors, h: Tensors, prev: Tensors) -> tuple[Tensors, Tensors]:
+    return (torch.tanh(x[0] + h[0]),), ()
+
+
+def rnn_relu(x: Tensors, h: Tensors, prev: Tensors) -> tuple[Tensors, Tensors]:
+    return (torch.relu(x[0] + h[0]),), ()
+
+
+CELLS: dict[str, Cell] = {
+    "lstm": Cell(gates=4, states=2, reserve=4, forward=lstm),
+    "gru": Cell(gates=3, states=1, reserve=4, forward=gru),
+    "gru_reset_before": Cell(
+        gates=3,
+        states=1,
+        reserve=3,
+        forward=gru_reset_before,
+        operand_gates=2,
+        operand=gru_reset_before_operand,
+    ),
+    "rnn_tanh": Cell(gates=1, states=1, reserve=0, forward=rnn_tanh),
+    "rnn_relu": Cell(gates=1, states=1, reserve=0, forward=rnn_relu),
+}
+
+
+def step(
+    cell: Cell, x_proj: Tensor, prev: Tensors, weight_hh: Tensor, bias_hh: Tensor | None
+) -> tuple[Tensors, Tensors]:
+    """One step of a cell.
+
+    Args:
+        cell: an entry of CELLS.
+        x_proj: [B, G*H], the input projection with its bias.
+        prev: S tensors [B, H], the states before the step.
+        weight_hh: [G*H, H].
+        bias_hh: [G*H] or None.
+
+    Returns:
+        The S next states and the R reserve slots, [B, H] each.
+    """
+    x = x_proj.chunk(cell.gates, dim=1)
+    if cell.operand is None:
+        h = F.linear(prev[0], weight_hh, bias_hh).chunk(cell.gates, dim=1)
+        return cell.forward(x, h, prev)
+    gates = cell.operand_gates
+    split = gates * x[0].size(1)
+    bias = (None, None) if bias_hh is None else (bias_hh[:split], bias_hh[split:])
+    h = F.linear(prev[0], weight_hh[:split], bias[0]).chunk(gates, dim=1)
+    operand, reserve = cell.operand(x[:gates], h, prev)
+    h = F.linear(operand, weight_hh[split:], bias[1]).chunk(cell.gates - gates, dim=1)
+    return cell.forward(x[gates:], h, prev, reserve)
+
+
+def recurrence(
+    cell: Cell,
+    x_proj: Tensor,
+    state: Tensors,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    batch_sizes: Sequence[int],
+    reverse: bool,
+    weight_hr: Tensor | None = None,
+) -> tuple[Tensor, Tensors, Tensor, Tensor]:
+    """The time loop over packed rows, differentiable any number of times.
+
+    Args:
+        cell: an entry of CELLS.
+        x_proj: [N, G*H].
+        state: S tensors [B, H], the states before the first step.
+        weight_hh: [G*H, H], or [G*H, P] with `weight_hr`.
+        bias_hh: [G*H] or None.
+        batch_sizes: T numbers of active sequences, non-increasing, their sum N.
+        reverse: run from each sequence's last row to its first.
+        weight_hr: [P, H], projects the new h (the LSTM's `proj_size`), or None.
+
+    Returns:
+        output [N, H] (or [N, P]), the S last states, cells [S-1, N, H] (every step's states
+        beyond the first) and reserve [N, R*H].
+
+    Source: Hochreiter and Schmidhuber 1997 with Gers et al. 2000 (LSTM); Cho et al. 2014, eq. 5-8
+    (GRU, reset before the product); Elman 1990 (RNN); Sak et al. 2014 (projection).
+    """
+    starts = [0]
+    for size in batch_sizes:
+        starts.append(starts[-1] + size)
+    order = range(len(batch_sizes))
+    steps: list[tuple[Tensors, Tensors]] = []
+    for t in reversed(order) if reverse else order:
+        b = batch_sizes[t]
+        # Sequences that have ended (or, in reverse, not begun) keep their state.
+        prev = tuple(s[:b] for s in state)
+        next_, reserve = step(cell, x_proj[starts[t] : starts[t + 1]], prev, weight_hh, bias_hh)
+        if weight_hr is not None:
+            next_ = (F.linear(next_[0], weight_hr), *next_[1:])
+        state = tuple(torch.cat((n, s[b:])) for n, s in zip(next_, state, strict=True))
+        steps.append((next_, reserve))
+    if reverse:
+        steps.reverse()
+    output = torch.cat([next_[0] for next_, _ in steps])
+    cells = [torch.cat([next_[s] for next_, _ in steps]) for s in range(1, cell.states)]
+    slots = [torch.cat([reserve[r] for _, reserve in steps]) for r in range(cell.reserve)]
+    no_slots = output.new_empty(output.size(0), 0)
+    return (
+        output,
+        state,
+        torch.stack(cells) if cells else output.new_empty(0, *output.shape),
+        torch.cat(slots, dim=1) if slots else no_slots,
+    )
