@@ -80,6 +80,12 @@ void product(const Team& team, Index rows, Index panels, Index k, const T* a, In
   }
 }
 
+// The init of a product that starts from nothing.
+template <class T, int NV>
+void zero_tile(T* tile, Index, Index rows, Index) {
+  for (Index i = 0; i < rows * NV; ++i) Vec<T>(T(0)).store(tile + i * width<T>);
+}
+
 // One vector of columns, transposed: out[k][0..width) = source[lane * ld + k], zeros from `lanes`
 // on; out's rows are `stride` apart.
 template <class T>
@@ -173,15 +179,22 @@ void transposed_product(const Team& team, const T* a, Index lda, Index m, Index 
   }
 }
 
-// This thread's columns of out[n] = the sums of a [rows, n] over its rows.
+// This thread's columns of out[n] = the sums of a [rows, n] over its rows, in two levels: one long
+// sum would round each small term against the whole.
 template <class T>
 void column_sums(const Team& team, const T* a, Index rows, Index n, T* out) {
-  constexpr Index w = width<T>;
+  constexpr Index w = width<T>, level = 32;
   const Index vectors = ceil_div(n, w);
   for (Index v = team.begin(vectors); v < team.end(vectors); ++v) {
+    const Index lanes = n - v * w;
     Vec<T> sum(T(0));
-    for (Index row = 0; row < rows; ++row) sum = sum + Vec<T>::load(a + row * n + v * w, n - v * w);
-    sum.store(out + v * w, n - v * w);
+    for (Index row = 0; row < rows; row += level) {
+      Vec<T> part(T(0));
+      for (Index i = row; i < smaller(row + level, rows); ++i)
+        part = part + Vec<T>::load(a + i * n + v * w, lanes);
+      sum = sum + part;
+    }
+    sum.store(out + v * w, lanes);
   }
 }
 

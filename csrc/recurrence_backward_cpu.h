@@ -115,29 +115,23 @@ class BackwardLoop {
     }
   }
 
-  // grad [rows, H] = base [rows, H] (+ more) + a [rows, k] W; each vector of units goes to
-  // finish(row in segment, unit, lanes, grad).
+  // grad [rows, H] = a [rows, k] W + base [rows, H]; each vector of units goes to
+  // finish(row in segment, unit, lanes, grad). The product's many small terms are summed before
+  // the larger base is added: summed onto it, they would lose seven times more digits.
   template <class Finish>
   void unit_product(const Team& team, Index rows, Index k, const T* a, const T* packed,
-                    const T* base, const T* more, const Finish& finish) const {
+                    const T* base, const Finish& finish) const {
     product<T, NV>(
-        team, rows, ceil_div(H_, NV * w), k, a, GH_, packed,
-        [&](T* tile, Index row0, Index count, Index panel) {
-          for (Index r = 0; r < count; ++r)
-            for (Index v = 0; v < NV; ++v) {
-              const Index unit = (panel * NV + v) * w, lanes = H_ - unit < 0 ? 0 : H_ - unit;
-              V value(T(0));
-              if (base) value = V::load(base + (row0 + r) * H_ + unit, lanes);
-              if (more) value = value + V::load(more + (row0 + r) * H_ + unit, lanes);
-              value.store(tile + (r * NV + v) * w);
-            }
-        },
+        team, rows, ceil_div(H_, NV * w), k, a, GH_, packed, zero_tile<T, NV>,
         [&](const T* tile, Index row0, Index count, Index panel) {
           for (Index v = 0; v < NV; ++v) {
             const Index unit = (panel * NV + v) * w, lanes = H_ - unit;
             if (lanes <= 0) break;
-            for (Index r = 0; r < count; ++r)
-              finish(row0 + r, unit, lanes, V::load(tile + (r * NV + v) * w));
+            for (Index r = 0; r < count; ++r) {
+              V grad = V::load(tile + (r * NV + v) * w);
+              if (base) grad = grad + V::load(base + (row0 + r) * H_ + unit, lanes);
+              finish(row0 + r, unit, lanes, grad);
+            }
           }
         });
   }
@@ -160,12 +154,12 @@ class BackwardLoop {
     const T* grad_output = s_.grad_output ? at(s_.grad_output, segment.row) : nullptr;
     unit_product(
         team, segment.rows, k, grad_h_ + (segment.next < 0 ? 0 : segment.next * GH_), packed_hh_,
-        carry(0, segment.sequence), grad_output,
-        [&](Index r, Index unit, Index lanes, V grad) {
+        carry(0, segment.sequence), [&](Index r, Index unit, Index lanes, V grad) {
           const Index row = segment.row + r, sequence = segment.sequence + r;
           V kept[at_least_one<R>], prev[S], next[S], grad_next[S], grad_x[G], grad_h[G], back[S];
           load<R>(static_cast<const T*>(s_.reserve) + row * R * H_, unit, lanes, kept);
           grad_next[0] = grad;
+          if (grad_output) grad_next[0] = grad + V::load(grad_output + r * H_ + unit, lanes);
           next[0] = V::load(at(s_.output, row) + unit, lanes);
           prev[0] = V::load(previous(segment, 0) + r * H_ + unit, lanes);
           for (int i = 1; i < S; ++i) {
@@ -186,7 +180,7 @@ class BackwardLoop {
 
   void operand_step(const Team& team, const Segment& segment) const {
     unit_product(team, segment.rows, GH_ - first * H_, grad_x_ + segment.row * GH_ + first * H_,
-                 packed_last_, nullptr, nullptr, [&](Index r, Index unit, Index lanes, V grad) {
+                 packed_last_, nullptr, [&](Index r, Index unit, Index lanes, V grad) {
                    const Index row = segment.row + r;
                    V kept[at_least_one<R>], prev[S], grad_x[at_least_one<first>], back[1];
                    load<R>(static_cast<const T*>(s_.reserve) + row * R * H_, unit, lanes, kept);
@@ -210,7 +204,7 @@ class BackwardLoop {
     for (const Segment* segment = s_.segments; segment < end; ++segment)
       if (segment->prev < 0)
         unit_product(team, segment->rows, first ? first * H_ : GH_, grad_h_ + segment->row * GH_,
-                     packed_hh_, carry(0, segment->sequence), nullptr,
+                     packed_hh_, carry(0, segment->sequence),
                      [&](Index r, Index unit, Index lanes, V grad) {
                        grad.store(grad_state(0, segment->sequence + r) + unit, lanes);
                      });
@@ -224,9 +218,7 @@ class BackwardLoop {
     T* const out = static_cast<T*>(s_.grad_input);
     product<T, NV>(
         team, s_.rows, ceil_div(I, NV * w), GH_, grad_x_, GH_, packed_ih_,
-        [](T* tile, Index, Index rows, Index) {
-          for (Index i = 0; i < rows * NV; ++i) V(T(0)).store(tile + i * w);
-        },
+        zero_tile<T, NV>,
         [&](const T* tile, Index row0, Index rows, Index panel) {
           for (Index r = 0; r < rows; ++r)
             for (Index v = 0; v < NV; ++v) {

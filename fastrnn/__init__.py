@@ -1,1 +1,23 @@
-__version__ = "0.1.0"
+"""Fused recurrent networks for PyTorch: drop-in modules, fast kernels, a language-model trainer."""
+
+from fastrnn._version import __version__
+from fastrnn.backends import show_config, use_backend
+from fastrnn.cells import CELLS
+from fastrnn.functional import explain, recurrence
+from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, accelerate
+
+__all__ = [
+    "CELLS",
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "__version__",
+    "accelerate",
+    "explain",
+    "recurrence",
+    "show_config",
+    "use_backend",
+]

@@ -1,38 +1,64 @@
-"""Loads libfastrnn.so, the compiled kernels, and remembers why it could not."""
+"""The operators' schemas, and libfastrnn.so, which implements them for CPU tensors."""
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
+# The definitions live as long as this object does.
+LIBRARY = torch.library.Library("fastrnn", "DEF")
+
+_INPUTS = (
+    "Tensor input, Tensor state, Tensor? weight_ih, Tensor weight_hh, "
+    "Tensor? bias_ih, Tensor? bias_hh, Tensor batch_sizes"
+)
+_SCHEMAS = (
+    f"recurrence({_INPUTS}, str cell, bool reverse, bool save)"
+    " -> (Tensor output, Tensor state_n, Tensor cells, Tensor reserve)",
+    "recurrence_backward(Tensor? grad_output, Tensor? grad_state_n, Tensor? grad_cells, "
+    f"{_INPUTS}, Tensor output, Tensor cells, Tensor reserve, "
+    "str cell, bool reverse, bool input_grad, bool weight_grad)"
+    " -> (Tensor grad_input, Tensor grad_state, Tensor grad_weight_ih, Tensor grad_weight_hh,"
+    " Tensor grad_bias_ih, Tensor grad_bias_hh)",
+    "cpu_instruction_set() -> str",
+)
+for _schema in _SCHEMAS:
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
 _FOLDER = Path(__file__).parent
-_LIBRARY = _FOLDER / "libfastrnn.so"
-_REASON = _FOLDER / "libfastrnn.reason"  # written by a build that failed
 
 
 def _load() -> str | None:
-    if not _LIBRARY.exists():
-        reason = _REASON.read_text().strip() if _REASON.exists() else "it has not been built"
-        return f"no compiled kernels: {reason}"
+    """Load the compiled kernels; returns why not, if so."""
+    library = _FOLDER / "libfastrnn.so"
+    reason = _FOLDER / "libfastrnn.reason"  # left by a build that failed
+    if not library.exists():
+        why = reason.read_text().strip() if reason.exists() else "they have not been built"
+        return f"no compiled kernels: {why}"
     try:
-        torch.ops.load_library(str(_LIBRARY))
+        torch.ops.load_library(str(library))
     except OSError as error:
         return f"the compiled kernels do not load: {str(error).splitlines()[0]}"
     return None
 
 
 unavailable: str | None = _load()
+# "avx512", "avx2" or "portable"; read once, since Dynamo traces no operator without tensors.
+instruction_set = "" if unavailable else str(torch.ops.fastrnn.cpu_instruction_set.default())
 if unavailable is not None:
     warnings.warn(
         f"fastrnn runs on the reference backend: {unavailable}", RuntimeWarning, stacklevel=2
     )
 
 
-def build_info() -> dict[str, object]:
+def build_info() -> dict[str, Any]:
     """How the compiled pieces were built: compiler, flags, instruction sets, CUDA archs."""
-    from fastrnn import _C
-
-    info: dict[str, object] = _C.build_info()
-    return info
+    try:
+        module = importlib.import_module("fastrnn._C")
+    except ImportError as error:
+        return {"build_info": f"unavailable, {error}"}
+    return dict(module.build_info())

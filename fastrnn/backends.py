@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _library
+from fastrnn._version import __version__
 
 BACKENDS = ("native", "triton", "reference")
 
@@ -101,12 +102,7 @@ def choose(input: Tensor, projected: bool = False) -> Choice:
     refused = {name: why or reason for name, why in refusals.items() if name != chosen}
     if chosen == "reference":
         return Choice(chosen, "step by step in torch", refused)
-    return Choice(chosen, f"whole sequence on the CPU, {cpu_instruction_set()}", refused)
-
-
-def cpu_instruction_set() -> str:
-    """The instruction set of the compiled CPU kernels: "avx512", "avx2" or "portable"."""
-    return str(torch.ops.fastrnn.cpu_instruction_set.default())
+    return Choice(chosen, f"whole sequence on the CPU, {_library.instruction_set}", refused)
 
 
 def show_config() -> str:
@@ -115,14 +111,12 @@ def show_config() -> str:
     Returns:
         Several lines of text.
     """
-    from fastrnn import __version__
-
     lines = [
         f"fastrnn {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         f"machine: {platform.machine()}, {torch.get_num_threads()} threads",
     ]
     if _library.unavailable is None:
-        lines.append(f"native: available, CPU kernels for {cpu_instruction_set()}")
+        lines.append(f"native: available, CPU kernels for {_library.instruction_set}")
         lines.extend(f"  {name}: {value}" for name, value in _library.build_info().items())
     else:
         lines.append(f"native: {_library.unavailable}")

@@ -25,7 +25,8 @@ class Cell:
         gates: G, blocks of H rows in each weight.
         states: S, tensors carried from step to step; the first is the output.
         reserve: R, blocks of H values a step keeps for the backward pass.
-        forward: (x, h, prev) -> (next, reserve); x and h are G tensors [B, H] each, prev and next S.
+        forward: (x, h, prev) -> (next, reserve); x and h are G tensors [B, H] each, prev and
+            next S tensors.
         operand_gates: gates computed before `operand`; 0 for a cell of one product a step.
         operand: (x, h, prev) -> (second operand [B, H], reserve) over the first `operand_gates`
             gates; the other gates then multiply the operand instead of the state, and `forward`

@@ -1,4 +1,4 @@
-"""The operators: schema, plain-torch default, fake and autograd, once per operator.
+"""The operators: plain-torch default, fake and autograd, once per operator.
 
 libfastrnn.so registers faster implementations for CPU tensors; a device without one runs the
 default. Autograd lives in Functions over the raw operators (not `register_autograd`), which keeps
@@ -14,37 +14,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastrnn import cells
+from fastrnn._library import LIBRARY
 
-_LIBRARY = torch.library.Library("fastrnn", "DEF")
-_ARGUMENTS = (
-    "Tensor input, Tensor state, Tensor? weight_ih, Tensor weight_hh, "
-    "Tensor? bias_ih, Tensor? bias_hh, Tensor batch_sizes"
-)
-_LIBRARY.define(
-    f"recurrence({_ARGUMENTS}, str cell, bool reverse, bool save)"
-    " -> (Tensor output, Tensor state_n, Tensor cells, Tensor reserve)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_LIBRARY.define(
-    "recurrence_backward(Tensor? grad_output, Tensor? grad_state_n, Tensor? grad_cells, "
-    f"{_ARGUMENTS}, Tensor output, Tensor cells, Tensor reserve, "
-    "str cell, bool reverse, bool input_grad, bool weight_grad)"
-    " -> (Tensor grad_input, Tensor grad_state, Tensor grad_weight_ih, Tensor grad_weight_hh,"
-    " Tensor grad_bias_ih, Tensor grad_bias_hh)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_LIBRARY.define("cpu_instruction_set() -> str")
-
-Optional = Tensor | None
+Named = dict[str, Tensor]
+_INPUTS = ("input", "state", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_OUTPUTS = ("output", "state_n", "cells")
 
 
 def reference(
     input: Tensor,
     state: Tensor,
-    weight_ih: Optional,
+    weight_ih: Tensor | None,
     weight_hh: Tensor,
-    bias_ih: Optional,
-    bias_hh: Optional,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
     batch_sizes: Tensor,
     cell: str,
     reverse: bool,
@@ -62,62 +45,62 @@ def reference(
     return output, torch.stack(state_n), cells_, reserve
 
 
-def _default_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _outputs(inputs: Named, *options: Any) -> Named:
+    """The reference on inputs by name; options: batch_sizes, cell, reverse."""
+    args: Any = [inputs.get(name) for name in _INPUTS]
+    return dict(zip(_OUTPUTS, reference(*args, *options), strict=False))
+
+
+def _named(names: tuple[str, ...], tensors: Any) -> Named:
+    return {name: t for name, t in zip(names, tensors, strict=True) if t is not None}
+
+
+def _default_forward(*args: Any) -> tuple[Tensor, ...]:
     *inputs, save = args
-    inputs = [a.detach() if isinstance(a, Tensor) else a for a in inputs]
-    output, state_n, cells_, reserve = reference(*inputs)
+    detached: Any = [a.detach() if isinstance(a, Tensor) else a for a in inputs]
+    output, state_n, cells_, reserve = reference(*detached)
     if not save:
         cells_, reserve = cells_[:, :0].clone(), reserve[:0].clone()
     return output, state_n, cells_, reserve
 
 
 def _default_backward(*args: Any) -> tuple[Tensor, ...]:
-    grads, inputs = args[:3], args[3:9]
+    grads, inputs = _named(_OUTPUTS, args[:3]), _named(_INPUTS, args[3:9])
     batch_sizes, (cell, reverse, input_grad, weight_grad) = args[9], args[13:]
     # Below a dispatch mode autograd is switched off in this thread; the gradient needs it.
     autograd_on = torch._C._SetExcludeDispatchKeyGuard(
         torch._C.DispatchKey.AutogradFunctionality, False
     )
     with autograd_on, torch.enable_grad():
-        leaves = [None if a is None else a.detach().requires_grad_() for a in inputs]
-        outputs = reference(*leaves, batch_sizes, cell, reverse)[:3]  # type: ignore[arg-type]
-        pairs = [(o, g.detach()) for o, g in zip(outputs, grads, strict=True) if g is not None]
-        wanted = [input_grad, True, *[weight_grad] * 4]
-        targets = [a for a, w in zip(leaves, wanted, strict=True) if w and a is not None]
-        found = iter(
-            torch.autograd.grad(
-                [o for o, _ in pairs], targets, [g for _, g in pairs], materialize_grads=True
-            )
+        leaves = {name: a.detach().requires_grad_() for name, a in inputs.items()}
+        outputs = _outputs(leaves, batch_sizes, cell, reverse)
+        if outputs["cells"].numel() == 0:  # a cell of one state
+            grads.pop("cells", None)
+        found = torch.autograd.grad(
+            [outputs[name] for name in grads],
+            list(leaves.values()),
+            [g.detach() for g in grads.values()],
+            materialize_grads=True,
         )
-    return tuple(
-        args[3].new_empty(0) if a is None or not w else next(found)
-        for a, w in zip(leaves, wanted, strict=True)
-    )
+    by_name = dict(zip(leaves, found, strict=True))
+    wanted = dict.fromkeys(_INPUTS, weight_grad) | {"input": input_grad, "state": True}
+    none = args[3].new_empty(0)
+    return tuple(by_name.get(name, none) if wanted[name] else none.clone() for name in _INPUTS)
 
 
-_LIBRARY.impl("recurrence", _default_forward, "CompositeExplicitAutograd")
-_LIBRARY.impl("recurrence_backward", _default_backward, "CompositeExplicitAutograd")
+LIBRARY.impl("recurrence", _default_forward, "CompositeExplicitAutograd")
+LIBRARY.impl("recurrence_backward", _default_backward, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("fastrnn::recurrence")
-def _fake_forward(
-    input: Tensor,
-    state: Tensor,
-    weight_ih: Optional,
-    weight_hh: Tensor,
-    bias_ih: Optional,
-    bias_hh: Optional,
-    batch_sizes: Tensor,
-    cell: str,
-    reverse: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
+    input, state, (cell, _, save) = args[0], args[1], args[7:]
     c = cells.CELLS[cell]
     hidden, rows = state.size(2), input.size(0)
     saved = rows if save else 0
     return (
         input.new_empty(rows, hidden),
-        torch.empty_like(state, memory_format=torch.contiguous_format),
+        input.new_empty(state.shape),
         input.new_empty(c.states - 1, saved, hidden),
         input.new_empty(saved, c.reserve * hidden),
     )
@@ -139,7 +122,7 @@ class Recurrence(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(*args: Any) -> tuple[Tensor, ...]:
         return tuple(torch.ops.fastrnn.recurrence.default(*args, True))
 
     @staticmethod
@@ -151,7 +134,7 @@ class Recurrence(torch.autograd.Function):
         ctx.save_for_backward(*tensors, out, cells_, reserve)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         if all(g is None for g in grads[:3]):
             return (None,) * 9
         needs = ctx.needs_input_grad
@@ -171,46 +154,34 @@ class RecurrenceBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(*args: Any) -> tuple[Tensor, ...]:
         return tuple(torch.ops.fastrnn.recurrence_backward.default(*args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:10])
-        ctx.cell, ctx.reverse, ctx.input_grad, ctx.weight_grad = inputs[13:]
+        ctx.cell, ctx.reverse = inputs[13:15]
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-        *differentiable, batch_sizes = ctx.saved_tensors
-        present = [i for i, a in enumerate(differentiable) if a is not None]
-        wanted = [g for g in grads if g is not None]
-
-        def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
-            """The first gradients that a second-order gradient flows back from."""
-            full: list[Optional] = [None] * 9
-            for i, a in zip(present, tensors, strict=True):
-                full[i] = a
-            inputs = [i for i in range(3, 9) if full[i] is not None]
-
-            def outputs(*primals: Tensor) -> tuple[Tensor, ...]:
-                filled = list(full)
-                for i, a in zip(inputs, primals, strict=True):
-                    filled[i] = a
-                results = reference(*filled[3:], batch_sizes, ctx.cell, ctx.reverse)  # type: ignore[arg-type]
-                return tuple(r for r, g in zip(results[:3], full[:3], strict=True) if g is not None)
-
-            _, pullback = torch.func.vjp(outputs, *(full[i] for i in inputs))
-            found = pullback(tuple(g for g in full[:3] if g is not None))
-            by_input = dict(zip(inputs, found, strict=True))
-            return tuple(by_input[i + 3] for i, g in enumerate(grads) if g is not None)
-
-        if not wanted:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        *tensors, batch_sizes = ctx.saved_tensors
+        second = _named(_INPUTS, grads)
+        if not second:
             return (None,) * 17
-        _, pullback = torch.func.vjp(gradients, *(differentiable[i] for i in present))
-        found = dict(zip(present, pullback(tuple(wanted)), strict=True))
-        return (*(found.get(i) for i in range(9)), *(None,) * 8)
 
+        def gradients(grads: Named, inputs: Named) -> Named:
+            """The first gradients that `second` flows back from."""
 
-# The compiled implementations need the schemas above.
-from fastrnn import _library  # noqa: E402, F401
+            def outputs(inputs: Named) -> Named:
+                found = _outputs(inputs, batch_sizes, ctx.cell, ctx.reverse)
+                return {name: found[name] for name in grads}
+
+            pullback: Any = torch.func.vjp(outputs, inputs)[1]
+            (found,) = pullback(grads)
+            return {name: found[name] for name in second}
+
+        firsts = _named(_OUTPUTS, tensors[:3]), _named(_INPUTS, tensors[3:])
+        pullback: Any = torch.func.vjp(gradients, *firsts)[1]
+        by_output, by_input = pullback(second)
+        return (*map(by_output.get, _OUTPUTS), *map(by_input.get, _INPUTS), *(None,) * 8)

@@ -1,0 +1,22 @@
+// What a CUDA device offers and whether this library can run on it. Only device.cu defines these;
+// they exist where FASTRNN_CUDA is defined.
+#pragma once
+
+namespace fastrnn {
+
+struct DeviceFacts {
+  int capability_major;
+  int capability_minor;
+  int multiprocessors;
+  int shared_memory_per_block;  // bytes a kernel can opt in to
+  bool has_code;                // this library holds code that runs on the device
+};
+
+// Fills *facts for CUDA device number `device`, launching an empty kernel to learn has_code.
+// Returns a cudaError_t: 0, or the first failure (then *facts is not to be read).
+int device_probe(int device, DeviceFacts* facts);
+
+// The text of a cudaError_t; a static string.
+const char* device_error_text(int error);
+
+}  // namespace fastrnn

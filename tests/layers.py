@@ -1,0 +1,92 @@
+"""Random layers for the tests, and the one tolerance rule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastrnn.cells import CELLS
+
+NAMES = ("input", "state", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+@dataclass
+class Layer:
+    """The operator's arguments: tensors by `NAMES` (None where absent), sizes and options."""
+
+    cell: str
+    tensors: list[Tensor | None]
+    batch_sizes: Tensor
+    reverse: bool = False
+
+    @property
+    def arguments(self) -> tuple[object, ...]:
+        """In the order of `fastrnn::recurrence`, up to `reverse`."""
+        return (*self.tensors, self.batch_sizes, self.cell, self.reverse)
+
+    @property
+    def present(self) -> list[Tensor]:
+        """The tensors that are there."""
+        return [t for t in self.tensors if t is not None]
+
+    def to(self, dtype: torch.dtype) -> Layer:
+        """A copy in another dtype whose tensors want gradients."""
+        tensors = [
+            None if t is None else t.detach().to(dtype).requires_grad_() for t in self.tensors
+        ]
+        return Layer(self.cell, tensors, self.batch_sizes, self.reverse)
+
+    def with_present(self, tensors: tuple[Tensor, ...]) -> tuple[object, ...]:
+        """The arguments with other tensors in place of the present ones."""
+        rest = iter(tensors)
+        filled = [None if t is None else next(rest) for t in self.tensors]
+        return (*filled, self.batch_sizes, self.cell, self.reverse)
+
+
+def random_layer(
+    cell: str,
+    batch_sizes: list[int],
+    input_size: int,
+    hidden_size: int,
+    *,
+    bias: bool = True,
+    projected: bool = False,
+    reverse: bool = False,
+    seed: int = 0,
+) -> Layer:
+    """A float64 layer with torch.nn's initialisation; `projected` leaves out weight_ih."""
+    c = CELLS[cell]
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, bound: float = 1.0) -> Tensor:
+        return (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) * bound
+
+    rows, bound = c.gates * hidden_size, 1 / math.sqrt(hidden_size)
+    tensors = [
+        draw(sum(batch_sizes), rows if projected else input_size, bound=2),
+        draw(c.states, batch_sizes[0], hidden_size),
+        None if projected else draw(rows, input_size, bound=bound),
+        draw(rows, hidden_size, bound=bound),
+        draw(rows, bound=bound) if bias and not projected else None,
+        draw(rows, bound=bound) if bias else None,
+    ]
+    return Layer(cell, tensors, torch.tensor(batch_sizes), reverse).to(torch.float64)
+
+
+def assert_as_close_as_torch(
+    name: str, ours: Tensor, torchs: Tensor, exact: Tensor, floor: float
+) -> None:
+    """Our error against float64 is at most twice torch's own at that dtype, plus the floor.
+
+    The floor is relative to the largest exact value: a few roundings of the dtype.
+    """
+    assert ours.shape == exact.shape, name
+    if exact.numel() == 0:
+        return
+    assert not ours.isnan().any(), f"{name} has NaN"
+    error = (ours.double() - exact).abs().max().item()
+    allowed = 2 * (torchs.double() - exact).abs().max().item() + floor * exact.abs().max().item()
+    assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"

@@ -1,0 +1,117 @@
+"""Choosing a backend, and saying why."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastrnn
+from fastrnn import _library
+from fastrnn.backends import choose
+
+native = pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
+
+
+@native
+def test_auto_prefers_native_and_explains_the_others():
+    choice = choose(torch.zeros(1))
+    assert choice.backend == "native"
+    assert choice.schedule == f"whole sequence on the CPU, {_library.instruction_set}"
+    assert set(choice.refused) == {"triton", "reference"}
+
+
+@native
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (torch.zeros(1, dtype=torch.bfloat16), "float32 and float64, got torch.bfloat16"),
+        (torch.zeros(1, device="meta"), "cpu tensors, got meta"),
+    ],
+)
+def test_native_refuses_with_a_reason(tensor, reason):
+    choice = choose(tensor)
+    assert choice.backend == "reference"
+    assert reason in choice.refused["native"]
+    with fastrnn.use_backend("native"), pytest.raises(RuntimeError, match=reason):
+        choose(tensor)
+
+
+def test_asked_for_triton_raises():
+    with fastrnn.use_backend("triton"), pytest.raises(RuntimeError, match="'triton' was asked for"):
+        fastrnn.LSTM(2, 3)(torch.zeros(4, 1, 2))
+
+
+def test_use_backend_is_a_call_and_a_context():
+    before = choose(torch.zeros(1)).backend
+    with fastrnn.use_backend("reference"):
+        assert choose(torch.zeros(1)).backend == "reference"
+        with fastrnn.use_backend("auto"):
+            assert choose(torch.zeros(1)).backend == before
+        assert choose(torch.zeros(1)).backend == "reference"
+    assert choose(torch.zeros(1)).backend == before
+    fastrnn.use_backend("reference")
+    assert choose(torch.zeros(1)).backend == "reference"
+    fastrnn.use_backend("auto")
+    assert choose(torch.zeros(1)).backend == before
+    with pytest.raises(ValueError, match="backend must be one of .*, got 'cuda'"):
+        fastrnn.use_backend("cuda")
+
+
+@native
+def test_explain_names_every_backend():
+    text = fastrnn.explain(fastrnn.GRU(3, 4, reset_after=False))
+    assert text.splitlines()[0].startswith("native: runs gru_reset_before (whole sequence")
+    assert "triton: no, " in text
+    assert "reference: no, slower than native" in text
+    projected = fastrnn.explain(fastrnn.LSTM(3, 4, proj_size=2))
+    assert projected.startswith("reference: runs lstm")
+    assert "no proj_size" in projected
+    with pytest.raises(TypeError, match="must be a fastrnn module, got LSTM"):
+        fastrnn.explain(torch.nn.LSTM(3, 4))
+
+
+def test_backends_agree():
+    torch.manual_seed(0)
+    module, x = fastrnn.LSTM(5, 7, 2, bidirectional=True), torch.randn(6, 3, 5)
+    output, _ = module(x)
+    with fastrnn.use_backend("reference"):
+        expected, _ = module(x)
+    torch.testing.assert_close(output, expected)
+
+
+def in_new_process(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("FASTRNN_BACKEND", "FASTRNN_BACKEND: backend must be one of"),
+        ("FASTRNN_CPU", "FASTRNN_CPU must be one of"),
+    ],
+)
+def test_bad_environment_is_named(variable, message):
+    if variable == "FASTRNN_CPU" and _library.unavailable is not None:
+        pytest.skip("no compiled kernels")
+    found = in_new_process("import fastrnn", **{variable: "fast"})
+    assert found.returncode != 0
+    assert message in found.stderr.splitlines()[-1]
+    assert "fast" in found.stderr.splitlines()[-1]
+
+
+def test_environment_chooses():
+    code = "import fastrnn; print(fastrnn.explain(fastrnn.RNN(2, 3)))"
+    found = in_new_process(code, FASTRNN_BACKEND="reference")
+    assert found.stdout.startswith("reference: runs rnn_tanh (step by step in torch)")
+
+
+def test_show_config_lists_versions_and_backends():
+    text = fastrnn.show_config()
+    for word in (fastrnn.__version__, torch.__version__, "native:", "triton:", "reference:"):
+        assert word in text

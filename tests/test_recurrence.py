@@ -1,0 +1,274 @@
+"""fastrnn.recurrence: accuracy over cells, dtypes and shapes, determinism, bad input."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastrnn
+from fastrnn import _library, ops
+from fastrnn.cells import CELLS
+from tests.layers import NAMES, assert_as_close_as_torch, random_layer
+
+native = pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
+# A few roundings of each dtype, relative to the largest value.
+FLOORS = {torch.float32: 1e-6, torch.float64: 2e-14}
+# batch_sizes, I, H: single steps, ragged batches, sizes around the vector and tile widths, rows
+# beyond one block of the weight gradient's sum.
+SHAPES = {
+    "one": ([1], 1, 1),
+    "step": ([5], 20, 33),
+    "padded": ([5, 5], 33, 128),
+    "ragged": ([9, 9, 4, 4, 1], 7, 40),
+    "long": ([1] * 63, 16, 16),
+    "tall": ([100] * 6, 12, 17),
+    "wide": ([20] * 3, 70, 200),
+}
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Everything torch allocates holds NaN until a kernel writes it."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def forward_and_gradients(function, layer):
+    """Outputs, reserve, and gradients of a weighted sum of the outputs."""
+    results = function(*layer.arguments)
+    generator = torch.Generator().manual_seed(1)
+    total = 0
+    for output in results[:3]:
+        weight = torch.rand(output.shape, generator=generator, dtype=torch.float64)
+        total = total + (output * weight.to(output.dtype)).sum()
+    return [r.detach() for r in results], torch.autograd.grad(total, layer.present)
+
+
+@native
+@pytest.mark.parametrize("dtype", FLOORS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_grid(cell, shape, dtype):
+    for reverse in (False, True):
+        for bias, projected in ((True, False), (False, False), (True, True)):
+            layer = random_layer(
+                cell, *SHAPES[shape], bias=bias, projected=projected, reverse=reverse
+            )
+            exact, exact_grads = forward_and_gradients(ops.reference, layer)
+            rounded = layer.to(dtype)
+            torchs, torchs_grads = forward_and_gradients(ops.reference, rounded)
+            ours, our_grads = forward_and_gradients(ops.Recurrence.apply, rounded)
+            present = [n for n, t in zip(NAMES, layer.tensors, strict=True) if t is not None]
+            names = ["output", "state_n", "cells", "reserve", *(f"grad_{n}" for n in present)]
+            every = zip(
+                names,
+                [*ours, *our_grads],
+                [*torchs, *torchs_grads],
+                [*exact, *exact_grads],
+                strict=True,
+            )
+            for name, *values in every:
+                assert_as_close_as_torch(name, *values, FLOORS[dtype])
+
+
+@native
+@pytest.mark.parametrize("name", ["avx2", "portable"])
+def test_grid_on_lower_instruction_sets(name):
+    if os.environ.get("FASTRNN_CPU"):
+        pytest.skip("this process was started for one instruction set")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k"]
+    found = subprocess.run(
+        [*command, "test_grid and (ragged or wide) or same_bits"],
+        env=os.environ | {"FASTRNN_CPU": name},
+        capture_output=True,
+        text=True,
+    )
+    if "FASTRNN_CPU must be one of" in found.stdout + found.stderr:
+        pytest.skip(f"this processor or build has no {name}")
+    assert found.returncode == 0, found.stdout
+    assert " passed" in found.stdout
+
+
+@native
+@pytest.mark.parametrize("cell", CELLS)
+def test_same_bits_for_any_number_of_threads_and_run(cell):
+    before = torch.get_num_threads()
+    layer = random_layer(cell, [20] * 4 + [13], 50, 200).to(torch.float32)
+    try:
+        results = []
+        for threads in (1, 2, 7, 2):
+            torch.set_num_threads(threads)
+            outputs, grads = forward_and_gradients(ops.Recurrence.apply, layer)
+            results.append([*outputs, *grads])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+@native
+@pytest.mark.parametrize("cell", CELLS)
+def test_inference_equals_training(cell):
+    layer = random_layer(cell, [6, 6, 3], 10, 24)
+    trained = torch.ops.fastrnn.recurrence.default(*layer.arguments, True)
+    inferred = torch.ops.fastrnn.recurrence.default(*layer.arguments, False)
+    assert torch.equal(trained[0], inferred[0])
+    assert torch.equal(trained[1], inferred[1])
+    assert inferred[2].numel() == inferred[3].numel() == 0
+
+
+@native
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("cell", CELLS)
+def test_non_finite_input_reaches_the_output_and_no_other_sequence(cell, value):
+    layer = random_layer(cell, [3] * 4, 5, 20)
+    with torch.no_grad():
+        clean = ops.reference(*layer.arguments)[0].unflatten(0, (4, 3))
+        layer.tensors[0][4, 2] = value  # step 1, sequence 1
+        ours = torch.ops.fastrnn.recurrence.default(*layer.arguments, False)[0]
+        expected = ops.reference(*layer.arguments)[0]
+    assert torch.equal(ours.isnan(), expected.isnan())
+    torch.testing.assert_close(ours, expected, equal_nan=True)
+    others = ours.unflatten(0, (4, 3))[:, [0, 2]]
+    torch.testing.assert_close(others, clean[:, [0, 2]])
+
+
+@native
+@pytest.mark.parametrize("dtype", FLOORS, ids=str)
+def test_extreme_gates_saturate(dtype):
+    values = [0.0, -0.0, 1e-30, -1e-6, 1e-3, 0.3, -5.0, 12.0, -40.0, 1e4, -1e30]
+    x = torch.tensor(values, dtype=dtype).unsqueeze(1)
+    zeros = torch.zeros(1, len(values), 1, dtype=dtype)
+    w = torch.zeros(1, 1, dtype=dtype)
+    output, _ = fastrnn.recurrence("rnn_tanh", x.unsqueeze(0), zeros, None, w)
+    exact = torch.tanh(x.double())
+    error = (output[0].double() - exact).abs() / exact.abs().clamp_min(torch.finfo(dtype).tiny)
+    assert error.max() <= 4 * torch.finfo(dtype).eps  # relative, near zero too
+
+
+@native
+def test_updates_through_data_are_seen():
+    layer = random_layer("lstm", [4] * 3, 6, 16)
+    first = ops.Recurrence.apply(*layer.arguments)[0]
+    layer.tensors[3].data.add_(0.1)
+    second = ops.Recurrence.apply(*layer.arguments)[0]
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(second, ops.reference(*layer.arguments)[0])
+
+
+@native
+@pytest.mark.parametrize("cell", CELLS)
+def test_empty_batch(cell):
+    c = CELLS[cell]
+    x = torch.zeros(3, 0, 5, requires_grad=True)
+    state = torch.zeros(c.states, 0, 4)
+    w_ih = torch.ones(c.gates * 4, 5, requires_grad=True)
+    w_hh = torch.ones(c.gates * 4, 4, requires_grad=True)
+    output, state_n = fastrnn.recurrence(cell, x, state, w_ih, w_hh)
+    assert output.shape == (3, 0, 4)
+    assert state_n.shape == (c.states, 0, 4)
+    output.sum().backward()
+    assert x.grad.shape == x.shape
+    assert torch.equal(w_hh.grad, torch.zeros_like(w_hh))
+    assert torch.equal(w_ih.grad, torch.zeros_like(w_ih))
+
+
+@native
+def test_strided_arguments():
+    layer = random_layer("gru", [4] * 3, 6, 16)
+    x, state, w_ih, w_hh, b_ih, b_hh = layer.tensors
+    expected = ops.reference(*layer.arguments)[0]
+    output, _ = fastrnn.recurrence(
+        "gru",
+        x.unflatten(0, (3, 4)).transpose(0, 1).contiguous().transpose(0, 1),
+        state.repeat_interleave(2, dim=2)[..., ::2],
+        w_ih.T.contiguous().T,
+        w_hh.T.contiguous().T,
+        b_ih.repeat_interleave(3)[::3],
+        b_hh,
+    )
+    torch.testing.assert_close(output.flatten(0, 1), expected)
+    # An expanded gradient, as sum() sends back.
+    (ours,) = torch.autograd.grad(output.sum(), w_hh, retain_graph=True)
+    (theirs,) = torch.autograd.grad(expected.sum(), w_hh)
+    torch.testing.assert_close(ours, theirs)
+
+
+@native
+def test_one_pool_of_threads_of_one_dtype_at_a_time():
+    """Calls from several Python threads at once do not share scratch memory."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    layers = [random_layer("lstm", [8] * 5, 12, 64, seed=s).to(torch.float32) for s in range(4)]
+    run = torch.ops.fastrnn.recurrence.default
+    with torch.no_grad():
+        expected = [run(*layer.arguments, False)[0] for layer in layers]
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(10):
+                found = pool.map(lambda layer: run(*layer.arguments, False)[0], layers)
+                assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def call(**changes):
+    """A good GRU call with some arguments changed."""
+    arguments = {
+        "cell": "gru",
+        "input": torch.zeros(4, 2, 3),
+        "state": torch.zeros(1, 2, 5),
+        "weight_ih": torch.zeros(15, 3),
+        "weight_hh": torch.zeros(15, 5),
+        "bias_ih": torch.zeros(15),
+        "bias_hh": torch.zeros(15),
+    }
+    return fastrnn.recurrence(**(arguments | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cell": "grue"}, r"cell must be one of .*, got 'grue'"),
+        ({"input": torch.zeros(4, 3)}, r"input must be \[T, B, I\], got \[4, 3\]"),
+        ({"weight_hh": torch.zeros(5, 15)}, r"weight_hh must be \[G\*H, H\] = \[15, 5\], got \[5, 15\]"),
+        ({"weight_ih": torch.zeros(15, 4)}, r"weight_ih must be \[G\*H, I\] = \[15, 3\], got \[15, 4\]"),
+        ({"weight_ih": None}, r"input must be \[..., G\*H\] \(x_proj\) = \[4, 2, 15\], got \[4, 2, 3\]"),
+        ({"bias_hh": torch.zeros(14)}, r"bias_hh must be \[G\*H\] = \[15\], got \[14\]"),
+        ({"state": torch.zeros(1, 3, 5)}, r"state must be \[B, H\] = \[2, 5\], got \[3, 5\]"),
+        ({"state": torch.zeros(2, 2, 5)}, r"state must hold S = 1 tensors, got 2"),
+        ({"state": torch.zeros(1, 5)}, r"each state must be \[B, H\], got \[5\]"),
+        ({"weight_hh": torch.zeros(15, 5).double()}, r"weight_hh must have the input's dtype"),
+        ({"bias_ih": torch.zeros(15, device="meta")}, r"bias_ih must be on the input's device cpu"),
+        ({"batch_sizes": torch.tensor([2, 2])}, r"input must be \[N, I\], got \[4, 2, 3\]"),
+    ],
+)  # fmt: skip
+def test_errors_name_argument_expected_and_got(changes, message):
+    with pytest.raises(ValueError, match=f"recurrence: {message}") as raised:
+        call(**changes)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([2, 3], r"non-increasing from B = 2 to at least 1, got \[2, 3\]"),
+        ([1, 1], r"non-increasing from B = 2"),
+        ([2, 0], r"to at least 1"),
+        ([], r"non-increasing from B = 2"),
+        ([2, 1], r"must sum to N = 4, got 3"),
+    ],
+)
+def test_bad_batch_sizes(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        call(input=torch.zeros(4, 3), batch_sizes=torch.tensor(sizes, dtype=torch.int64))
+
+
+def test_batch_sizes_of_another_dtype():
+    with pytest.raises(
+        ValueError, match=r"batch_sizes must be a CPU int64 tensor \[T\], got torch.int32"
+    ):
+        call(input=torch.zeros(4, 3), batch_sizes=torch.tensor([2, 2], dtype=torch.int32))
