@@ -71,8 +71,8 @@ struct Gru {
   }
 
   template <class V>
-  static FASTRNN_INLINE void backward(const V* reserve, const V* prev, const V*,
-                                      const V* grad_next, V* grad_x, V* grad_h, V* grad_prev) {
+  static FASTRNN_INLINE void backward(const V* reserve, const V* prev, const V*, const V* grad_next,
+                                      V* grad_x, V* grad_h, V* grad_prev) {
     const V r = reserve[0], z = reserve[1], n = reserve[2], grad = grad_next[0];
     const V grad_n = grad * (V(1) - z) * tanh_slope(n);
     grad_x[0] = grad_h[0] = grad_n * reserve[3] * sigmoid_slope(r);
@@ -100,8 +100,8 @@ struct GruResetBefore {
   }
 
   template <class V>
-  static FASTRNN_INLINE void backward(const V* reserve, const V* prev, const V*,
-                                      const V* grad_next, V* grad_x, V*, V* grad_prev) {
+  static FASTRNN_INLINE void backward(const V* reserve, const V* prev, const V*, const V* grad_next,
+                                      V* grad_x, V*, V* grad_prev) {
     const V z = reserve[1], n = reserve[2], grad = grad_next[0];
     grad_x[0] = V(0);  // operand_backward writes it
     grad_x[1] = grad * (prev[0] - n) * sigmoid_slope(z);

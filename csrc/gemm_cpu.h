@@ -27,55 +27,100 @@ struct RowBlocks {
   const Index count, rows;
 };
 
-// tile[rows][NV * width] += a[rows, k] panel[k][NV * width]
-template <class T, int Rows, int NV>
+// tile[rows][NV * width] += a[rows, k] panel[k][NV * width], over the first `Used` vectors of each.
+template <class T, int Rows, int NV, int Used>
 void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, Index k, T* tile) {
   using V = Vec<T>;
   constexpr int w = V::width;
-  V sum[Rows][NV];
+  V sum[Rows][Used];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) sum[r][v] = V::load(tile + (r * NV + v) * w);
+    for (int v = 0; v < Used; ++v) sum[r][v] = V::load(tile + (r * NV + v) * w);
   for (; k > 0; --k, a += k_stride, panel += NV * w) {
-    V b[NV];
+    V b[Used];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) b[v] = V::load(panel + v * w);
+    for (int v = 0; v < Used; ++v) b[v] = V::load(panel + v * w);
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       const V x(a[r * row_stride]);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sum[r][v] = sum[r][v] + x * b[v];
+      for (int v = 0; v < Used; ++v) sum[r][v] = sum[r][v] + x * b[v];
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) sum[r][v].store(tile + (r * NV + v) * w);
+    for (int v = 0; v < Used; ++v) sum[r][v].store(tile + (r * NV + v) * w);
 }
 
-template <class T, int NV, int Rows = tile_rows<NV>>
-FASTRNN_INLINE void tile_product(Index rows, const T* a, Index row_stride, Index k_stride,
-                                 const T* panel, Index k, T* tile) {
-  if (rows == Rows) return micro_kernel<T, Rows, NV>(a, row_stride, k_stride, panel, k, tile);
+// The kernel of this many rows.
+template <class T, int NV, int Used, int Rows = tile_rows<NV>>
+FASTRNN_INLINE void with_rows(Index rows, const T* a, Index row_stride, Index k_stride,
+                              const T* panel, Index k, T* tile) {
+  if (rows == Rows) return micro_kernel<T, Rows, NV, Used>(a, row_stride, k_stride, panel, k, tile);
   if constexpr (Rows > 1)
-    tile_product<T, NV, Rows - 1>(rows, a, row_stride, k_stride, panel, k, tile);
+    with_rows<T, NV, Used, Rows - 1>(rows, a, row_stride, k_stride, panel, k, tile);
 }
 
-// This thread's share of C = init + A B, A row-major with stride `lda`. For each tile:
-// init(tile, row0, rows, panel) fills it, finish(tile, row0, rows, panel) takes the sums.
+// A panel that needs only half of its vectors (the last one, as a rule) does half the work.
+template <int NV>
+constexpr int half_panel = NV % 2 == 0 ? NV / 2 : NV;
+
+template <int NV>
+constexpr int vectors_used(Index needed) {
+  return needed <= half_panel<NV> ? half_panel<NV> : NV;
+}
+
+template <class T, int NV>
+FASTRNN_INLINE void tile_product(int used, Index rows, const T* a, Index row_stride, Index k_stride,
+                                 const T* panel, Index k, T* tile) {
+  if (used == NV)
+    with_rows<T, NV, NV>(rows, a, row_stride, k_stride, panel, k, tile);
+  else
+    with_rows<T, NV, half_panel<NV>>(rows, a, row_stride, k_stride, panel, k, tile);
+}
+
+// The tiles of a product, panel by panel, dealt to the threads by the work in them.
+template <int NV>
+struct Tiles {
+  Tiles(Index rows, Index vectors)
+      : blocks(rows),
+        panels(ceil_div(vectors, NV)),
+        last_used(vectors_used<NV>(vectors - (panels - 1) * NV)),
+        full(blocks.count * (panels - 1)) {}
+
+  // The first tile at or after a share of the work: `full` tiles cost NV, the others last_used.
+  Index share(Index rank, Index size) const {
+    const Index work = (full * NV + blocks.count * last_used) * rank / size;
+    if (work <= full * NV) return ceil_div(work, NV);
+    return full + ceil_div(work - full * NV, last_used);
+  }
+
+  int used(Index panel) const { return panel + 1 < panels ? NV : last_used; }
+
+  const RowBlocks<NV> blocks;
+  const Index panels;
+  const int last_used;
+  const Index full;
+};
+
+// This thread's share of C = init + A B, A row-major with stride `lda`, B packed and `vectors`
+// wide. For each tile: init(tile, row0, rows, panel) fills it, finish(tile, row0, rows, panel)
+// takes the sums.
 template <class T, int NV, class Init, class Finish>
-void product(const Team& team, Index rows, Index panels, Index k, const T* a, Index lda,
+void product(const Team& team, Index rows, Index vectors, Index k, const T* a, Index lda,
              const T* packed, const Init& init, const Finish& finish) {
+  if (rows == 0 || vectors == 0) return;
   alignas(64) T tile[tile_rows<NV> * NV * width<T>];
-  const RowBlocks<NV> blocks(rows);
-  const Index items = panels * blocks.count;
-  for (Index item = team.begin(items); item < team.end(items); ++item) {
-    const Index panel = item / blocks.count, block = item % blocks.count;
-    const Index row0 = blocks.start(block), count = blocks.start(block + 1) - row0;
+  const Tiles<NV> tiles(rows, vectors);
+  const Index end = tiles.share(team.rank + 1, team.size);
+  for (Index item = tiles.share(team.rank, team.size); item < end; ++item) {
+    const Index panel = item / tiles.blocks.count, block = item % tiles.blocks.count;
+    const Index row0 = tiles.blocks.start(block), count = tiles.blocks.start(block + 1) - row0;
     init(tile, row0, count, panel);
-    tile_product<T, NV>(count, a + row0 * lda, lda, 1, packed + panel * k * NV * width<T>, k,
-                        tile);
+    tile_product<T, NV>(tiles.used(panel), count, a + row0 * lda, lda, 1,
+                        packed + panel * k * NV * width<T>, k, tile);
     finish(tile, row0, count, panel);
   }
 }
@@ -141,12 +186,14 @@ struct Target {
 // `scratch` holds `transposed_scratch` values and is the thread's own.
 constexpr Index k_block = 512;
 template <class T, int NV>
-constexpr Index transposed_scratch = k_block * tile_rows<NV>;
+constexpr Index scratch_stride = ceil_div(tile_rows<NV>, width<T>) * width<T>;
+template <class T, int NV>
+constexpr Index transposed_scratch = k_block * scratch_stride<T, NV>;
 
 template <class T, int NV>
 void transposed_product(const Team& team, const T* a, Index lda, Index m, Index k,
                         const Target<T>* targets, int count, T* scratch) {
-  constexpr Index w = width<T>, panel_width = NV * w;
+  constexpr Index w = width<T>, panel_width = NV * w, stride = scratch_stride<T, NV>;
   alignas(64) T tile[tile_rows<NV> * panel_width];
   const RowBlocks<NV> blocks(m);
   for (Index block = team.begin(blocks.count); block < team.end(blocks.count); ++block) {
@@ -154,7 +201,8 @@ void transposed_product(const Team& team, const T* a, Index lda, Index m, Index 
     for (Index k0 = 0; k0 < k; k0 += k_block) {
       const Index depth = smaller(k_block, k - k0);
       for (Index i = 0; i < depth; ++i)
-        for (Index r = 0; r < rows; ++r) scratch[i * rows + r] = a[(k0 + i) * lda + row0 + r];
+        for (Index r = 0; r < rows; r += w)
+          Vec<T>::load(a + (k0 + i) * lda + row0 + r, rows - r).store(scratch + i * stride + r);
       for (const Target<T>* target = targets; target < targets + count; ++target) {
         const Index panels = ceil_div(target->columns, panel_width);
         for (Index panel = 0; panel < panels; ++panel) {
@@ -164,10 +212,10 @@ void transposed_product(const Team& team, const T* a, Index lda, Index m, Index 
           for (Index r = 0; r < rows; ++r)
             for (Index v = 0; v < NV; ++v) {
               const Index lanes = left - v * w < 0 || k0 == 0 ? 0 : left - v * w;
-              Vec<T>::load(out + r * target->columns + v * w, lanes)
-                  .store(tile + (r * NV + v) * w);
+              Vec<T>::load(out + r * target->columns + v * w, lanes).store(tile + (r * NV + v) * w);
             }
-          tile_product<T, NV>(rows, scratch, 1, rows, b, depth, tile);
+          tile_product<T, NV>(vectors_used<NV>(ceil_div(left, w)), rows, scratch, 1, stride, b,
+                              depth, tile);
           for (Index r = 0; r < rows; ++r)
             for (Index v = 0; v < NV; ++v)
               if (left > v * w)

@@ -1,11 +1,13 @@
 // The operators on CPU tensors, on torch's stable ABI; `fastrnn/ops.py` holds their schemas.
 #include <torch/csrc/stable/library.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <new>
 #include <tuple>
 
+#include "device.h"
 #include "recurrence.h"
 
 namespace fastrnn {
@@ -16,6 +18,7 @@ struct InstructionSet {
   const char* name;
   bool supported;
   const CellKernels* (*kernels)(const char* cell, int dtype_bytes);
+  double (*multiply_adds)(const Team& team, std::int64_t rounds);
 };
 
 // The widest set this processor has, or the one FASTRNN_CPU names.
@@ -25,12 +28,13 @@ const InstructionSet& instruction_set() {
       {"avx512",
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"),
-       avx512::kernels},
+       avx512::kernels, avx512::multiply_adds},
 #endif
 #ifdef FASTRNN_HAVE_AVX2
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::kernels},
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::kernels,
+       avx2::multiply_adds},
 #endif
-      {"portable", true, portable::kernels},
+      {"portable", true, portable::kernels, portable::multiply_adds},
   };
   static const InstructionSet& chosen = []() -> const InstructionSet& {
     const char* asked = std::getenv("FASTRNN_CPU");
@@ -131,8 +135,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
     const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
     const std::optional<Tensor>& bias_hh, const Tensor& batch_sizes, const std::string& cell,
     bool reverse, bool save) {
-  const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh,
-                                   batch_sizes, cell);
+  const Inputs in =
+      checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell);
   const std::int64_t H = in.hidden_size, saved = save ? in.rows : 0;
   Tensor output = torch::stable::new_empty(in.input, {in.rows, H});
   Tensor state_n = torch::stable::clone(in.state);
@@ -140,12 +144,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
   Tensor reserve = torch::stable::new_empty(in.input, {saved, in.sizes.reserve * H});
   if (in.rows > 0) {
     const Walk walk(in.batch_sizes, reverse);
-    const Forward arguments{sequence(in, walk),
-                            save,
-                            output.mutable_data_ptr(),
-                            state_n.mutable_data_ptr(),
-                            cells.mutable_data_ptr(),
-                            reserve.mutable_data_ptr()};
+    const Forward arguments{sequence(in, walk),        save,
+                            output.mutable_data_ptr(), state_n.mutable_data_ptr(),
+                            cells.mutable_data_ptr(),  reserve.mutable_data_ptr()};
     execute(kernels_for(cell, in.input).forward, arguments);
   }
   return {output, state_n, cells, reserve};
@@ -158,8 +159,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(
     const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
     const Tensor& batch_sizes, const Tensor& output, const Tensor& cells, const Tensor& reserve,
     const std::string& cell, bool reverse, bool input_grad, bool weight_grad) {
-  const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh,
-                                   batch_sizes, cell);
+  const Inputs in =
+      checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell);
   const std::int64_t N = in.rows, H = in.hidden_size;
   const auto [gates, states, slots] = in.sizes;
   const auto maybe = [&](const char* name, const std::optional<Tensor>& tensor,
@@ -190,19 +191,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(
       return tensor.numel() ? tensor.mutable_data_ptr() : nullptr;
     };
     const Walk walk(in.batch_sizes, reverse);
-    const Backward arguments{sequence(in, walk),
-                             data(g_output),
-                             data(g_state_n),
-                             data(g_cells),
-                             out.const_data_ptr(),
-                             cell_states.const_data_ptr(),
-                             kept.const_data_ptr(),
-                             pointer(g_input),
-                             g_state.mutable_data_ptr(),
-                             pointer(g_weight_ih),
-                             pointer(g_weight_hh),
-                             pointer(g_bias_ih),
-                             pointer(g_bias_hh)};
+    const Backward arguments{
+        sequence(in, walk),    data(g_output),       data(g_state_n),
+        data(g_cells),         out.const_data_ptr(), cell_states.const_data_ptr(),
+        kept.const_data_ptr(), pointer(g_input),     g_state.mutable_data_ptr(),
+        pointer(g_weight_ih),  pointer(g_weight_hh), pointer(g_bias_ih),
+        pointer(g_bias_hh)};
     execute(kernels_for(cell, in.input).backward, arguments);
   } else {
     for (Tensor* tensor : {&g_input, &g_weight_ih, &g_weight_hh, &g_bias_ih, &g_bias_hh})
@@ -217,6 +211,42 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(
 
 std::string cpu_instruction_set() { return instruction_set().name; }
 
+// float32 GFLOP/s of all threads together, a multiply-add counted as two.
+double cpu_peak() {
+  using Clock = std::chrono::steady_clock;
+  struct Measured {
+    double flops = 0;
+    std::chrono::duration<double> seconds{};
+  } measured;
+  Team::run(
+      int(torch::stable::get_num_threads()),
+      [](const Team& team, void* p) {
+        team.wait();
+        const auto begin = Clock::now();
+        const double done = 2 * instruction_set().multiply_adds(team, 20000);
+        if (team.rank == 0) *static_cast<Measured*>(p) = {done * team.size, Clock::now() - begin};
+      },
+      &measured);
+  return measured.flops / measured.seconds.count() * 1e-9;
+}
+
+// Compute capability (two numbers), multiprocessors, bytes of shared memory a block can have, and
+// whether the library holds code for the device.
+std::vector<std::int64_t> cuda_device(std::int64_t index) {
+#ifdef FASTRNN_CUDA
+  DeviceFacts facts;
+  const int error = device_probe(int(index), &facts);
+  if (error != 0)
+    throw std::runtime_error("CUDA device " + std::to_string(index) + ": " +
+                             device_error_text(error));
+  return {facts.capability_major, facts.capability_minor, facts.multiprocessors,
+          facts.shared_memory_per_block, facts.has_code};
+#else
+  throw std::runtime_error("CUDA device " + std::to_string(index) +
+                           ": this build has no CUDA kernels");
+#endif
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
@@ -226,6 +256,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&cpu_instruction_set));
+  m.impl("cpu_peak", TORCH_BOX(&cpu_peak));
+  m.impl("cuda_device", TORCH_BOX(&cuda_device));
 }
 
 }  // namespace fastrnn

@@ -49,8 +49,7 @@ class BackwardLoop {
       for (const Segment* segment = begin; segment < end; ++segment) step_(team, *segment);
       team.wait();
       if constexpr (first > 0) {
-        for (const Segment* segment = begin; segment < end; ++segment)
-          operand_step(team, *segment);
+        for (const Segment* segment = begin; segment < end; ++segment) operand_step(team, *segment);
         team.wait();
       }
     }
@@ -67,13 +66,10 @@ class BackwardLoop {
  private:
   static Index panel_size(Index n, Index k) { return ceil_div(n, NV * w) * NV * w * k; }
 
-  const T* at(const void* base, Index row) const {
-    return static_cast<const T*>(base) + row * H_;
-  }
+  const T* at(const void* base, Index row) const { return static_cast<const T*>(base) + row * H_; }
   const T* previous(const Segment& segment, int i) const {
     if (segment.prev < 0) return at(s_.state, i * s_.batch + segment.sequence);
-    return i == 0 ? at(s_.output, segment.prev)
-                  : at(s_.cells, (i - 1) * s_.rows + segment.prev);
+    return i == 0 ? at(s_.output, segment.prev) : at(s_.cells, (i - 1) * s_.rows + segment.prev);
   }
   T* carry(int i, Index sequence) const { return carry_ + (i * s_.batch + sequence) * H_; }
 
@@ -86,8 +82,7 @@ class BackwardLoop {
     };
     pack_rows<T, NV>(team, H_, first ? first * H_ : GH_, rows_of(hh, H_), packed_hh_);
     if (first)
-      pack_rows<T, NV>(team, H_, GH_ - first * H_, rows_of(hh + first * H_ * H_, H_),
-                       packed_last_);
+      pack_rows<T, NV>(team, H_, GH_ - first * H_, rows_of(hh + first * H_ * H_, H_), packed_last_);
     if (packed_ih_) pack_rows<T, NV>(team, I, GH_, rows_of(ih, I), packed_ih_);
     if (packed_x_)
       pack_rows<T, NV>(team, I, s_.rows, rows_of(static_cast<const T*>(s_.input), I), packed_x_);
@@ -121,19 +116,18 @@ class BackwardLoop {
   template <class Finish>
   void unit_product(const Team& team, Index rows, Index k, const T* a, const T* packed,
                     const T* base, const Finish& finish) const {
-    product<T, NV>(
-        team, rows, ceil_div(H_, NV * w), k, a, GH_, packed, zero_tile<T, NV>,
-        [&](const T* tile, Index row0, Index count, Index panel) {
-          for (Index v = 0; v < NV; ++v) {
-            const Index unit = (panel * NV + v) * w, lanes = H_ - unit;
-            if (lanes <= 0) break;
-            for (Index r = 0; r < count; ++r) {
-              V grad = V::load(tile + (r * NV + v) * w);
-              if (base) grad = grad + V::load(base + (row0 + r) * H_ + unit, lanes);
-              finish(row0 + r, unit, lanes, grad);
-            }
-          }
-        });
+    product<T, NV>(team, rows, ceil_div(H_, w), k, a, GH_, packed, zero_tile<T, NV>,
+                   [&](const T* tile, Index row0, Index count, Index panel) {
+                     for (Index v = 0; v < NV; ++v) {
+                       const Index unit = (panel * NV + v) * w, lanes = H_ - unit;
+                       if (lanes <= 0) break;
+                       for (Index r = 0; r < count; ++r) {
+                         V grad = V::load(tile + (r * NV + v) * w);
+                         if (base) grad = grad + V::load(base + (row0 + r) * H_ + unit, lanes);
+                         finish(row0 + r, unit, lanes, grad);
+                       }
+                     }
+                   });
   }
 
   template <int Count>
@@ -172,8 +166,7 @@ class BackwardLoop {
           }
           Cell::backward(kept, prev, next, grad_next, grad_x, grad_h, back);
           store<G>(grad_x, unit, lanes, grad_x_ + row * GH_);
-          if constexpr (!Cell::shared_gradients)
-            store<G>(grad_h, unit, lanes, grad_h_ + row * GH_);
+          if constexpr (!Cell::shared_gradients) store<G>(grad_h, unit, lanes, grad_h_ + row * GH_);
           for (int i = 0; i < S; ++i) back[i].store(carry(i, sequence) + unit, lanes);
         });
   }
@@ -217,8 +210,7 @@ class BackwardLoop {
     const Index I = s_.input_size;
     T* const out = static_cast<T*>(s_.grad_input);
     product<T, NV>(
-        team, s_.rows, ceil_div(I, NV * w), GH_, grad_x_, GH_, packed_ih_,
-        zero_tile<T, NV>,
+        team, s_.rows, ceil_div(I, w), GH_, grad_x_, GH_, packed_ih_, zero_tile<T, NV>,
         [&](const T* tile, Index row0, Index rows, Index panel) {
           for (Index r = 0; r < rows; ++r)
             for (Index v = 0; v < NV; ++v) {
@@ -251,10 +243,8 @@ class BackwardLoop {
       gradient(grad_h_, GH_, &prev, 1);
       if (ih) gradient(grad_x_, GH_, &x, 1);
     }
-    if (s_.grad_bias_ih)
-      column_sums(team, grad_x_, s_.rows, GH_, static_cast<T*>(s_.grad_bias_ih));
-    if (s_.grad_bias_hh)
-      column_sums(team, grad_h_, s_.rows, GH_, static_cast<T*>(s_.grad_bias_hh));
+    if (s_.grad_bias_ih) column_sums(team, grad_x_, s_.rows, GH_, static_cast<T*>(s_.grad_bias_ih));
+    if (s_.grad_bias_hh) column_sums(team, grad_h_, s_.rows, GH_, static_cast<T*>(s_.grad_bias_hh));
   }
 
   const Backward& s_;

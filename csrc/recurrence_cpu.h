@@ -65,16 +65,17 @@ struct CellKernels {
   Kernel<Backward> backward;
 };
 
-// One translation unit per instruction set; `dtype_bytes` is 4 (float) or 8 (double). Null for a
-// cell that has no kernel.
-namespace portable {
-const CellKernels* kernels(const char* cell, int dtype_bytes);
-}
-namespace avx2 {
-const CellKernels* kernels(const char* cell, int dtype_bytes);
-}
-namespace avx512 {
-const CellKernels* kernels(const char* cell, int dtype_bytes);
-}
+// One translation unit per instruction set.
+//   kernels        null for a cell that has none; `dtype_bytes` is 4 (float) or 8 (double)
+//   multiply_adds  keeps the team's threads busy; returns the float multiply-adds of one thread
+#define FASTRNN_DECLARE(isa)                                     \
+  namespace isa {                                                \
+  const CellKernels* kernels(const char* cell, int dtype_bytes); \
+  double multiply_adds(const Team& team, std::int64_t rounds);   \
+  }
+FASTRNN_DECLARE(portable)
+FASTRNN_DECLARE(avx2)
+FASTRNN_DECLARE(avx512)
+#undef FASTRNN_DECLARE
 
 }  // namespace fastrnn

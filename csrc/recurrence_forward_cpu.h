@@ -33,8 +33,8 @@ class ForwardLoop {
       : s_(args), H_(args.hidden_size), arena_(workspace) {
     const Index I = s_.input_size, GH = G * H_;
     if (s_.weight_ih) {
-      packed_ih_ = arena_.template take<T>(
-          ceil_div(GH, projection_vectors * w) * projection_vectors * w * I);
+      packed_ih_ = arena_.template take<T>(ceil_div(GH, projection_vectors * w) *
+                                           projection_vectors * w * I);
       // The activations of a row overwrite its projection where both are kept.
       const bool in_reserve = s_.save && R >= G;
       x_stride_ = in_reserve ? R * H_ : GH;
@@ -73,8 +73,7 @@ class ForwardLoop {
       const Segment* begin = s_.segments + s_.step_begin[step];
       const Segment* end = s_.segments + s_.step_begin[step + 1];
       if constexpr (first > 0) {
-        for (const Segment* segment = begin; segment < end; ++segment)
-          operand_step(team, *segment);
+        for (const Segment* segment = begin; segment < end; ++segment) operand_step(team, *segment);
         team.wait();
       }
       for (const Segment* segment = begin; segment < end; ++segment) step_(team, *segment);
@@ -111,8 +110,8 @@ class ForwardLoop {
     const Index columns = G * H_;
     const T* bias = static_cast<const T*>(s_.bias_ih);
     product<T, NV>(
-        team, s_.rows, ceil_div(columns, NV * w), s_.input_size,
-        static_cast<const T*>(s_.input), s_.input_size, packed_ih_,
+        team, s_.rows, ceil_div(columns, w), s_.input_size, static_cast<const T*>(s_.input),
+        s_.input_size, packed_ih_,
         [&](T* tile, Index, Index rows, Index panel) {
           for (Index v = 0; v < NV; ++v) {
             const Index column = (panel * NV + v) * w, lanes = bias ? columns - column : 0;
@@ -139,12 +138,11 @@ class ForwardLoop {
     constexpr int NV = Gates * Units;
     const T* bias = static_cast<const T*>(s_.bias_hh);
     product<T, NV>(
-        team, segment.rows, ceil_div(H_, Units * w), H_, a, H_, packed,
+        team, segment.rows, ceil_div(H_, w) * Gates, H_, a, H_, packed,
         [&](T* tile, Index, Index rows, Index panel) {
           for (Index v = 0; v < NV; ++v) {
             const Index unit = (panel * Units + v / Gates) * w, lanes = bias ? H_ - unit : 0;
-            const V value =
-                V::load(bias + (gate0 + v % Gates) * H_ + unit, lanes < 0 ? 0 : lanes);
+            const V value = V::load(bias + (gate0 + v % Gates) * H_ + unit, lanes < 0 ? 0 : lanes);
             for (Index r = 0; r < rows; ++r) value.store(tile + (r * NV + v) * w);
           }
         },
@@ -155,8 +153,7 @@ class ForwardLoop {
             for (Index r = 0; r < rows; ++r) {
               V h[Gates];
 #pragma GCC unroll 4
-              for (int g = 0; g < Gates; ++g)
-                h[g] = V::load(tile + (r * NV + u * Gates + g) * w);
+              for (int g = 0; g < Gates; ++g) h[g] = V::load(tile + (r * NV + u * Gates + g) * w);
               finish(row0 + r, unit, lanes, h);
             }
           }
@@ -184,8 +181,7 @@ class ForwardLoop {
   void operand_step(const Team& team, const Segment& segment) const {
     const T* prev_h = previous(segment);
     gate_product<at_least_one<first>, first_units>(
-        team, segment, 0, prev_h, packed_first_,
-        [&](Index r, Index unit, Index lanes, const V* h) {
+        team, segment, 0, prev_h, packed_first_, [&](Index r, Index unit, Index lanes, const V* h) {
           V x[G], prev[S], kept[at_least_one<first>];
           load<first>(x_ + (segment.row + r) * x_stride_, unit, lanes, x);
           prev[0] = V::load(prev_h + r * H_ + unit, lanes);

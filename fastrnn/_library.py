@@ -25,6 +25,8 @@ _SCHEMAS = (
     " -> (Tensor grad_input, Tensor grad_state, Tensor grad_weight_ih, Tensor grad_weight_hh,"
     " Tensor grad_bias_ih, Tensor grad_bias_hh)",
     "cpu_instruction_set() -> str",
+    "cpu_peak() -> float",
+    "cuda_device(int index) -> int[]",
 )
 for _schema in _SCHEMAS:
     LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))

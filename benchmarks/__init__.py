@@ -1,0 +1,1 @@
+"""Speed against torch.nn and against the floor; `python -m benchmarks`."""

@@ -1,0 +1,1 @@
+"""How fastrnn is built: the PEP 517 backend and the native build that setup.py runs."""

@@ -1,0 +1,25 @@
+// The floor's yardstick: how many multiply-adds a second this processor does when nothing else
+// limits it. Built once per instruction set (FASTRNN_ISA).
+#include "gemm_cpu.h"
+#include "recurrence_cpu.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+// Each thread multiplies a block of rows with one panel that stays in the first-level cache.
+double multiply_adds(const Team& team, std::int64_t rounds) {
+  constexpr int NV = 2, rows = tile_rows<NV>;
+  constexpr Index k = 128;
+  alignas(64) float a[rows * k], panel[k * NV * width<float>], tile[rows * NV * width<float>];
+  for (float& value : a) value = 1.f;
+  for (float& value : panel) value = 1.f;
+  for (float& value : tile) value = 0.f;
+  team.wait();
+  for (std::int64_t round = 0; round < rounds; ++round) {
+    micro_kernel<float, rows, NV, NV>(a, k, 1, panel, k, tile);
+    asm volatile("" : : "r"(tile) : "memory");  // someone may read it: not to be optimised away
+  }
+  team.wait();
+  return double(rounds) * k * rows * NV * width<float>;
+}
+
+}  // namespace fastrnn::FASTRNN_ISA

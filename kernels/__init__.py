@@ -1,0 +1,1 @@
+"""Triton kernels, the twins of those in csrc/."""
