@@ -28,16 +28,21 @@ struct RowBlocks {
 };
 
 // tile[rows][NV * width] += a[rows, k] panel[k][NV * width], over the first `Used` vectors of each.
+// A small tile has too few sums to hide a multiply-add's latency, so each is split into `Split`
+// that take k in turns.
 template <class T, int Rows, int NV, int Used>
 void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, Index k, T* tile) {
   using V = Vec<T>;
-  constexpr int w = V::width;
-  V sum[Rows][Used];
-#pragma GCC unroll 16
-  for (int r = 0; r < Rows; ++r)
+  constexpr int w = V::width, Split = Rows * Used >= 8 ? 1 : Rows * Used >= 4 ? 2 : 4;
+  V sum[Split][Rows][Used];
 #pragma GCC unroll 4
-    for (int v = 0; v < Used; ++v) sum[r][v] = V::load(tile + (r * NV + v) * w);
-  for (; k > 0; --k, a += k_stride, panel += NV * w) {
+  for (int s = 0; s < Split; ++s)
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < Used; ++v)
+        sum[s][r][v] = s == 0 ? V::load(tile + (r * NV + v) * w) : V(T(0));
+  const auto multiply_add = [&](V(&into)[Rows][Used]) __attribute__((always_inline)) {
     V b[Used];
 #pragma GCC unroll 4
     for (int v = 0; v < Used; ++v) b[v] = V::load(panel + v * w);
@@ -45,13 +50,22 @@ void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, 
     for (int r = 0; r < Rows; ++r) {
       const V x(a[r * row_stride]);
 #pragma GCC unroll 4
-      for (int v = 0; v < Used; ++v) sum[r][v] = sum[r][v] + x * b[v];
+      for (int v = 0; v < Used; ++v) into[r][v] = into[r][v] + x * b[v];
     }
-  }
+    a += k_stride, panel += NV * w;
+  };
+  for (; k >= Split; k -= Split)
+#pragma GCC unroll 4
+    for (int s = 0; s < Split; ++s) multiply_add(sum[s]);
+  for (; k > 0; --k) multiply_add(sum[0]);
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < Used; ++v) sum[r][v].store(tile + (r * NV + v) * w);
+    for (int v = 0; v < Used; ++v) {
+#pragma GCC unroll 4
+      for (int s = 1; s < Split; ++s) sum[0][r][v] = sum[0][r][v] + sum[s][r][v];
+      sum[0][r][v].store(tile + (r * NV + v) * w);
+    }
 }
 
 // The kernel of this many rows.
@@ -138,12 +152,16 @@ void pack_columns_transposed(const T* source, Index ld, Index lanes, Index k, T*
                              Index stride) {
   constexpr Index w = width<T>;
   lanes = lanes < 0 ? 0 : smaller(lanes, w);
-  for (Index k0 = 0; k0 < k; k0 += w) {  // blocks of w x w stay in the first-level cache
-    const Index k1 = smaller(k0 + w, k);
-    for (Index lane = 0; lane < lanes; ++lane)
-      for (Index i = k0; i < k1; ++i) out[i * stride + lane] = source[lane * ld + i];
-    for (Index lane = lanes; lane < w; ++lane)
-      for (Index i = k0; i < k1; ++i) out[i * stride + lane] = T(0);
+  for (Index k0 = 0; k0 < k; k0 += w) {
+    const Index depth = smaller(w, k - k0);
+    Vec<T> square[w];
+#pragma GCC unroll 16
+    for (Index lane = 0; lane < w; ++lane)
+      square[lane] = Vec<T>::load(source + lane * ld + k0, lane < lanes ? depth : 0);
+    transpose(square);
+#pragma GCC unroll 16
+    for (Index i = 0; i < w; ++i)
+      if (i < depth) square[i].store(out + (k0 + i) * stride);
   }
 }
 

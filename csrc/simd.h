@@ -3,7 +3,9 @@
 // must stay other functions, or the linker would keep one copy for all.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "inline.h"
 
@@ -95,6 +97,29 @@ struct Vec {
   friend FASTRNN_INLINE Vec operator*(Vec a, Vec b) { return a.v * b.v; }
   friend FASTRNN_INLINE Vec operator/(Vec a, Vec b) { return a.v / b.v; }
 };
+
+// One of log2(width) rounds of a transposition: swaps the off-diagonal blocks of `Block` lanes
+// between the rows x[i] and x[i + Block].
+template <int Block, class T, std::size_t... Lane>
+FASTRNN_INLINE void swap_blocks(Vec<T>* x, std::index_sequence<Lane...>) {
+  constexpr int w = Vec<T>::width;
+#pragma GCC unroll 16
+  for (int i = 0; i < w; ++i) {
+    if (i & Block) continue;
+    const auto a = x[i].v, b = x[i + Block].v;
+    x[i].v = __builtin_shufflevector(a, b, (Lane & Block ? w + Lane - Block : Lane)...);
+    x[i + Block].v = __builtin_shufflevector(a, b, (Lane & Block ? w + Lane : Lane + Block)...);
+  }
+}
+
+// x[width] as rows of a square, transposed in registers.
+template <class T, int Block = Vec<T>::width / 2>
+FASTRNN_INLINE void transpose(Vec<T>* x) {
+  if constexpr (Block > 0) {
+    swap_blocks<Block>(x, std::make_index_sequence<Vec<T>::width>());
+    transpose<T, Block / 2>(x);
+  }
+}
 
 // x within [-limit, limit]; NaN stays.
 template <class T>
