@@ -95,16 +95,13 @@ thread_local std::int64_t Scratch::held_bytes = 0;
 constexpr std::int64_t threaded_step = 1 << 17;
 
 template <class Arguments>
-void execute(const Kernel<Arguments>& kernel, const Arguments& arguments) {
-  const std::int64_t step =
-      arguments.rows * arguments.hidden_size * arguments.hidden_size / arguments.steps;
-  const int threads = step < threaded_step ? 1 : int(torch::stable::get_num_threads());
-  const Scratch scratch(kernel.workspace(arguments, threads));
+void run(const Kernel<Arguments>& kernel, const Arguments& arguments, char* workspace,
+         int threads) {
   struct Call {
     const Kernel<Arguments>& kernel;
     const Arguments& arguments;
     char* workspace;
-  } call{kernel, arguments, scratch.data()};
+  } call{kernel, arguments, workspace};
   Team::run(
       threads,
       [](const Team& team, void* p) {
@@ -112,6 +109,15 @@ void execute(const Kernel<Arguments>& kernel, const Arguments& arguments) {
         c.kernel.run(team, c.arguments, c.workspace);
       },
       &call);
+}
+
+template <class Arguments>
+void run(const Kernel<Arguments>& kernel, const Arguments& arguments) {
+  const std::int64_t step =
+      arguments.rows * arguments.hidden_size * arguments.hidden_size / arguments.steps;
+  const int threads = step < threaded_step ? 1 : int(torch::stable::get_num_threads());
+  const Scratch scratch(kernel.workspace(arguments, threads));
+  run(kernel, arguments, scratch.data(), threads);
 }
 
 const void* data(const std::optional<Tensor>& tensor) {
@@ -129,7 +135,7 @@ Sequence sequence(const Inputs& in, const Walk& walk) {
           in.input.const_data_ptr(),
           in.state.const_data_ptr(),
           data(in.weight_ih),
-          in.weight_hh.const_data_ptr(),
+          data(in.weight_hh),
           data(in.bias_ih),
           data(in.bias_hh)};
 }
@@ -152,12 +158,60 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
   Tensor reserve = torch::stable::new_empty(in.input, {saved, in.sizes.reserve * H});
   if (in.rows > 0) {
     const Walk walk(in.batch_sizes, reverse);
-    const Forward arguments{sequence(in, walk),        save,
+    const Forward arguments{sequence(in, walk),        nullptr,
+                            in.weight_ih.has_value(),  save,
                             output.mutable_data_ptr(), state_n.mutable_data_ptr(),
                             cells.mutable_data_ptr(),  reserve.mutable_data_ptr()};
-    execute(kernels_for(cell, in.input).forward, arguments);
+    run(kernels_for(cell, in.input).forward, arguments);
   }
   return {output, state_n, cells, reserve};
+}
+
+Weights weights_of(std::int64_t input_size, std::int64_t hidden_size) {
+  return {input_size, hidden_size, nullptr, nullptr};
+}
+
+Tensor pack_weights(const Tensor& weight_ih, const Tensor& weight_hh, const std::string& cell) {
+  const std::int64_t GH = weight_hh.size(0), H = GH / cell_sizes(cell).gates;
+  const Tensor hh = checked("weight_hh", weight_hh, {cell_sizes(cell).gates * H, H}, weight_hh);
+  const Tensor ih = checked("weight_ih", weight_ih, {GH, weight_ih.size(-1)}, weight_hh);
+  check_kernel_dtype(hh);
+  Weights weights = weights_of(ih.size(1), H);
+  weights.weight_ih = ih.const_data_ptr(), weights.weight_hh = hh.const_data_ptr();
+  const Kernel<Weights>& kernel = kernels_for(cell, hh).pack;
+  const std::int64_t bytes = kernel.workspace(weights, 1);
+  Tensor packed = torch::stable::new_empty(hh, {bytes / std::int64_t(hh.element_size())});
+  run(kernel, weights, static_cast<char*>(packed.mutable_data_ptr()), 1);
+  return packed;
+}
+
+std::tuple<Tensor, Tensor> recurrence_packed(const Tensor& input, const Tensor& state,
+                                             const Tensor& packed,
+                                             const std::optional<Tensor>& bias_ih,
+                                             const std::optional<Tensor>& bias_hh,
+                                             const Tensor& batch_sizes, const std::string& cell,
+                                             bool reverse) {
+  const Inputs in =
+      checked_inputs(input, state, std::nullopt, std::nullopt, bias_ih, bias_hh, batch_sizes, cell);
+  const CellKernels& kernels = kernels_for(cell, in.input);
+  const std::int64_t bytes = kernels.pack.workspace(weights_of(in.input_size, in.hidden_size), 1);
+  const Tensor weights =
+      checked("packed", packed, {bytes / std::int64_t(in.input.element_size())}, in.input);
+  Tensor output = torch::stable::new_empty(in.input, {in.rows, in.hidden_size});
+  Tensor state_n = torch::stable::clone(in.state);
+  if (in.rows > 0) {
+    const Walk walk(in.batch_sizes, reverse);
+    const Forward arguments{sequence(in, walk),
+                            static_cast<char*>(weights.data_ptr()),
+                            true,
+                            false,
+                            output.mutable_data_ptr(),
+                            state_n.mutable_data_ptr(),
+                            nullptr,
+                            nullptr};
+    run(kernels.forward, arguments);
+  }
+  return {output, state_n};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(
@@ -205,7 +259,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(
         kept.const_data_ptr(), pointer(g_input),     g_state.mutable_data_ptr(),
         pointer(g_weight_ih),  pointer(g_weight_hh), pointer(g_bias_ih),
         pointer(g_bias_hh)};
-    execute(kernels_for(cell, in.input).backward, arguments);
+    run(kernels_for(cell, in.input).backward, arguments);
   } else {
     for (Tensor* tensor : {&g_input, &g_weight_ih, &g_weight_hh, &g_bias_ih, &g_bias_hh})
       torch::stable::zero_(*tensor);
@@ -260,6 +314,8 @@ std::vector<std::int64_t> cuda_device(std::int64_t index) {
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("recurrence", TORCH_BOX(&recurrence));
   m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
+  m.impl("pack_weights", TORCH_BOX(&pack_weights));
+  m.impl("recurrence_packed", TORCH_BOX(&recurrence_packed));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {

@@ -27,6 +27,12 @@ CellSizes cell_sizes(const std::string& cell) {
   return {};
 }
 
+void check_kernel_dtype(const Tensor& tensor) {
+  using torch::headeronly::ScalarType;
+  check(tensor.scalar_type() == ScalarType::Float || tensor.scalar_type() == ScalarType::Double,
+        "the compiled kernels take float32 and float64");
+}
+
 Tensor checked(const char* name, const Tensor& tensor, const std::vector<std::int64_t>& shape,
                const Tensor& like) {
   check(shape_of(tensor) == shape, name, " must be ", text(shape), ", got ",
@@ -37,20 +43,20 @@ Tensor checked(const char* name, const Tensor& tensor, const std::vector<std::in
 }
 
 Inputs checked_inputs(const Tensor& input, const Tensor& state,
-                      const std::optional<Tensor>& weight_ih, const Tensor& weight_hh,
-                      const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
-                      const Tensor& batch_sizes, const std::string& cell) {
+                      const std::optional<Tensor>& weight_ih,
+                      const std::optional<Tensor>& weight_hh, const std::optional<Tensor>& bias_ih,
+                      const std::optional<Tensor>& bias_hh, const Tensor& batch_sizes,
+                      const std::string& cell) {
   using torch::headeronly::ScalarType;
   const CellSizes sizes = cell_sizes(cell);
-  check(input.scalar_type() == ScalarType::Float || input.scalar_type() == ScalarType::Double,
-        "input must be float32 or float64");
+  check_kernel_dtype(input);
   check(input.dim() == 2, "input must be [N, I], got ", text(shape_of(input)));
   check(state.dim() == 3, "state must be [S, B, H], got ", text(shape_of(state)));
   const std::int64_t rows = input.size(0), batch = state.size(1), H = state.size(2);
   const std::int64_t I = input.size(1), GH = sizes.gates * H;
   check(H > 0, "hidden size must be at least 1, got 0");
-  check(weight_ih || I == GH, "input must be x_proj [N, G*H] = ", text({rows, GH}), ", got ",
-        text(shape_of(input)));
+  check(weight_ih || !weight_hh || I == GH, "input must be x_proj [N, G*H] = ", text({rows, GH}),
+        ", got ", text(shape_of(input)));
   const auto maybe = [&](const char* name, const std::optional<Tensor>& tensor,
                          const std::vector<std::int64_t>& shape) {
     return tensor ? std::optional<Tensor>(checked(name, *tensor, shape, input)) : std::nullopt;
@@ -72,7 +78,7 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
   return {torch::stable::contiguous(input),
           checked("state", state, {sizes.states, batch, H}, input),
           maybe("weight_ih", weight_ih, {GH, I}),
-          checked("weight_hh", weight_hh, {GH, H}, input),
+          maybe("weight_hh", weight_hh, {GH, H}),
           maybe("bias_ih", bias_ih, {GH}),
           maybe("bias_hh", bias_hh, {GH}),
           std::move(counts),

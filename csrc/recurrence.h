@@ -33,21 +33,23 @@ struct CellSizes {
 };
 CellSizes cell_sizes(const std::string& cell);
 
-// One layer's inputs, contiguous and checked against each other.
+// One layer's inputs, contiguous and checked against each other. The weights are absent where
+// packed ones stand in for them.
 struct Inputs {
   Tensor input, state;
-  std::optional<Tensor> weight_ih;
-  Tensor weight_hh;
-  std::optional<Tensor> bias_ih, bias_hh;
+  std::optional<Tensor> weight_ih, weight_hh, bias_ih, bias_hh;
   std::vector<std::int64_t> batch_sizes;
   std::int64_t rows, batch, input_size, hidden_size;
   CellSizes sizes;
 };
 
 Inputs checked_inputs(const Tensor& input, const Tensor& state,
-                      const std::optional<Tensor>& weight_ih, const Tensor& weight_hh,
-                      const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
-                      const Tensor& batch_sizes, const std::string& cell);
+                      const std::optional<Tensor>& weight_ih,
+                      const std::optional<Tensor>& weight_hh, const std::optional<Tensor>& bias_ih,
+                      const std::optional<Tensor>& bias_hh, const Tensor& batch_sizes,
+                      const std::string& cell);
+
+void check_kernel_dtype(const Tensor& tensor);
 
 // `tensor` contiguous, once its shape, dtype and device are `shape` and those of `like`.
 Tensor checked(const char* name, const Tensor& tensor, const std::vector<std::int64_t>& shape,

@@ -19,8 +19,29 @@ void run(const Team& team, const Arguments& arguments, char* workspace) {
   Loop(arguments, workspace, team.size).run(team);
 }
 
+// Packs the weights into the workspace itself.
+template <class T, class Cell>
+class Packing {
+ public:
+  Packing(const Weights& weights, char* workspace, int)
+      : weights_(weights),
+        arena_(workspace),
+        packed_(arena_, weights.input_size, weights.hidden_size) {}
+  Index bytes() const { return arena_.bytes(); }
+  void run(const Team& team) const {
+    packed_.pack(team, static_cast<const T*>(weights_.weight_ih),
+                 static_cast<const T*>(weights_.weight_hh));
+  }
+
+ private:
+  const Weights& weights_;
+  Arena arena_;
+  const PackedWeights<T, Cell> packed_;
+};
+
 template <class T, class Cell>
 constexpr CellKernels cell_kernels = {
+    {workspace<Packing<T, Cell>, Weights>, run<Packing<T, Cell>, Weights>},
     {workspace<ForwardLoop<T, Cell>, Forward>, run<ForwardLoop<T, Cell>, Forward>},
     {workspace<BackwardLoop<T, Cell>, Backward>, run<BackwardLoop<T, Cell>, Backward>}};
 

@@ -22,20 +22,28 @@ struct Sequence {
   const Segment* segments;                            // in the order of the steps
   const std::int64_t* step_begin;                     // [steps + 1], into segments
   std::int64_t steps;
-  const void* input;      // [N, I], or [N, G*H] without weight_ih
+  const void* input;      // [N, I], or its projection [N, G*H]
   const void* state;      // [S, B, H]
-  const void* weight_ih;  // [G*H, I] or null
+  const void* weight_ih;  // [G*H, I], or null without a projection
   const void* weight_hh;  // [G*H, H]
   const void* bias_ih;    // [G*H] or null
   const void* bias_hh;    // [G*H] or null
 };
 
 struct Forward : Sequence {
+  char* packed;   // what Weights made, in place of the weights, or null
+  bool projects;  // whether the input is still to be projected
   bool save;      // write cells and reserve
   void* output;   // [N, H]
   void* state_n;  // [S, B, H]
   void* cells;    // [S-1, N, H]
   void* reserve;  // [N, R*H]
+};
+
+// Packing alone; its workspace is the result.
+struct Weights {
+  std::int64_t input_size, hidden_size;
+  const void *weight_ih, *weight_hh;
 };
 
 struct Backward : Sequence {
@@ -61,6 +69,7 @@ struct Kernel {
 };
 
 struct CellKernels {
+  Kernel<Weights> pack;
   Kernel<Forward> forward;
   Kernel<Backward> backward;
 };

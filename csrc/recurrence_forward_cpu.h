@@ -4,50 +4,35 @@
 
 #include "cells.h"
 #include "gemm_cpu.h"
+#include "packed_weights_cpu.h"
 #include "recurrence_cpu.h"
 #include "workspace.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
-template <int N>
-constexpr int at_least_one = N > 0 ? N : 1;
-
-// A panel of a recurrent product holds `units` vectors of hidden units, all their gates together:
-// column (unit u, gate g) is vector u * gates + g. So a tile ends with every gate of its units.
-template <int Gates>
-constexpr int panel_units = Gates <= 2 ? 2 : 1;
-
 template <class T, class Cell>
 class ForwardLoop {
   using V = Vec<T>;
   static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve;
-  static constexpr int first = Cell::operand_gates, last = G - first;  // gates of each product
-  static constexpr int first_units = panel_units<first>, last_units = panel_units<last>;
-  static constexpr int first_vectors = at_least_one<first * first_units>;
-  static constexpr int last_vectors = last * last_units;
-  static constexpr int projection_vectors = 4;
+  using Packed = PackedWeights<T, Cell>;
+  static constexpr int first = Packed::first, last = Packed::last;
   static constexpr Index w = V::width;
 
  public:
   ForwardLoop(const Forward& args, char* workspace, int)
-      : s_(args), H_(args.hidden_size), arena_(workspace) {
-    const Index I = s_.input_size, GH = G * H_;
-    if (s_.weight_ih) {
-      packed_ih_ = arena_.template take<T>(ceil_div(GH, projection_vectors * w) *
-                                           projection_vectors * w * I);
+      : s_(args), H_(args.hidden_size), arena_(workspace), packs_(args.packed), packed_(weights()) {
+    const Index GH = G * H_;
+    x_stride_ = GH;
+    if (s_.projects) {
       // The activations of a row overwrite its projection where both are kept.
       const bool in_reserve = s_.save && R >= G;
-      x_stride_ = in_reserve ? R * H_ : GH;
+      if (in_reserve) x_stride_ = R * H_;
       x_proj_ = in_reserve ? static_cast<T*>(s_.reserve) : arena_.template take<T>(s_.rows * GH);
       x_ = x_proj_;
     } else {
       x_ = static_cast<const T*>(s_.input);
-      x_stride_ = GH;
     }
-    packed_last_ = arena_.template take<T>(ceil_div(H_, last_units * w) * last_vectors * w * H_);
     if constexpr (first > 0) {
-      packed_first_ =
-          arena_.template take<T>(ceil_div(H_, first_units * w) * first_vectors * w * H_);
       operand_ = arena_.template take<T>(s_.batch * H_);
       stage_ = arena_.template take<T>(s_.save ? 0 : s_.batch * first * H_);
     }
@@ -56,16 +41,12 @@ class ForwardLoop {
   Index bytes() const { return arena_.bytes(); }
 
   void run(const Team& team) {
-    const T* weight = static_cast<const T*>(s_.weight_hh);
-    if (s_.weight_ih)
-      pack_transposed<T, projection_vectors>(team, static_cast<const T*>(s_.weight_ih), G * H_,
-                                             s_.input_size, packed_ih_);
-    if constexpr (first > 0) pack_gates<first, first_units>(team, weight, packed_first_);
-    pack_gates<last, last_units>(team, weight + first * H_ * H_, packed_last_);
+    if (!s_.packed)
+      packed_.pack(team, static_cast<const T*>(s_.weight_ih), static_cast<const T*>(s_.weight_hh));
     for (Index i = team.begin(s_.batch * H_ * (S - 1)); i < team.end(s_.batch * H_ * (S - 1)); ++i)
       state_n(1)[i] = state(1)[i];
     team.wait();
-    if (s_.weight_ih) {
+    if (s_.projects) {
       project(team);
       team.wait();
     }
@@ -93,25 +74,13 @@ class ForwardLoop {
     return segment.prev < 0 ? state(0) + segment.sequence * H_ : output(segment.prev);
   }
 
-  // weight [Gates*H, H] to gate-interleaved panels.
-  template <int Gates, int Units>
-  void pack_gates(const Team& team, const T* weight, T* packed) const {
-    constexpr int NV = Gates * Units;
-    const Index vectors = ceil_div(H_, Units * w) * NV;
-    for (Index v = team.begin(vectors); v < team.end(vectors); ++v) {
-      const Index panel = v / NV, unit = (panel * Units + v % NV / Gates) * w, gate = v % Gates;
-      pack_columns_transposed(weight + (gate * H_ + unit) * H_, H_, H_ - unit, H_,
-                              packed + panel * H_ * NV * w + v % NV * w, NV * w);
-    }
-  }
-
   void project(const Team& team) const {
-    constexpr int NV = projection_vectors;
+    constexpr int NV = Packed::projection_vectors;
     const Index columns = G * H_;
     const T* bias = static_cast<const T*>(s_.bias_ih);
     product<T, NV>(
         team, s_.rows, ceil_div(columns, w), s_.input_size, static_cast<const T*>(s_.input),
-        s_.input_size, packed_ih_,
+        s_.input_size, packed_.ih,
         [&](T* tile, Index, Index rows, Index panel) {
           for (Index v = 0; v < NV; ++v) {
             const Index column = (panel * NV + v) * w, lanes = bias ? columns - column : 0;
@@ -132,10 +101,10 @@ class ForwardLoop {
 
   // The recurrent product of gates [gate0, gate0 + Gates) over one segment; finish(row in segment,
   // unit, lanes, h) gets each vector of units once.
-  template <int Gates, int Units, class Finish>
+  template <int Gates, class Finish>
   void gate_product(const Team& team, const Segment& segment, int gate0, const T* a,
                     const T* packed, const Finish& finish) const {
-    constexpr int NV = Gates * Units;
+    constexpr int Units = panel_units<Gates>, NV = Gates * Units;
     const T* bias = static_cast<const T*>(s_.bias_hh);
     product<T, NV>(
         team, segment.rows, ceil_div(H_, w) * Gates, H_, a, H_, packed,
@@ -180,8 +149,9 @@ class ForwardLoop {
 
   void operand_step(const Team& team, const Segment& segment) const {
     const T* prev_h = previous(segment);
-    gate_product<at_least_one<first>, first_units>(
-        team, segment, 0, prev_h, packed_first_, [&](Index r, Index unit, Index lanes, const V* h) {
+    gate_product<at_least_one<first>>(
+        team, segment, 0, prev_h, packed_.first_gates,
+        [&](Index r, Index unit, Index lanes, const V* h) {
           V x[G], prev[S], kept[at_least_one<first>];
           load<first>(x_ + (segment.row + r) * x_stride_, unit, lanes, x);
           prev[0] = V::load(prev_h + r * H_ + unit, lanes);
@@ -194,24 +164,26 @@ class ForwardLoop {
   void step_(const Team& team, const Segment& segment) const {
     const T* prev_h = previous(segment);
     const T* a = first > 0 ? operand_ + segment.sequence * H_ : prev_h;
-    gate_product<last, last_units>(
-        team, segment, first, a, packed_last_, [&](Index r, Index unit, Index lanes, const V* h) {
-          const Index row = segment.row + r, sequence = segment.sequence + r;
-          V x[last], prev[S], next[S], kept[at_least_one<R>];
-          load<last>(x_ + row * x_stride_ + first * H_, unit, lanes, x);
-          if constexpr (first > 0) load<first>(stage(segment, r), unit, lanes, kept);
-          prev[0] = V::load(prev_h + r * H_ + unit, lanes);
-          for (int i = 1; i < S; ++i) prev[i] = V::load(state_n(i) + sequence * H_ + unit, lanes);
-          Cell::forward(x, h, prev, next, kept);
-          next[0].store(output(row) + unit, lanes);
-          for (int i = 1; i < S; ++i) {
-            next[i].store(state_n(i) + sequence * H_ + unit, lanes);
-            if (s_.save)
-              next[i].store(static_cast<T*>(s_.cells) + ((i - 1) * s_.rows + row) * H_ + unit,
-                            lanes);
-          }
-          if (s_.save) store<R>(kept, unit, lanes, reserve(row));
-        });
+    gate_product<last>(team, segment, first, a, packed_.last_gates,
+                       [&](Index r, Index unit, Index lanes, const V* h) {
+                         const Index row = segment.row + r, sequence = segment.sequence + r;
+                         V x[last], prev[S], next[S], kept[at_least_one<R>];
+                         load<last>(x_ + row * x_stride_ + first * H_, unit, lanes, x);
+                         if constexpr (first > 0) load<first>(stage(segment, r), unit, lanes, kept);
+                         prev[0] = V::load(prev_h + r * H_ + unit, lanes);
+                         for (int i = 1; i < S; ++i)
+                           prev[i] = V::load(state_n(i) + sequence * H_ + unit, lanes);
+                         Cell::forward(x, h, prev, next, kept);
+                         next[0].store(output(row) + unit, lanes);
+                         for (int i = 1; i < S; ++i) {
+                           next[i].store(state_n(i) + sequence * H_ + unit, lanes);
+                           if (s_.save)
+                             next[i].store(
+                                 static_cast<T*>(s_.cells) + ((i - 1) * s_.rows + row) * H_ + unit,
+                                 lanes);
+                         }
+                         if (s_.save) store<R>(kept, unit, lanes, reserve(row));
+                       });
   }
 
   void copy_last(const Team& team, const Segment& segment) const {
@@ -221,11 +193,15 @@ class ForwardLoop {
       to[i] = from[i];
   }
 
+  Packed weights() {
+    return Packed(s_.packed ? packs_ : arena_, s_.projects ? s_.input_size : 0, H_);
+  }
+
   const Forward& s_;
   const Index H_;
-  Arena arena_;
-  T *packed_ih_ = nullptr, *x_proj_ = nullptr, *packed_first_ = nullptr, *packed_last_ = nullptr;
-  T *operand_ = nullptr, *stage_ = nullptr;
+  Arena arena_, packs_;
+  const Packed packed_;
+  T *x_proj_ = nullptr, *operand_ = nullptr, *stage_ = nullptr;
   const T* x_;
   Index x_stride_;
 };
