@@ -119,30 +119,44 @@ struct Tiles {
   const Index full;
 };
 
+// The init of a product that starts from nothing.
+template <class T, int NV>
+void zero_tile(T* tile, Index, Index rows, Index) {
+  for (Index i = 0; i < rows * NV; ++i) Vec<T>(T(0)).store(tile + i * width<T>);
+}
+
 // This thread's share of C = init + A B, A row-major with stride `lda`, B packed and `vectors`
 // wide. For each tile: init(tile, row0, rows, panel) fills it, finish(tile, row0, rows, panel)
-// takes the sums.
+// takes the sums. A long sum is made of slices: a small term rounds against its slice, not against
+// the whole.
+constexpr Index sum_slice = 1024;
+
 template <class T, int NV, class Init, class Finish>
 void product(const Team& team, Index rows, Index vectors, Index k, const T* a, Index lda,
              const T* packed, const Init& init, const Finish& finish) {
   if (rows == 0 || vectors == 0) return;
-  alignas(64) T tile[tile_rows<NV> * NV * width<T>];
+  constexpr Index panel_row = NV * width<T>, tile_size = tile_rows<NV> * panel_row;
+  alignas(64) T tile[tile_size], slice[tile_size];
   const Tiles<NV> tiles(rows, vectors);
+  const Index slices = ceil_div(k, sum_slice);
   const Index end = tiles.share(team.rank + 1, team.size);
   for (Index item = tiles.share(team.rank, team.size); item < end; ++item) {
     const Index panel = item / tiles.blocks.count, block = item % tiles.blocks.count;
     const Index row0 = tiles.blocks.start(block), count = tiles.blocks.start(block + 1) - row0;
     init(tile, row0, count, panel);
-    tile_product<T, NV>(tiles.used(panel), count, a + row0 * lda, lda, 1,
-                        packed + panel * k * NV * width<T>, k, tile);
+    for (Index i = 0; i < slices; ++i) {
+      const Index begin = k * i / slices, depth = k * (i + 1) / slices - begin;
+      T* const sums = slices == 1 ? tile : slice;
+      if (slices > 1) zero_tile<T, NV>(slice, row0, count, panel);
+      tile_product<T, NV>(tiles.used(panel), count, a + row0 * lda + begin, lda, 1,
+                          packed + (panel * k + begin) * panel_row, depth, sums);
+      if (slices > 1)
+        for (Index v = 0; v < count * NV; ++v)
+          (Vec<T>::load(tile + v * width<T>) + Vec<T>::load(slice + v * width<T>))
+              .store(tile + v * width<T>);
+    }
     finish(tile, row0, count, panel);
   }
-}
-
-// The init of a product that starts from nothing.
-template <class T, int NV>
-void zero_tile(T* tile, Index, Index rows, Index) {
-  for (Index i = 0; i < rows * NV; ++i) Vec<T>(T(0)).store(tile + i * width<T>);
 }
 
 // One vector of columns, transposed: out[k][0..width) = source[lane * ld + k], zeros from `lanes`
@@ -200,8 +214,8 @@ struct Target {
   T* out;
 };
 
-// This thread's rows of C = A^T B for several B: `a` is [k, lda] and C's row m is a's column m.
-// `scratch` holds `transposed_scratch` values and is the thread's own.
+// This thread's rows of C = A^T B, or C += A^T B, for several B: `a` is [k, lda] and C's row m is
+// a's column m. `scratch` holds `transposed_scratch` values and is the thread's own.
 constexpr Index k_block = 512;
 template <class T, int NV>
 constexpr Index scratch_stride = ceil_div(tile_rows<NV>, width<T>) * width<T>;
@@ -210,7 +224,7 @@ constexpr Index transposed_scratch = k_block * scratch_stride<T, NV>;
 
 template <class T, int NV>
 void transposed_product(const Team& team, const T* a, Index lda, Index m, Index k,
-                        const Target<T>* targets, int count, T* scratch) {
+                        const Target<T>* targets, int count, T* scratch, bool accumulate = false) {
   constexpr Index w = width<T>, panel_width = NV * w, stride = scratch_stride<T, NV>;
   alignas(64) T tile[tile_rows<NV> * panel_width];
   const RowBlocks<NV> blocks(m);
@@ -227,18 +241,16 @@ void transposed_product(const Team& team, const T* a, Index lda, Index m, Index 
           const T* b = target->packed + (panel * k + k0) * panel_width;
           T* out = target->out + row0 * target->columns + panel * panel_width;
           const Index left = target->columns - panel * panel_width;
-          for (Index r = 0; r < rows; ++r)
-            for (Index v = 0; v < NV; ++v) {
-              const Index lanes = left - v * w < 0 || k0 == 0 ? 0 : left - v * w;
-              Vec<T>::load(out + r * target->columns + v * w, lanes).store(tile + (r * NV + v) * w);
-            }
+          zero_tile<T, NV>(tile, 0, rows, 0);
           tile_product<T, NV>(vectors_used<NV>(ceil_div(left, w)), rows, scratch, 1, stride, b,
                               depth, tile);
           for (Index r = 0; r < rows; ++r)
-            for (Index v = 0; v < NV; ++v)
-              if (left > v * w)
-                Vec<T>::load(tile + (r * NV + v) * w)
-                    .store(out + r * target->columns + v * w, left - v * w);
+            for (Index v = 0; v < NV && v * w < left; ++v) {
+              T* const here = out + r * target->columns + v * w;
+              Vec<T> sum = Vec<T>::load(tile + (r * NV + v) * w);
+              if (accumulate || k0 > 0) sum = Vec<T>::load(here, left - v * w) + sum;
+              sum.store(here, left - v * w);
+            }
         }
       }
     }
@@ -248,12 +260,13 @@ void transposed_product(const Team& team, const T* a, Index lda, Index m, Index 
 // This thread's columns of out[n] = the sums of a [rows, n] over its rows, in two levels: one long
 // sum would round each small term against the whole.
 template <class T>
-void column_sums(const Team& team, const T* a, Index rows, Index n, T* out) {
+void column_sums(const Team& team, const T* a, Index rows, Index n, T* out,
+                 bool accumulate = false) {
   constexpr Index w = width<T>, level = 32;
   const Index vectors = ceil_div(n, w);
   for (Index v = team.begin(vectors); v < team.end(vectors); ++v) {
     const Index lanes = n - v * w;
-    Vec<T> sum(T(0));
+    Vec<T> sum = Vec<T>::load(out + v * w, accumulate ? lanes : 0);
     for (Index row = 0; row < rows; row += level) {
       Vec<T> part(T(0));
       for (Index i = row; i < smaller(row + level, rows); ++i)

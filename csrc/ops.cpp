@@ -1,123 +1,21 @@
 // The operators on CPU tensors, on torch's stable ABI; `fastrnn/ops.py` holds their schemas.
 #include <torch/csrc/stable/library.h>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <chrono>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <tuple>
 
 #include "device.h"
+#include "dispatch.h"
 #include "recurrence.h"
 
 namespace fastrnn {
 
 namespace {
 
-struct InstructionSet {
-  const char* name;
-  bool supported;
-  const CellKernels* (*kernels)(const char* cell, int dtype_bytes);
-  double (*multiply_adds)(const Team& team, std::int64_t rounds);
-};
-
-// The widest set this processor has, or the one FASTRNN_CPU names.
-const InstructionSet& instruction_set() {
-  static const InstructionSet sets[] = {
-#ifdef FASTRNN_HAVE_AVX512
-      {"avx512",
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"),
-       avx512::kernels, avx512::multiply_adds},
-#endif
-#ifdef FASTRNN_HAVE_AVX2
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::kernels,
-       avx2::multiply_adds},
-#endif
-      {"portable", true, portable::kernels, portable::multiply_adds},
-  };
-  static const InstructionSet& chosen = []() -> const InstructionSet& {
-    const char* asked = std::getenv("FASTRNN_CPU");
-    std::string names;
-    for (const InstructionSet& set : sets) {
-      if (!set.supported) continue;
-      if (!asked || !*asked || set.name == std::string(asked)) return set;
-      names += names.empty() ? set.name : std::string(", ") + set.name;
-    }
-    throw std::runtime_error("FASTRNN_CPU must be one of " + names + " on this processor, got " +
-                             asked);
-  }();
-  return chosen;
-}
-
-// Scratch memory, kept between calls: glibc would hand buffers of this size back to the system
-// each time and page them in again. Only what is larger than `kept` is returned.
-class Scratch {
- public:
-  explicit Scratch(std::int64_t bytes) : bytes_(bytes) {
-    if (bytes > held_bytes) {
-      held.reset();
-      held_bytes = 0;
-      held.reset(static_cast<char*>(::operator new(bytes, alignment)));
-#ifdef MADV_HUGEPAGE
-      // Panels of megabytes are streamed through once a step: 5% at H = 1500.
-      madvise(held.get(), bytes, MADV_HUGEPAGE);
-#endif
-      held_bytes = bytes;
-    }
-  }
-  ~Scratch() {
-    if (bytes_ > kept) {
-      held.reset();
-      held_bytes = 0;
-    }
-  }
-  char* data() const { return held.get(); }
-
- private:
-  static constexpr std::int64_t kept = std::int64_t(256) << 20;
-  static constexpr std::align_val_t alignment{2 << 20};  // a large page
-  struct Delete {
-    void operator()(char* p) const { ::operator delete(p, alignment); }
-  };
-  static thread_local std::unique_ptr<char, Delete> held;
-  static thread_local std::int64_t held_bytes;
-  const std::int64_t bytes_;
-};
-thread_local std::unique_ptr<char, Scratch::Delete> Scratch::held;
-thread_local std::int64_t Scratch::held_bytes = 0;
-
-// Below this many multiply-adds a step a second thread costs more than it saves.
-constexpr std::int64_t threaded_step = 1 << 17;
-
+// Multiply-adds of one step.
 template <class Arguments>
-void run(const Kernel<Arguments>& kernel, const Arguments& arguments, char* workspace,
-         int threads) {
-  struct Call {
-    const Kernel<Arguments>& kernel;
-    const Arguments& arguments;
-    char* workspace;
-  } call{kernel, arguments, workspace};
-  Team::run(
-      threads,
-      [](const Team& team, void* p) {
-        const Call& c = *static_cast<Call*>(p);
-        c.kernel.run(team, c.arguments, c.workspace);
-      },
-      &call);
-}
-
-template <class Arguments>
-void run(const Kernel<Arguments>& kernel, const Arguments& arguments) {
-  const std::int64_t step =
-      arguments.rows * arguments.hidden_size * arguments.hidden_size / arguments.steps;
-  const int threads = step < threaded_step ? 1 : int(torch::stable::get_num_threads());
-  const Scratch scratch(kernel.workspace(arguments, threads));
-  run(kernel, arguments, scratch.data(), threads);
+std::int64_t step_work(const Arguments& arguments) {
+  return arguments.rows * arguments.hidden_size * arguments.hidden_size / arguments.steps;
 }
 
 const void* data(const std::optional<Tensor>& tensor) {
@@ -162,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
                             in.weight_ih.has_value(),  save,
                             output.mutable_data_ptr(), state_n.mutable_data_ptr(),
                             cells.mutable_data_ptr(),  reserve.mutable_data_ptr()};
-    run(kernels_for(cell, in.input).forward, arguments);
+    run(kernels_for(cell, in.input).forward, arguments, step_work(arguments));
   }
   return {output, state_n, cells, reserve};
 }
@@ -173,9 +71,10 @@ Weights weights_of(std::int64_t input_size, std::int64_t hidden_size) {
 
 Tensor pack_weights(const Tensor& weight_ih, const Tensor& weight_hh, const std::string& cell) {
   const std::int64_t GH = weight_hh.size(0), H = GH / cell_sizes(cell).gates;
-  const Tensor hh = checked("weight_hh", weight_hh, {cell_sizes(cell).gates * H, H}, weight_hh);
-  const Tensor ih = checked("weight_ih", weight_ih, {GH, weight_ih.size(-1)}, weight_hh);
-  check_kernel_dtype(hh);
+  const Tensor hh =
+      check.tensor("weight_hh", weight_hh, {cell_sizes(cell).gates * H, H}, weight_hh);
+  const Tensor ih = check.tensor("weight_ih", weight_ih, {GH, weight_ih.size(-1)}, weight_hh);
+  check.kernel_dtype(hh);
   Weights weights = weights_of(ih.size(1), H);
   weights.weight_ih = ih.const_data_ptr(), weights.weight_hh = hh.const_data_ptr();
   const Kernel<Weights>& kernel = kernels_for(cell, hh).pack;
@@ -196,7 +95,7 @@ std::tuple<Tensor, Tensor> recurrence_packed(const Tensor& input, const Tensor& 
   const CellKernels& kernels = kernels_for(cell, in.input);
   const std::int64_t bytes = kernels.pack.workspace(weights_of(in.input_size, in.hidden_size), 1);
   const Tensor weights =
-      checked("packed", packed, {bytes / std::int64_t(in.input.element_size())}, in.input);
+      check.tensor("packed", packed, {bytes / std::int64_t(in.input.element_size())}, in.input);
   Tensor output = torch::stable::new_empty(in.input, {in.rows, in.hidden_size});
   Tensor state_n = torch::stable::clone(in.state);
   if (in.rows > 0) {
@@ -209,7 +108,7 @@ std::tuple<Tensor, Tensor> recurrence_packed(const Tensor& input, const Tensor& 
                             state_n.mutable_data_ptr(),
                             nullptr,
                             nullptr};
-    run(kernels.forward, arguments);
+    run(kernels.forward, arguments, step_work(arguments));
   }
   return {output, state_n};
 }
@@ -227,14 +126,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(
   const auto [gates, states, slots] = in.sizes;
   const auto maybe = [&](const char* name, const std::optional<Tensor>& tensor,
                          const std::vector<std::int64_t>& shape) {
-    return tensor ? std::optional<Tensor>(checked(name, *tensor, shape, in.input)) : std::nullopt;
+    return tensor ? std::optional<Tensor>(check.tensor(name, *tensor, shape, in.input))
+                  : std::nullopt;
   };
   const auto g_output = maybe("grad_output", grad_output, {N, H});
   const auto g_state_n = maybe("grad_state_n", grad_state_n, {states, in.batch, H});
   const auto g_cells = maybe("grad_cells", grad_cells, {states - 1, N, H});
-  const Tensor out = checked("output", output, {N, H}, in.input);
-  const Tensor cell_states = checked("cells", cells, {states - 1, N, H}, in.input);
-  const Tensor kept = checked("reserve", reserve, {N, slots * H}, in.input);
+  const Tensor out = check.tensor("output", output, {N, H}, in.input);
+  const Tensor cell_states = check.tensor("cells", cells, {states - 1, N, H}, in.input);
+  const Tensor kept = check.tensor("reserve", reserve, {N, slots * H}, in.input);
 
   // A gradient nobody wants is an empty tensor.
   const auto like = [&](bool wanted, const Tensor& tensor) {
@@ -259,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(
         kept.const_data_ptr(), pointer(g_input),     g_state.mutable_data_ptr(),
         pointer(g_weight_ih),  pointer(g_weight_hh), pointer(g_bias_ih),
         pointer(g_bias_hh)};
-    run(kernels_for(cell, in.input).backward, arguments);
+    run(kernels_for(cell, in.input).backward, arguments, step_work(arguments));
   } else {
     for (Tensor* tensor : {&g_input, &g_weight_ih, &g_weight_hh, &g_bias_ih, &g_bias_hh})
       torch::stable::zero_(*tensor);

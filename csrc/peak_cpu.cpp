@@ -1,7 +1,7 @@
 // The floor's yardstick: how many multiply-adds a second this processor does when nothing else
 // limits it. Built once per instruction set (FASTRNN_ISA).
 #include "gemm_cpu.h"
-#include "recurrence_cpu.h"
+#include "kernels_cpu.h"
 
 namespace fastrnn::FASTRNN_ISA {
 

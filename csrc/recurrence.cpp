@@ -1,22 +1,8 @@
 #include "recurrence.h"
 
+#include <torch/csrc/stable/ops.h>
+
 namespace fastrnn {
-
-namespace {
-
-std::string text(const std::vector<std::int64_t>& shape) {
-  std::string result = "[";
-  for (std::size_t i = 0; i < shape.size(); ++i)
-    result += (i ? ", " : "") + std::to_string(shape[i]);
-  return result + "]";
-}
-
-std::vector<std::int64_t> shape_of(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  return {sizes.begin(), sizes.end()};
-}
-
-}  // namespace
 
 CellSizes cell_sizes(const std::string& cell) {
   if (cell == "lstm") return {4, 2, 4};
@@ -27,21 +13,6 @@ CellSizes cell_sizes(const std::string& cell) {
   return {};
 }
 
-void check_kernel_dtype(const Tensor& tensor) {
-  using torch::headeronly::ScalarType;
-  check(tensor.scalar_type() == ScalarType::Float || tensor.scalar_type() == ScalarType::Double,
-        "the compiled kernels take float32 and float64");
-}
-
-Tensor checked(const char* name, const Tensor& tensor, const std::vector<std::int64_t>& shape,
-               const Tensor& like) {
-  check(shape_of(tensor) == shape, name, " must be ", text(shape), ", got ",
-        text(shape_of(tensor)));
-  check(tensor.scalar_type() == like.scalar_type(), name, " must have the input's dtype");
-  check(tensor.device() == like.device(), name, " must be on the input's device");
-  return torch::stable::contiguous(tensor);
-}
-
 Inputs checked_inputs(const Tensor& input, const Tensor& state,
                       const std::optional<Tensor>& weight_ih,
                       const std::optional<Tensor>& weight_hh, const std::optional<Tensor>& bias_ih,
@@ -49,7 +20,7 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
                       const std::string& cell) {
   using torch::headeronly::ScalarType;
   const CellSizes sizes = cell_sizes(cell);
-  check_kernel_dtype(input);
+  check.kernel_dtype(input);
   check(input.dim() == 2, "input must be [N, I], got ", text(shape_of(input)));
   check(state.dim() == 3, "state must be [S, B, H], got ", text(shape_of(state)));
   const std::int64_t rows = input.size(0), batch = state.size(1), H = state.size(2);
@@ -59,7 +30,7 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
         ", got ", text(shape_of(input)));
   const auto maybe = [&](const char* name, const std::optional<Tensor>& tensor,
                          const std::vector<std::int64_t>& shape) {
-    return tensor ? std::optional<Tensor>(checked(name, *tensor, shape, input)) : std::nullopt;
+    return tensor ? std::optional<Tensor>(check.tensor(name, *tensor, shape, input)) : std::nullopt;
   };
   check(batch_sizes.is_cpu() && batch_sizes.dim() == 1 &&
             batch_sizes.scalar_type() == ScalarType::Long,
@@ -76,7 +47,7 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
   }
   check(sum == rows, "batch_sizes must sum to N = ", rows, ", got ", sum);
   return {torch::stable::contiguous(input),
-          checked("state", state, {sizes.states, batch, H}, input),
+          check.tensor("state", state, {sizes.states, batch, H}, input),
           maybe("weight_ih", weight_ih, {GH, I}),
           maybe("weight_hh", weight_hh, {GH, H}),
           maybe("bias_ih", bias_ih, {GH}),

@@ -5,7 +5,7 @@
 
 #include "cells.h"
 #include "gemm_cpu.h"
-#include "recurrence_cpu.h"
+#include "kernels_cpu.h"
 #include "recurrence_forward_cpu.h"
 #include "workspace.h"
 

@@ -1,23 +1,12 @@
 // The whole sequence of one layer on the CPU: projection, time loop, gradients, in one parallel
 // region. Built once per instruction set (FASTRNN_ISA).
-#include "recurrence_cpu.h"
-
 #include <cstring>
 
+#include "kernels_cpu.h"
 #include "recurrence_backward_cpu.h"
 #include "recurrence_forward_cpu.h"
 
 namespace fastrnn::FASTRNN_ISA {
-
-template <class Loop, class Arguments>
-std::int64_t workspace(const Arguments& arguments, int threads) {
-  return Loop(arguments, nullptr, threads).bytes();
-}
-
-template <class Loop, class Arguments>
-void run(const Team& team, const Arguments& arguments, char* workspace) {
-  Loop(arguments, workspace, team.size).run(team);
-}
 
 // Packs the weights into the workspace itself.
 template <class T, class Cell>
@@ -40,10 +29,9 @@ class Packing {
 };
 
 template <class T, class Cell>
-constexpr CellKernels cell_kernels = {
-    {workspace<Packing<T, Cell>, Weights>, run<Packing<T, Cell>, Weights>},
-    {workspace<ForwardLoop<T, Cell>, Forward>, run<ForwardLoop<T, Cell>, Forward>},
-    {workspace<BackwardLoop<T, Cell>, Backward>, run<BackwardLoop<T, Cell>, Backward>}};
+constexpr CellKernels cell_kernels = {kernel<Packing<T, Cell>, Weights>,
+                                      kernel<ForwardLoop<T, Cell>, Forward>,
+                                      kernel<BackwardLoop<T, Cell>, Backward>};
 
 template <class Cell>
 const CellKernels* of_dtype(int bytes) {

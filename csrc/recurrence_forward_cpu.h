@@ -4,8 +4,8 @@
 
 #include "cells.h"
 #include "gemm_cpu.h"
+#include "kernels_cpu.h"
 #include "packed_weights_cpu.h"
-#include "recurrence_cpu.h"
 #include "workspace.h"
 
 namespace fastrnn::FASTRNN_ISA {

@@ -151,6 +151,14 @@ FASTRNN_INLINE void split_exp(Vec<T> x, Vec<T>& scale, Vec<T>& fraction) {
   scale.v = typename V::Register(exponent << C::mantissa);
 }
 
+// exp of x <= 0; what is below T's smallest normal number ends there.
+template <class T>
+FASTRNN_INLINE Vec<T> exp_negative(Vec<T> x) {
+  Vec<T> scale, fraction;
+  split_exp(clamp(x, Constants<T>::exp_limit), scale, fraction);
+  return scale * fraction + scale;
+}
+
 template <class T>
 FASTRNN_INLINE Vec<T> sigmoid(Vec<T> x) {
   Vec<T> scale, fraction;

@@ -24,10 +24,14 @@ _SCHEMAS = (
     "str cell, bool reverse, bool input_grad, bool weight_grad)"
     " -> (Tensor grad_input, Tensor grad_state, Tensor grad_weight_ih, Tensor grad_weight_hh,"
     " Tensor grad_bias_ih, Tensor grad_bias_hh)",
+    "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
+    "int ignore_index, float label_smoothing, bool mean, bool gradients)"
+    " -> (Tensor losses, Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
     # Inference with weights packed beforehand: what packing gives is for this process only.
     "pack_weights(Tensor weight_ih, Tensor weight_hh, str cell) -> Tensor packed",
-    "recurrence_packed(Tensor input, Tensor state, Tensor packed, Tensor? bias_ih, Tensor? bias_hh, "
-    "Tensor batch_sizes, str cell, bool reverse) -> (Tensor output, Tensor state_n)",
+    "recurrence_packed(Tensor input, Tensor state, Tensor packed, Tensor? bias_ih, "
+    "Tensor? bias_hh, Tensor batch_sizes, str cell, bool reverse)"
+    " -> (Tensor output, Tensor state_n)",
     "cpu_instruction_set() -> str",
     "cpu_peak() -> float",
     "cuda_device(int index) -> int[]",

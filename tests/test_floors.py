@@ -18,7 +18,7 @@ FLOORS = (
     ("cells",),
     ("backends",),
     ("ops",),
-    ("functional",),
+    ("functional", "loss"),
     ("_checks", "_layers", "_swap", "single_step", "modules"),
     ("fastrnn",),
     ("lm",),

@@ -232,6 +232,7 @@ def call(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        # ruff: noqa: E501
         ({"cell": "grue"}, r"cell must be one of .*, got 'grue'"),
         ({"input": torch.zeros(4, 3)}, r"input must be \[T, B, I\], got \[4, 3\]"),
         ({"weight_hh": torch.zeros(5, 15)}, r"weight_hh must be \[G\*H, H\] = \[15, 5\], got \[5, 15\]"),

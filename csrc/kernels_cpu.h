@@ -1,4 +1,4 @@
-// What the CPU time loop is given, and its entry in each instruction set's unit.
+// What the CPU kernels are given, and their entries in each instruction set's units.
 #pragma once
 
 #include <cstdint>
@@ -74,12 +74,30 @@ struct CellKernels {
   Kernel<Backward> backward;
 };
 
+// Linear layer, softmax and cross entropy together: hidden [M, K], weight [V, K].
+struct CrossEntropy {
+  std::int64_t rows, features, classes;  // M, K, V
+  const void* hidden;                    // [M, K]
+  const void* weight;                    // [V, K]
+  const void* bias;                      // [V] or null
+  const std::int64_t* target;            // [M]; a row whose target is ignore_index counts nothing
+  std::int64_t ignore_index;
+  double label_smoothing;
+  double scale;       // of every row's loss: 1, or 1 / rows that count
+  void* losses;       // [M], scaled
+  void* grad_hidden;  // [M, K] or null: no gradients at all
+  void* grad_weight;  // [V, K]
+  void* grad_bias;    // [V] or null
+};
+
 // One translation unit per instruction set.
 //   kernels        null for a cell that has none; `dtype_bytes` is 4 (float) or 8 (double)
+//   cross_entropy  never null
 //   multiply_adds  keeps the team's threads busy; returns the float multiply-adds of one thread
 #define FASTRNN_DECLARE(isa)                                     \
   namespace isa {                                                \
   const CellKernels* kernels(const char* cell, int dtype_bytes); \
+  const Kernel<CrossEntropy>* cross_entropy(int dtype_bytes);    \
   double multiply_adds(const Team& team, std::int64_t rounds);   \
   }
 FASTRNN_DECLARE(portable)

@@ -1,0 +1,40 @@
+// An operator's argument checks; what fails throws one line: operator, argument, expected, got.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace fastrnn {
+
+using torch::stable::Tensor;
+using Shape = std::vector<std::int64_t>;
+
+std::string text(const Shape& shape);
+Shape shape_of(const Tensor& tensor);
+
+struct Checks {
+  const char* op;  // begins every message
+
+  // Throws unless `ok`.
+  template <class... Words>
+  void operator()(bool ok, const Words&... words) const {
+    if (ok) return;
+    std::ostringstream message;
+    message << op << ": ";
+    (message << ... << words);
+    throw std::runtime_error(message.str());
+  }
+
+  // `tensor` contiguous, once its shape is `shape`, its dtype and device those of `like`.
+  Tensor tensor(const char* name, const Tensor& tensor, const Shape& shape,
+                const Tensor& like) const;
+
+  void kernel_dtype(const Tensor& tensor) const;
+};
+
+}  // namespace fastrnn

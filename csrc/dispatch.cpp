@@ -1,0 +1,76 @@
+#include "dispatch.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+namespace fastrnn {
+
+const InstructionSet& instruction_set() {
+  static const InstructionSet sets[] = {
+#ifdef FASTRNN_HAVE_AVX512
+      {"avx512",
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"),
+       avx512::kernels, avx512::cross_entropy, avx512::multiply_adds},
+#endif
+#ifdef FASTRNN_HAVE_AVX2
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::kernels,
+       avx2::cross_entropy, avx2::multiply_adds},
+#endif
+      {"portable", true, portable::kernels, portable::cross_entropy, portable::multiply_adds},
+  };
+  static const InstructionSet& chosen = []() -> const InstructionSet& {
+    const char* asked = std::getenv("FASTRNN_CPU");
+    std::string names;
+    for (const InstructionSet& set : sets) {
+      if (!set.supported) continue;
+      if (!asked || !*asked || set.name == std::string(asked)) return set;
+      names += names.empty() ? set.name : std::string(", ") + set.name;
+    }
+    throw std::runtime_error("FASTRNN_CPU must be one of " + names + " on this processor, got " +
+                             asked);
+  }();
+  return chosen;
+}
+
+namespace {
+
+constexpr std::int64_t kept_bytes = std::int64_t(256) << 20;
+constexpr std::align_val_t alignment{2 << 20};  // a large page
+
+struct Delete {
+  void operator()(char* p) const { ::operator delete(p, alignment); }
+};
+thread_local std::unique_ptr<char, Delete> held;
+thread_local std::int64_t held_bytes = 0;
+
+}  // namespace
+
+Scratch::Scratch(std::int64_t bytes) : bytes_(bytes) {
+  if (bytes <= held_bytes) return;
+  held.reset();
+  held_bytes = 0;
+  held.reset(static_cast<char*>(::operator new(bytes, alignment)));
+#ifdef MADV_HUGEPAGE
+  // Panels of megabytes are streamed through once a step: 5% at H = 1500.
+  madvise(held.get(), bytes, MADV_HUGEPAGE);
+#endif
+  held_bytes = bytes;
+}
+
+Scratch::~Scratch() {
+  if (bytes_ <= kept_bytes) return;
+  held.reset();
+  held_bytes = 0;
+}
+
+char* Scratch::data() const { return held.get(); }
+
+}  // namespace fastrnn

@@ -1,0 +1,64 @@
+// Choosing the instruction set, and running a kernel of it on a team of threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cstdint>
+
+#include "kernels_cpu.h"
+
+namespace fastrnn {
+
+struct InstructionSet {
+  const char* name;
+  bool supported;
+  const CellKernels* (*kernels)(const char* cell, int dtype_bytes);
+  const Kernel<CrossEntropy>* (*cross_entropy)(int dtype_bytes);
+  double (*multiply_adds)(const Team& team, std::int64_t rounds);
+};
+
+// The widest set this processor has, or the one FASTRNN_CPU names.
+const InstructionSet& instruction_set();
+
+// Scratch memory of the calling thread, kept between calls: glibc would hand buffers of this size
+// back to the system each time and page them in again. Only what is larger than 256 MiB is
+// returned.
+class Scratch {
+ public:
+  explicit Scratch(std::int64_t bytes);
+  ~Scratch();
+  char* data() const;
+
+ private:
+  const std::int64_t bytes_;
+};
+
+// Below this many multiply-adds between two barriers a second thread costs more than it saves.
+constexpr std::int64_t threaded_work = 1 << 17;
+
+template <class Arguments>
+void run(const Kernel<Arguments>& kernel, const Arguments& arguments, char* workspace,
+         int threads) {
+  struct Call {
+    const Kernel<Arguments>& kernel;
+    const Arguments& arguments;
+    char* workspace;
+  } call{kernel, arguments, workspace};
+  Team::run(
+      threads,
+      [](const Team& team, void* p) {
+        const Call& c = *static_cast<Call*>(p);
+        c.kernel.run(team, c.arguments, c.workspace);
+      },
+      &call);
+}
+
+// `work`: multiply-adds between two barriers.
+template <class Arguments>
+void run(const Kernel<Arguments>& kernel, const Arguments& arguments, std::int64_t work) {
+  const int threads = work < threaded_work ? 1 : int(torch::stable::get_num_threads());
+  const Scratch scratch(kernel.workspace(arguments, threads));
+  run(kernel, arguments, scratch.data(), threads);
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,193 @@
+"""Linear layer and cross entropy as one operator that never holds the logits whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastrnn._library import LIBRARY
+from fastrnn.backends import choose
+
+
+def reference(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    mean: bool,
+) -> Tensor:
+    """The loss in differentiable torch, [] whether mean or sum."""
+    return F.cross_entropy(
+        F.linear(hidden, weight, bias),
+        target,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction="mean" if mean else "sum",
+    )
+
+
+def _default(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *options: Any
+) -> tuple[Tensor, ...]:
+    ignore_index, smoothing, mean, gradients = options
+    logits = F.linear(hidden, weight, bias).detach()
+    losses = F.cross_entropy(
+        logits, target, ignore_index=ignore_index, label_smoothing=smoothing, reduction="none"
+    )
+    counted = target != ignore_index
+    scale = counted / counted.sum() if mean else counted
+    losses = losses * scale.to(losses.dtype)
+    empty = hidden.new_empty(0)
+    if not gradients:
+        return losses, empty, empty.clone(), empty.clone()
+    classes = logits.size(1)
+    onehot = F.one_hot(target.where(counted, 0), classes).to(logits.dtype)
+    grad = logits.softmax(1) - (1 - smoothing) * onehot - smoothing / classes
+    grad = grad.where(counted.unsqueeze(1), 0) * scale.to(logits.dtype).unsqueeze(1)
+    grad_bias = empty.clone() if bias is None else grad.sum(0)
+    return losses, grad @ weight.detach(), grad.T @ hidden.detach(), grad_bias
+
+
+LIBRARY.impl("linear_cross_entropy", _default, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("fastrnn::linear_cross_entropy")
+def _fake(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *options: Any
+) -> tuple[Tensor, ...]:
+    gradients = options[-1]
+    return (
+        hidden.new_empty(target.shape),
+        hidden.new_empty(hidden.shape if gradients else (0,)),
+        hidden.new_empty(weight.shape if gradients else (0,)),
+        hidden.new_empty(bias.shape if gradients and bias is not None else (0,)),
+    )
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """`fastrnn::linear_cross_entropy`, whose gradients are made with the loss."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        losses, *grads = torch.ops.fastrnn.linear_cross_entropy.default(*args, True)
+        return losses.sum(), *grads
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:4], *output[1:])
+        ctx.options = inputs[4:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 7
+        hidden, weight, bias, target, *grads = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # A gradient of this gradient is wanted: made by torch, from the inputs.
+            inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
+
+            def loss(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+                return reference(hidden, weight, bias, target, *ctx.options)
+
+            pullback: Any = torch.func.vjp(loss, *inputs)[1]
+            found = pullback(grad)
+        else:
+            found = tuple(g * grad for g in grads[: 2 if bias is None else 3])
+        return (*found, *(None,) * (7 - len(found)))
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """Cross entropy of `hidden @ weight.T + bias`, computed in chunks of rows.
+
+    Where gradients are on they are computed together with the loss, so that backward only scales
+    them.
+
+    Args:
+        hidden: [M, K] (or [..., K], with `target` [...]); float32 or float64 on the native backend.
+        weight: [V, K].
+        bias: [V] or None.
+        target: int64 [M], classes in [0, V) or `ignore_index`.
+        ignore_index: target whose row counts nothing; default -100.
+        label_smoothing: share of the target spread over all classes, in [0, 1]; default 0.
+        reduction: "mean" (default; over rows that count) or "sum".
+
+    Returns:
+        The loss in nats, [].
+
+    Raises:
+        ValueError: an argument's shape, dtype, device or value does not fit.
+
+    Source: Szegedy et al. 2016, section 7 (label smoothing).
+    """
+    rows, targets = hidden.flatten(0, -2), target.flatten()
+    _check(rows, weight, bias, targets, label_smoothing, reduction)
+    args = (rows, weight, bias, targets, ignore_index, label_smoothing, reduction == "mean")
+    if choose(hidden).backend != "native":
+        return reference(*args)
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (hidden, weight, bias)
+    ):
+        loss: Tensor = LinearCrossEntropy.apply(*args)[0]
+        return loss
+    losses: Tensor = torch.ops.fastrnn.linear_cross_entropy.default(*args, False)[0]
+    return losses.sum()
+
+
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    label_smoothing: float,
+    reduction: str,
+) -> None:
+    def expect(ok: bool, name: str, expected: str, got: object) -> None:
+        if not ok:
+            raise ValueError(f"linear_cross_entropy: {name} must be {expected}, got {got}")
+
+    size = hidden.size(-1)
+    expect(
+        weight.dim() == 2 and weight.size(1) == size,
+        "weight",
+        f"[V, K] = [V, {size}]",
+        list(weight.shape),
+    )
+    classes = weight.size(0)
+    if bias is not None:
+        expect(bias.shape == (classes,), "bias", f"[V] = [{classes}]", list(bias.shape))
+    expect(
+        target.shape == hidden.shape[:1],
+        "target",
+        f"as many as hidden's rows, [{hidden.size(0)}]",
+        list(target.shape),
+    )
+    expect(target.dtype == torch.int64, "target", "int64", target.dtype)
+    for name, tensor in (("weight", weight), ("bias", bias), ("target", target)):
+        if tensor is not None:
+            expect(tensor.device == hidden.device, name, f"on {hidden.device}", tensor.device)
+            expect(
+                name == "target" or tensor.dtype == hidden.dtype,
+                name,
+                f"{hidden.dtype}",
+                tensor.dtype,
+            )
+    expect(0 <= label_smoothing <= 1, "label_smoothing", "in [0, 1]", label_smoothing)
+    expect(reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'", repr(reduction))

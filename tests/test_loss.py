@@ -1,0 +1,198 @@
+"""linear_cross_entropy against torch's linear and cross_entropy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fastrnn import _library, loss
+from tests.layers import assert_as_close_as_torch
+
+native = pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
+FLOORS = {torch.float32: 1e-6, torch.float64: 2e-14}
+# M, K, V: odd sizes, one class, sums longer than a slice, several chunks of rows.
+SIZES = {"odd": (7, 5, 3), "one": (4, 16, 1), "long": (35, 33, 3001), "chunks": (130, 6, 60000)}
+OPTIONS = {
+    "plain": {},
+    "smooth": {"label_smoothing": 0.1, "reduction": "sum"},
+    "ignore": {"ignore_index": 0},
+}
+
+
+def torchs(hidden, weight, bias, target, **options):
+    return F.cross_entropy(F.linear(hidden, weight, bias), target, **options)
+
+
+def by_formula(
+    hidden, weight, bias, target, ignore_index=-100, label_smoothing=0.0, reduction="mean"
+):
+    """In float64 closer than torch's own smoothed loss, which is 1e-13 off at 60,000 classes."""
+    counted = target != ignore_index
+    logits = F.linear(hidden, weight, bias)[counted]
+    picked = logits.gather(1, target[counted].unsqueeze(1)).squeeze(1)
+    smooth = (1 - label_smoothing) * picked + label_smoothing * logits.mean(1)
+    losses = logits.logsumexp(1) - smooth
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def with_gradients(function, tensors, target, options):
+    """Loss, then the gradients of three times it."""
+    tensors = [None if t is None else t.detach().requires_grad_() for t in tensors]
+    value = function(*tensors, target, **options)
+    wanted = [t for t in tensors if t is not None]
+    return [value.detach(), *torch.autograd.grad(3 * value, wanted)]
+
+
+def random_case(size, dtype, bias=True):
+    rows, features, classes = SIZES[size]
+    generator = torch.Generator().manual_seed(rows)
+    hidden = torch.randn(rows, features, generator=generator, dtype=torch.float64)
+    weight = torch.randn(classes, features, generator=generator, dtype=torch.float64) / 2
+    shift = torch.randn(classes, generator=generator, dtype=torch.float64) if bias else None
+    target = torch.randint(classes, (rows,), generator=generator)
+    target[0] = classes - 1
+    tensors = [hidden, weight, shift]
+    return [None if t is None else t.to(dtype) for t in tensors], target
+
+
+@native
+@pytest.mark.parametrize("dtype", FLOORS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("size", SIZES)
+def test_loss_and_gradients(size, options, dtype):
+    if size == "one" and options == "ignore":
+        pytest.skip("no row would count")
+    for bias in (True, False):
+        tensors, target = random_case(size, dtype, bias)
+        exactly = [None if t is None else t.double() for t in tensors]
+        exact = with_gradients(by_formula, exactly, target, OPTIONS[options])
+        theirs = with_gradients(torchs, tensors, target, OPTIONS[options])
+        ours = with_gradients(loss.linear_cross_entropy, tensors, target, OPTIONS[options])
+        for name, *values in zip(("loss", "hidden", "weight", "bias"), ours, theirs, exact):  # noqa: B905
+            assert_as_close_as_torch(name, *values, FLOORS[dtype])
+
+
+@native
+@pytest.mark.parametrize("name", ["avx2", "portable"])
+def test_on_lower_instruction_sets(name):
+    if os.environ.get("FASTRNN_CPU"):
+        pytest.skip("this process was started for one instruction set")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "test_loss_and"]
+    environment = os.environ | {"FASTRNN_CPU": name}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if "FASTRNN_CPU must be one of" in found.stdout + found.stderr:
+        pytest.skip(f"this processor or build has no {name}")
+    assert found.returncode == 0, found.stdout
+
+
+@native
+def test_inference_equals_training_and_threads_do_not_matter():
+    tensors, target = random_case("long", torch.float32)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            results.append(with_gradients(loss.linear_cross_entropy, tensors, target, {}))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    assert torch.equal(loss.linear_cross_entropy(*tensors, target), results[0][0])
+
+
+@native
+def test_leading_axes_and_strides():
+    tensors, target = random_case("long", torch.float64)
+    hidden = tensors[0].view(5, 7, -1).transpose(0, 1)
+    value = loss.linear_cross_entropy(hidden, tensors[1], tensors[2], target.view(5, 7).T)
+    expected = loss.linear_cross_entropy(*tensors, target)
+    torch.testing.assert_close(value, expected)
+
+
+@native
+def test_no_row_counts_and_no_rows():
+    tensors, target = random_case("odd", torch.float64)
+    ignored = torch.full_like(target, -100)
+    assert loss.linear_cross_entropy(*tensors, ignored).isnan()
+    total = with_gradients(loss.linear_cross_entropy, tensors, ignored, {"reduction": "sum"})
+    assert all(not t.any() for t in total)
+    empty = with_gradients(
+        loss.linear_cross_entropy, [tensors[0][:0], *tensors[1:]], target[:0], {"reduction": "sum"}
+    )
+    assert all(not t.any() for t in empty)
+
+
+@native
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_logits_as_in_torch(value):
+    tensors, target = random_case("long", torch.float64)
+    tensors[2][5] = value
+    target[3] = 5
+    ours = with_gradients(loss.linear_cross_entropy, tensors, target, {})
+    theirs = with_gradients(torchs, tensors, target, {})
+    torch.testing.assert_close(ours[0], theirs[0], equal_nan=True)
+    assert torch.equal(ours[1].isnan(), theirs[1].isnan())
+
+
+@native
+def test_gradients_of_second_order():
+    tensors, target = random_case("odd", torch.float64)
+    inputs = [t.requires_grad_() for t in tensors]
+
+    def run(*tensors):
+        return loss.linear_cross_entropy(*tensors, target, label_smoothing=0.2)
+
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
+def test_opcheck_and_compile():
+    tensors, target = random_case("odd", torch.float64)
+    args = (*tensors, target, -100, 0.1, True)
+    for gradients in (True, False):
+        torch.library.opcheck(torch.ops.fastrnn.linear_cross_entropy.default, (*args, gradients))
+        ours = torch.ops.fastrnn.linear_cross_entropy.default(*args, gradients)
+        torch.testing.assert_close(loss._default(*args, gradients), ours)
+    compiled = torch.compile(loss.linear_cross_entropy, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(
+        with_gradients(compiled, tensors, target, {}),
+        with_gradients(loss.linear_cross_entropy, tensors, target, {}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": torch.zeros(3, 4)}, r"weight must be \[V, K\] = \[V, 5\], got \[3, 4\]"),
+        ({"bias": torch.zeros(4)}, r"bias must be \[V\] = \[3\], got \[4\]"),
+        ({"target": torch.zeros(6, dtype=torch.int64)}, r"hidden's rows, \[7\], got \[6\]"),
+        ({"target": torch.zeros(7)}, "target must be int64, got torch.float32"),
+        ({"weight": torch.zeros(3, 5).double()}, "weight must be torch.float32, got torch.float64"),
+        ({"label_smoothing": 2.0}, r"label_smoothing must be in \[0, 1\], got 2.0"),
+        ({"reduction": "none"}, "reduction must be 'mean' or 'sum', got 'none'"),
+    ],
+)
+def test_errors_name_argument_expected_and_got(change, message):
+    arguments = {
+        "hidden": torch.zeros(7, 5),
+        "weight": torch.zeros(3, 5),
+        "bias": torch.zeros(3),
+        "target": torch.zeros(7, dtype=torch.int64),
+    }
+    with pytest.raises(ValueError, match=f"linear_cross_entropy: .*{message}"):
+        loss.linear_cross_entropy(**(arguments | change))
+
+
+@native
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_target_out_of_range(wrong):
+    tensors, target = random_case("odd", torch.float32)
+    target[2] = wrong
+    with pytest.raises(RuntimeError, match=rf"target must be in \[0, 3\), got {wrong}"):
+        loss.linear_cross_entropy(*tensors, target)
