@@ -1,0 +1,1 @@
+"""Parts of the language-model trainer; `fastrnn.train` is the program over them."""

@@ -1,0 +1,190 @@
+"""Checkpoints: folders of safetensors and JSON, replaced as a whole and checked by hash.
+
+A checkpoint holds model.safetensors (the weights), state.safetensors (optimizer, carried hidden
+state, random generators) and state.json (counters, and the sha256 of the other two).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fastrnn.lm.errors import UserError
+
+_WEIGHTS, _STATE, _COUNTERS = "model.safetensors", "state.safetensors", "state.json"
+_FORMAT = 1  # counted up when a checkpoint of before can no longer be continued
+
+
+@dataclass
+class Checkpoint:
+    """What a run is continued from.
+
+    Args:
+        weights: the model's parameters by name; shared ones once.
+        state: optimizer, hidden state and generators, by name.
+        counters: everything that is not a tensor; JSON values.
+    """
+
+    weights: dict[str, Tensor]
+    state: dict[str, Tensor]
+    counters: dict[str, Any]
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that, after a crash at any moment, is the old one or the new one, whole."""
+    temporary = path.with_name(path.name + ".new")
+    _write_through(temporary, content)
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Replace a checkpoint by another.
+
+    The new one is written beside the old, brought to the disk, and takes the old one's name; the
+    old one is removed last. `load_checkpoint` finds one of the two after a crash at any moment.
+
+    Args:
+        folder: the checkpoint's folder; its parent exists.
+        checkpoint: what to write; tensors on any device.
+
+    Raises:
+        OSError: the disk is full or cannot be written; the old checkpoint is still there.
+    """
+    new, old = _beside(folder)
+    _settle(folder)
+    new.mkdir()
+    hashes = {}
+    for name, tensors in ((_WEIGHTS, checkpoint.weights), (_STATE, checkpoint.state)):
+        content = save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
+        hashes[name] = hashlib.sha256(content).hexdigest()
+        _write_through(new / name, content)
+    hashes[_COUNTERS] = _hash_counters(checkpoint.counters)
+    counters = checkpoint.counters | {"format": _FORMAT, "sha256": hashes}
+    _write_through(new / _COUNTERS, json.dumps(counters, indent=1).encode())
+    _sync_folder(new)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    _sync_folder(folder.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def checkpoint_exists(folder: Path) -> bool:
+    """Whether `load_checkpoint` has something to load; ends a replacement that was cut short."""
+    _settle(folder)
+    return folder.is_dir()
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+        folder: the checkpoint's folder.
+
+    Returns:
+        The checkpoint, on the CPU.
+
+    Raises:
+        UserError: a file is missing, truncated or changed since it was written, or is of another
+            version of this program.
+    """
+    _settle(folder)
+    try:
+        counters = json.loads(_read(folder / _COUNTERS))
+        written, hashes = counters.pop("format"), counters.pop("sha256")
+        if written != _FORMAT:
+            raise UserError(f"{folder}: the checkpoint has format {written}, expected {_FORMAT}")
+        if hashes[_COUNTERS] != _hash_counters(counters):
+            raise ValueError("the hash differs")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / _COUNTERS}: the checkpoint is truncated or damaged") from error
+    parts = []
+    for name in (_WEIGHTS, _STATE):
+        expected = hashes[name]
+        content = _read(folder / name)
+        found = hashlib.sha256(content).hexdigest()
+        if found != expected:
+            raise UserError(
+                f"{folder / name}: the checkpoint is truncated or damaged: {len(content)} bytes "
+                f"with sha256 {found[:16]}..., expected {expected[:16]}..."
+            )
+        parts.append(load(content))
+    return Checkpoint(parts[0], parts[1], counters)
+
+
+def restore_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """Copy a checkpoint's weights into a model.
+
+    Args:
+        model: changed in place.
+        weights: tensors by parameter name.
+        source: the checkpoint's folder, for the message.
+
+    Raises:
+        UserError: names or shapes differ from the model's.
+    """
+    parameters = dict(model.named_parameters())
+    for name in sorted(parameters.keys() | weights.keys()):
+        have = list(weights[name].shape) if name in weights else "nothing"
+        want = list(parameters[name].shape) if name in parameters else "nothing"
+        if have != want:
+            raise UserError(
+                f"{source / _WEIGHTS}: the checkpoint does not fit its config: {name} is {have}, "
+                f"expected {want}"
+            )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+
+
+def _hash_counters(counters: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(counters, sort_keys=True).encode()).hexdigest()
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+
+
+def _settle(folder: Path) -> None:
+    """Finish or undo what a crash left of a replacement."""
+    new, old = _beside(folder)
+    if old.is_dir() and not folder.exists():
+        new.rename(folder)  # the old one steps aside only when the new one is complete
+    for leftover in (new, old):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: the checkpoint cannot be read: {error.strerror}") from error
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a folder's entries to the disk, where folders can be opened (not on Windows)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

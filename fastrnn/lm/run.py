@@ -1,0 +1,149 @@
+"""The folder of a run: its options, metrics, dictionary and result."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from fastrnn.lm.checkpoint import checkpoint_exists, write_file
+from fastrnn.lm.config import Config
+from fastrnn.lm.data import Vocabulary
+from fastrnn.lm.errors import UserError
+from fastrnn.lm.settings import to_toml
+
+CONFIG, METRICS, RESULT = "config.toml", "metrics.jsonl", "result.json"
+_FILES = (CONFIG, METRICS, RESULT, "vocabulary.json", "curves.png")
+_FOLDERS = tuple(name + end for name in ("last", "best") for end in ("", ".new", ".old"))
+
+
+class Run:
+    """The folder of one run.
+
+    Args:
+        folder: where it is or will be.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.last, self.best = folder / "last", folder / "best"
+        self.curves = folder / "curves.png"
+        self.metrics: list[dict[str, Any]] = []
+
+    def check_free(self) -> None:
+        """Raise a UserError if the folder holds anything."""
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise UserError(
+                f"--out {self.folder}: exists and is not an empty folder; pass --resume to "
+                "continue the run in it, --force to replace it, or another folder"
+            )
+
+    def start(self, config: Config, vocabulary: Vocabulary) -> None:
+        """Make the folder, without what an older run left in it, and write the options.
+
+        Args:
+            config: the run's options.
+            vocabulary: the run's dictionary.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # By name: whatever else lies in the folder is not this program's to delete.
+            for name in _FILES:
+                (self.folder / name).unlink(missing_ok=True)
+            for name in _FOLDERS:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            write_file(self.folder / CONFIG, to_toml(config).encode())
+            tokens = json.dumps(vocabulary.tokens, ensure_ascii=False)
+            write_file(self.folder / "vocabulary.json", tokens.encode())
+        except OSError as error:
+            raise UserError(f"--out {self.folder}: cannot be written: {error.strerror}") from error
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to continue from."""
+        return self.folder.is_dir() and checkpoint_exists(self.last)
+
+    def continue_from(self, config: Config, lines: int) -> None:
+        """Drop the metrics written after a checkpoint and any earlier result.
+
+        Args:
+            config: options, written anew.
+            lines: lines of metrics that there were when the checkpoint was made.
+
+        Raises:
+            UserError: the metrics are damaged.
+        """
+        path = self.folder / METRICS
+        text = path.read_text().splitlines()[:lines] if path.is_file() else []
+        try:
+            self.metrics = [json.loads(line) for line in text]
+        except ValueError as error:
+            raise UserError(f"{path}: damaged: a line is not JSON: {error}") from error
+        write_file(path, "".join(f"{line}\n" for line in text).encode())
+        (self.folder / RESULT).unlink(missing_ok=True)
+        write_file(self.folder / CONFIG, to_toml(config).encode())
+
+    def record(self, **values: float | str) -> None:
+        """Append one line to the metrics; `ppl` is added, null where exp(loss) is not finite."""
+        loss = float(values["loss"])
+        values["ppl"] = perplexity(loss)
+        line = {k: _finite(v) for k, v in values.items()}
+        self.metrics.append(line)
+        with (self.folder / METRICS).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def sync_metrics(self) -> int:
+        """Bring the metrics to the disk; returns how many lines there are."""
+        with (self.folder / METRICS).open("a") as file:
+            os.fsync(file.fileno())
+        return len(self.metrics)
+
+    def write_result(self, config: Config, result: dict[str, Any]) -> None:
+        """Mark the run as finished, with what it came to.
+
+        Args:
+            config: tells how long the run was to be.
+            result: JSON values.
+        """
+        content = result | {"length": _length(config)}
+        write_file(self.folder / RESULT, json.dumps(content, indent=1).encode())
+
+    def read_result(self, config: Config) -> dict[str, Any] | None:
+        """What `write_result` wrote, or None if the run has not finished or is to be longer."""
+        path = self.folder / RESULT
+        if not path.is_file():
+            return None
+        try:
+            result: dict[str, Any] = json.loads(path.read_text())
+            return result if result["length"] == _length(config) else None
+        except (ValueError, KeyError, TypeError):  # damaged: it is worked out again
+            return None
+
+
+def _length(config: Config) -> list[int | None]:
+    return [config.training.epochs, config.training.max_steps]
+
+
+def default_folder() -> Path:
+    """runs/ and the date and time, with a number behind it if that is taken."""
+    base = Path("runs") / time.strftime("%Y-%m-%d-%H%M%S")
+    folder, number = base, 2
+    while folder.exists():
+        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return folder
+
+
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats; infinite where that is beyond float64."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities: null stands for them."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

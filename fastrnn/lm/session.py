@@ -1,0 +1,119 @@
+"""One run from options to result: what happens between the command line and the loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastrnn.lm.bigram import KneserNeyBigram
+from fastrnn.lm.checkpoint import Checkpoint, load_checkpoint, restore_weights
+from fastrnn.lm.config import Config
+from fastrnn.lm.data import load_corpus
+from fastrnn.lm.device import find_device, select_backend
+from fastrnn.lm.generate import generate, to_text
+from fastrnn.lm.loop import Trainer
+from fastrnn.lm.memory import keep_freed_memory
+from fastrnn.lm.model import build_model, count_parameters
+from fastrnn.lm.report import Reporter, draw_curves
+from fastrnn.lm.run import Run, default_folder, perplexity
+from fastrnn.lm.settings import check_same_run
+
+SAMPLE_TOKENS = {"word": 60, "char": 300}
+
+
+def train(config: Config, reporter: Reporter) -> None:
+    """Train, or continue training, a language model and evaluate it.
+
+    Args:
+        config: all options, completed.
+        reporter: where to say what happens.
+
+    Raises:
+        UserError: an option, a file or a checkpoint cannot be used.
+    """
+    keep_freed_memory()
+    device = find_device(config.run.device)
+    with select_backend(config.run.backend, device) as backend:
+        _train_on(device, backend, config, reporter)
+
+
+def _train_on(device: torch.device, backend: str, config: Config, reporter: Reporter) -> None:
+    run = Run(Path(config.run.out) if config.run.out is not None else default_folder())
+    checkpoint = _find_checkpoint(config, run, reporter)
+    if checkpoint is not None and (result := run.read_result(config)) is not None:
+        reporter.say(f"{run.folder}: this run has finished; its result:")
+        _say_result(result, reporter)
+        return
+    options = config.training
+    corpus = load_corpus(config.corpus, options.batch_size, options.bptt)
+    torch.manual_seed(options.seed)
+    rows, words = options.batch_size * options.bptt, len(corpus.vocabulary)
+    model = build_model(words, config.model, rows, device)
+    trainer = Trainer(config, corpus, model, run, reporter)
+    if checkpoint is not None:
+        trainer.restore(checkpoint, run.last)
+        run.continue_from(config, checkpoint.counters["metrics_lines"])
+    else:
+        run.start(config, corpus.vocabulary)
+    reporter.say(
+        f"{config.corpus.data}: {corpus.train.numel():,} training tokens, {words:,} in the "
+        f"dictionary; {config.model.cell} with {count_parameters(words, config.model):,} "
+        f"parameters on {device}, {backend} kernels; writing {run.folder}"
+    )
+    with reporter:
+        trainer.fit()
+    if trainer.interrupted:
+        reporter.say(
+            f"interrupted at step {trainer.counters.step} of {trainer.steps}; --out {run.folder} "
+            "--resume continues; result so far:"
+        )
+    result = _finish(trainer)
+    draw_curves(run.metrics, run.curves)
+    if not trainer.interrupted:
+        run.write_result(config, result)
+    _say_result(result, reporter)
+
+
+def _find_checkpoint(config: Config, run: Run, reporter: Reporter) -> Checkpoint | None:
+    """The checkpoint to continue from, if that is asked for and there is one."""
+    if not config.run.resume:
+        if not config.run.force:
+            run.check_free()
+        return None
+    if not run.has_checkpoint():
+        reporter.say(f"{run.folder}: no checkpoint yet, starting afresh")
+        return None
+    checkpoint = load_checkpoint(run.last)
+    check_same_run(config, checkpoint.counters["config"], run.last)
+    reporter.say(f"{run.folder}: continuing after step {checkpoint.counters['step']}")
+    return checkpoint
+
+
+def _finish(trainer: Trainer) -> dict[str, Any]:
+    """Evaluate the best model on the test text, beside the bigram, and let it write."""
+    corpus, run, model = trainer.corpus, trainer.run, trainer.model
+    # Interrupted before the first validation there is no best yet: the model is as it stands.
+    if trainer.counters.best_loss is not None:
+        restore_weights(model, load_checkpoint(run.best).weights, run.best)
+    loss, speed = trainer.evaluate(corpus.test)
+    trainer.record("test", loss, speed)
+    vocabulary, level = corpus.vocabulary, trainer.config.corpus.level
+    bigram = KneserNeyBigram(corpus.train, len(vocabulary), vocabulary.eos)
+    tokens = generate(model, vocabulary, SAMPLE_TOKENS[level], trainer.config.training.seed)
+    return {
+        "test_perplexity": perplexity(loss),
+        "bigram_perplexity": bigram.perplexity(corpus.test),
+        "sample": to_text(tokens, level),
+        "best_step": trainer.counters.best_step,
+        "seconds": round(trainer.counters.seconds, 1),
+    }
+
+
+def _say_result(result: dict[str, Any], reporter: Reporter) -> None:
+    reporter.say(f"sample:\n{result['sample']}\n")
+    reporter.say(
+        f"test perplexity {result['test_perplexity']:.2f} "
+        f"(bigram {result['bigram_perplexity']:.2f})"
+    )
