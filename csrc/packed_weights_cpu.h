@@ -9,7 +9,7 @@ namespace fastrnn::FASTRNN_ISA {
 template <int N>
 constexpr int at_least_one = N > 0 ? N : 1;
 
-// A panel of a recurrent product holds `units` vectors of hidden units, all their gates together:
+// A panel of a product holds `units` vectors of hidden units, all their gates together:
 // column (unit u, gate g) is vector u * gates + g. So a tile ends with every gate of its units.
 template <int Gates>
 constexpr int panel_units = Gates <= 2 ? 2 : 1;
@@ -18,13 +18,11 @@ template <class T, class Cell>
 struct PackedWeights {
   static constexpr int G = Cell::gates;
   static constexpr int first = Cell::operand_gates, last = G - first;  // gates of each product
-  static constexpr int projection_vectors = 4;
   static constexpr Index w = width<T>;
 
   // I is 0 without a projection.
   PackedWeights(Arena& arena, Index I, Index H) : I(I), H(H) {
-    constexpr Index wide = projection_vectors * w;
-    ih = arena.take<T>(ceil_div(G * H, wide) * wide * I);
+    ih = arena.take<T>(gate_vectors<G>() * w * I);
     last_gates = arena.take<T>(gate_vectors<last>() * w * H);
     if constexpr (first > 0) first_gates = arena.take<T>(gate_vectors<first>() * w * H);
   }
@@ -32,9 +30,9 @@ struct PackedWeights {
   // This thread's share of packing weight_ih [G*H, I] (null without a projection) and weight_hh
   // [G*H, H].
   void pack(const Team& team, const T* weight_ih, const T* weight_hh) const {
-    if (weight_ih) pack_transposed<T, projection_vectors>(team, weight_ih, G * H, I, ih);
-    if constexpr (first > 0) pack_gates<first>(team, weight_hh, first_gates);
-    pack_gates<last>(team, weight_hh + first * H * H, last_gates);
+    if (weight_ih) pack_gates<G>(team, weight_ih, I, ih);
+    if constexpr (first > 0) pack_gates<first>(team, weight_hh, H, first_gates);
+    pack_gates<last>(team, weight_hh + first * H * H, H, last_gates);
   }
 
   const Index I, H;
@@ -47,15 +45,15 @@ struct PackedWeights {
     return ceil_div(H, units * w) * units * Gates;
   }
 
-  // weight [Gates*H, H] to gate-interleaved panels.
+  // weight [Gates*H, k] to gate-interleaved panels.
   template <int Gates>
-  void pack_gates(const Team& team, const T* weight, T* packed) const {
+  void pack_gates(const Team& team, const T* weight, Index k, T* packed) const {
     constexpr int units = panel_units<Gates>, NV = Gates * units;
     const Index vectors = gate_vectors<Gates>();
     for (Index v = team.begin(vectors); v < team.end(vectors); ++v) {
       const Index panel = v / NV, unit = (panel * units + v % NV / Gates) * w, gate = v % Gates;
-      pack_columns_transposed(weight + (gate * H + unit) * H, H, H - unit, H,
-                              packed + panel * H * NV * w + v % NV * w, NV * w);
+      pack_columns_transposed(weight + (gate * H + unit) * k, k, H - unit, k,
+                              packed + panel * k * NV * w + v % NV * w, NV * w);
     }
   }
 };

@@ -11,6 +11,7 @@ from fastrnn.lm.config import ModelOptions
 from fastrnn.lm.data import IGNORED
 from fastrnn.lm.device import memory_of
 from fastrnn.lm.errors import UserError
+from fastrnn.loss import linear_cross_entropy
 
 State = Tensor | tuple[Tensor, Tensor]
 
@@ -64,14 +65,19 @@ class LanguageModel(nn.Module):
             Logits [T*B, V], row t*B + b after `tokens[t, b]`, and the states [layers, B, H] (h; or
             h and c) after the last row.
         """
+        hidden, after = self._hidden(tokens, state)
+        logits: Tensor = self.decoder(hidden.flatten(0, 1))
+        return logits, after
+
+    def _hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """What the decoder reads, [T, B, H], and the states after the last row."""
         if self.encoder is None:
             one_hot = F.one_hot(tokens, self.vocabulary_size)
             features = one_hot.to(self.decoder.weight.dtype)
         else:
             features = self.drop(self.encoder(tokens))
         output, after = self.rnn(features, state)
-        logits: Tensor = self.decoder(self.drop(output).flatten(0, 1))
-        return logits, after
+        return self.drop(output), after
 
     def loss(
         self, tokens: Tensor, targets: Tensor, state: State | None, reduction: str = "mean"
@@ -87,8 +93,17 @@ class LanguageModel(nn.Module):
         Returns:
             The loss in nats, [], and the states after the last row, cut off from the graph.
         """
-        logits, after = self(tokens, state)
-        loss = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction=reduction)
+        hidden, after = self._hidden(tokens, state)
+        # The decoder is most of a word model's work: fused with the loss, its logits are never
+        # whole in memory.
+        loss = linear_cross_entropy(
+            hidden,
+            self.decoder.weight,
+            self.decoder.bias,
+            targets,
+            ignore_index=IGNORED,
+            reduction=reduction,
+        )
         if isinstance(after, tuple):
             return loss, (after[0].detach(), after[1].detach())
         return loss, after.detach()
