@@ -1,4 +1,4 @@
-"""One training step of the word model, with our layers and with torch.nn's."""
+"""One training step of the word model: torch.nn's, accelerated, and with the loss fused too."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 
 import fastrnn
 from benchmarks.timing import compare
+from fastrnn.loss import linear_cross_entropy
 
 VOCABULARY, BATCH, STEPS = 10_000, 20, 35
 
@@ -23,8 +24,13 @@ class WordModel(nn.Module):
         self.layers = kind(size, size, 2)
         self.decoder = nn.Linear(size, VOCABULARY)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.layers(self.embedding(tokens))[0])
+    def loss(self, tokens: torch.Tensor, targets: torch.Tensor, fused: bool) -> torch.Tensor:
+        """Mean cross entropy of targets [T, B] after tokens [T, B]."""
+        hidden, _ = self.layers(self.embedding(tokens))
+        if fused:
+            return linear_cross_entropy(hidden, self.decoder.weight, self.decoder.bias, targets)
+        logits = self.decoder(hidden).flatten(0, 1)
+        return nn.functional.cross_entropy(logits, targets.flatten())
 
 
 def rows(quick: bool) -> Iterator[dict[str, Any]]:
@@ -33,24 +39,22 @@ def rows(quick: bool) -> Iterator[dict[str, Any]]:
     tokens = torch.randint(VOCABULARY, (STEPS + 1, BATCH))
     for kind in (nn.LSTM, nn.GRU):
         for size in (200,) if quick else (200, 650):
-            peer = WordModel(kind, size)
-            ours = WordModel(kind, size)
-            ours.load_state_dict(peer.state_dict())
-            fastrnn.accelerate(ours)
+            models = {name: WordModel(kind, size) for name in ("ours", "accelerated", "torch.nn")}
+            for name, model in models.items():
+                model.load_state_dict(models["torch.nn"].state_dict())
+                if name != "torch.nn":
+                    fastrnn.accelerate(model)
 
-            def step(model: nn.Module) -> None:
+            def step(name: str, models=models) -> None:
+                model = models[name]
                 model.zero_grad()
-                logits = model(tokens[:-1]).flatten(0, 1)
-                nn.functional.cross_entropy(logits, tokens[1:].flatten()).backward()
+                model.loss(tokens[:-1], tokens[1:], fused=name == "ours").backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 0.25)
                 with torch.no_grad():
                     for parameter in model.parameters():
                         parameter.add_(parameter.grad, alpha=-0.1)
 
-            runs = {
-                "ours": lambda step=step, m=ours: step(m),
-                "torch.nn": lambda step=step, m=peer: step(m),
-            }
+            runs = {name: lambda step=step, name=name: step(name) for name in models}
             case = {"model": kind.__name__, "size": size, "layers": 2, "vocabulary": VOCABULARY}
             row = compare(case, runs, None, 8 if quick else 20)
             row["tokens_per_s"] = {

@@ -4,6 +4,7 @@ from fastrnn._version import __version__
 from fastrnn.backends import show_config, use_backend
 from fastrnn.cells import CELLS
 from fastrnn.functional import explain, recurrence
+from fastrnn.loss import linear_cross_entropy
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, accelerate
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "explain",
+    "linear_cross_entropy",
     "recurrence",
     "show_config",
     "use_backend",
