@@ -136,16 +136,10 @@ class CrossEntropyLoop {
   void gradients(const Team& team, Index row0, Index rows, bool accumulate) const {
     const Index K = s_.features, C = s_.classes;
     T* const out = static_cast<T*>(s_.grad_hidden) + row0 * K;
-    product<T, NV>(
-        team, rows, ceil_div(K, w), C, logits_, C, packed_rows_, zero_tile<T, NV>,
-        [&](const T* tile, Index first, Index count, Index panel) {
-          for (Index r = 0; r < count; ++r)
-            for (Index v = 0; v < NV; ++v) {
-              const Index column = (panel * NV + v) * w;
-              if (column < K)
-                V::load(tile + (r * NV + v) * w).store(out + (first + r) * K + column, K - column);
-            }
-        });
+    product<T, NV>(team, rows, ceil_div(K, w), C, logits_, C, packed_rows_, zero_tile<T, NV>,
+                   [&](const T* tile, Index first, Index count, Index panel) {
+                     store_tile<T, NV>(tile, count, panel, out + first * K, K, K);
+                   });
     const Target<T> weight{packed_hidden_, K, static_cast<T*>(s_.grad_weight)};
     transposed_product<T, NV>(team, logits_, C, C, rows, &weight, 1,
                               scratch_ + team.rank * transposed_scratch<T, NV>, accumulate);

@@ -159,6 +159,19 @@ void product(const Team& team, Index rows, Index vectors, Index k, const T* a, I
   }
 }
 
+// The finish of a product that only stores: this tile's place in out [.., columns], rows `ld`
+// apart.
+template <class T, int NV>
+void store_tile(const T* tile, Index rows, Index panel, T* out, Index columns, Index ld) {
+  constexpr Index w = width<T>;
+  for (Index r = 0; r < rows; ++r)
+    for (Index v = 0; v < NV; ++v) {
+      const Index column = (panel * NV + v) * w;
+      if (column < columns)
+        Vec<T>::load(tile + (r * NV + v) * w).store(out + r * ld + column, columns - column);
+    }
+}
+
 // One vector of columns, transposed: out[k][0..width) = source[lane * ld + k], zeros from `lanes`
 // on; out's rows are `stride` apart.
 template <class T>

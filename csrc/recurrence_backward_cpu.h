@@ -130,18 +130,6 @@ class BackwardLoop {
                    });
   }
 
-  template <int Count>
-  FASTRNN_INLINE void load(const T* row, Index unit, Index lanes, V* values) const {
-#pragma GCC unroll 4
-    for (int g = 0; g < Count; ++g) values[g] = V::load(row + g * H_ + unit, lanes);
-  }
-
-  template <int Count>
-  FASTRNN_INLINE void store(const V* values, Index unit, Index lanes, T* row) const {
-#pragma GCC unroll 4
-    for (int g = 0; g < Count; ++g) values[g].store(row + g * H_ + unit, lanes);
-  }
-
   void step_(const Team& team, const Segment& segment) const {
     // What the step after sends back through W_hh: all gates, or those before the operand.
     const Index k = segment.next < 0 ? 0 : first ? first * H_ : GH_;
@@ -151,7 +139,7 @@ class BackwardLoop {
         carry(0, segment.sequence), [&](Index r, Index unit, Index lanes, V grad) {
           const Index row = segment.row + r, sequence = segment.sequence + r;
           V kept[at_least_one<R>], prev[S], next[S], grad_next[S], grad_x[G], grad_h[G], back[S];
-          load<R>(static_cast<const T*>(s_.reserve) + row * R * H_, unit, lanes, kept);
+          load_blocks<R>(static_cast<const T*>(s_.reserve) + row * R * H_ + unit, H_, lanes, kept);
           grad_next[0] = grad;
           if (grad_output) grad_next[0] = grad + V::load(grad_output + r * H_ + unit, lanes);
           next[0] = V::load(at(s_.output, row) + unit, lanes);
@@ -165,8 +153,9 @@ class BackwardLoop {
               grad_next[i] = grad_next[i] + V::load(at(s_.grad_cells, cell_row) + unit, lanes);
           }
           Cell::backward(kept, prev, next, grad_next, grad_x, grad_h, back);
-          store<G>(grad_x, unit, lanes, grad_x_ + row * GH_);
-          if constexpr (!Cell::shared_gradients) store<G>(grad_h, unit, lanes, grad_h_ + row * GH_);
+          store_blocks<G>(grad_x, H_, lanes, grad_x_ + row * GH_ + unit);
+          if constexpr (!Cell::shared_gradients)
+            store_blocks<G>(grad_h, H_, lanes, grad_h_ + row * GH_ + unit);
           for (int i = 0; i < S; ++i) back[i].store(carry(i, sequence) + unit, lanes);
         });
   }
@@ -176,14 +165,15 @@ class BackwardLoop {
                  packed_last_, nullptr, [&](Index r, Index unit, Index lanes, V grad) {
                    const Index row = segment.row + r;
                    V kept[at_least_one<R>], prev[S], grad_x[at_least_one<first>], back[1];
-                   load<R>(static_cast<const T*>(s_.reserve) + row * R * H_, unit, lanes, kept);
-                   load<first>(grad_x_ + row * GH_, unit, lanes, grad_x);
+                   load_blocks<R>(static_cast<const T*>(s_.reserve) + row * R * H_ + unit, H_,
+                                  lanes, kept);
+                   load_blocks<first>(grad_x_ + row * GH_ + unit, H_, lanes, grad_x);
                    prev[0] = V::load(previous(segment, 0) + r * H_ + unit, lanes);
                    T* const carried = carry(0, segment.sequence + r) + unit;
                    back[0] = V::load(carried, lanes);
                    const V operand = Cell::operand_backward(kept, prev, grad, grad_x, back);
                    operand.store(operand_ + row * H_ + unit, lanes);
-                   store<first>(grad_x, unit, lanes, grad_x_ + row * GH_);
+                   store_blocks<first>(grad_x, H_, lanes, grad_x_ + row * GH_ + unit);
                    back[0].store(carried, lanes);
                  });
   }
@@ -209,16 +199,10 @@ class BackwardLoop {
   void finish_input(const Team& team) const {
     const Index I = s_.input_size;
     T* const out = static_cast<T*>(s_.grad_input);
-    product<T, NV>(
-        team, s_.rows, ceil_div(I, w), GH_, grad_x_, GH_, packed_ih_, zero_tile<T, NV>,
-        [&](const T* tile, Index row0, Index rows, Index panel) {
-          for (Index r = 0; r < rows; ++r)
-            for (Index v = 0; v < NV; ++v) {
-              const Index column = (panel * NV + v) * w;
-              if (column < I)
-                V::load(tile + (r * NV + v) * w).store(out + (row0 + r) * I + column, I - column);
-            }
-        });
+    product<T, NV>(team, s_.rows, ceil_div(I, w), GH_, grad_x_, GH_, packed_ih_, zero_tile<T, NV>,
+                   [&](const T* tile, Index row0, Index rows, Index panel) {
+                     store_tile<T, NV>(tile, rows, panel, out + row0 * I, I, I);
+                   });
   }
 
   void finish_weights(const Team& team) const {

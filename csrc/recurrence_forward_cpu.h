@@ -80,7 +80,7 @@ class ForwardLoop {
     gate_product<G>(team, s_.rows, s_.input_size, static_cast<const T*>(s_.input), packed_.ih,
                     static_cast<const T*>(s_.bias_ih),
                     [&](Index row, Index unit, Index lanes, const V* x) {
-                      store<G>(x, unit, lanes, x_proj_ + row * x_stride_);
+                      store_blocks<G>(x, H_, lanes, x_proj_ + row * x_stride_ + unit);
                     });
   }
 
@@ -118,19 +118,6 @@ class ForwardLoop {
     return s_.bias_hh ? static_cast<const T*>(s_.bias_hh) + gate * H_ : nullptr;
   }
 
-  // gates[g] = row[g * H + unit ...]
-  template <int Count>
-  FASTRNN_INLINE void load(const T* row, Index unit, Index lanes, V* values) const {
-#pragma GCC unroll 4
-    for (int g = 0; g < Count; ++g) values[g] = V::load(row + g * H_ + unit, lanes);
-  }
-
-  template <int Count>
-  FASTRNN_INLINE void store(const V* values, Index unit, Index lanes, T* row) const {
-#pragma GCC unroll 4
-    for (int g = 0; g < Count; ++g) values[g].store(row + g * H_ + unit, lanes);
-  }
-
   // Where a cell with an operand leaves its first gates for the second product.
   T* stage(const Segment& segment, Index r) const {
     return s_.save ? reserve(segment.row + r) : stage_ + (segment.sequence + r) * first * H_;
@@ -142,11 +129,11 @@ class ForwardLoop {
         team, segment.rows, H_, prev_h, packed_.first_gates, bias_hh(0),
         [&](Index r, Index unit, Index lanes, const V* h) {
           V x[G], prev[S], kept[at_least_one<first>];
-          load<first>(x_ + (segment.row + r) * x_stride_, unit, lanes, x);
+          load_blocks<first>(x_ + (segment.row + r) * x_stride_ + unit, H_, lanes, x);
           prev[0] = V::load(prev_h + r * H_ + unit, lanes);
           const V operand = Cell::operand(x, h, prev, kept);
           operand.store(operand_ + (segment.sequence + r) * H_ + unit, lanes);
-          store<first>(kept, unit, lanes, stage(segment, r));
+          store_blocks<first>(kept, H_, lanes, stage(segment, r) + unit);
         });
   }
 
@@ -157,8 +144,9 @@ class ForwardLoop {
                        [&](Index r, Index unit, Index lanes, const V* h) {
                          const Index row = segment.row + r, sequence = segment.sequence + r;
                          V x[last], prev[S], next[S], kept[at_least_one<R>];
-                         load<last>(x_ + row * x_stride_ + first * H_, unit, lanes, x);
-                         if constexpr (first > 0) load<first>(stage(segment, r), unit, lanes, kept);
+                         load_blocks<last>(x_ + row * x_stride_ + first * H_ + unit, H_, lanes, x);
+                         if constexpr (first > 0)
+                           load_blocks<first>(stage(segment, r) + unit, H_, lanes, kept);
                          prev[0] = V::load(prev_h + r * H_ + unit, lanes);
                          for (int i = 1; i < S; ++i)
                            prev[i] = V::load(state_n(i) + sequence * H_ + unit, lanes);
@@ -171,7 +159,7 @@ class ForwardLoop {
                                  static_cast<T*>(s_.cells) + ((i - 1) * s_.rows + row) * H_ + unit,
                                  lanes);
                          }
-                         if (s_.save) store<R>(kept, unit, lanes, reserve(row));
+                         if (s_.save) store_blocks<R>(kept, H_, lanes, reserve(row) + unit);
                        });
   }
 

@@ -98,6 +98,19 @@ struct Vec {
   friend FASTRNN_INLINE Vec operator/(Vec a, Vec b) { return a.v / b.v; }
 };
 
+// The same lanes of `Count` blocks that are `stride` apart: a unit's gates in a row of all gates.
+template <int Count, class T>
+FASTRNN_INLINE void load_blocks(const T* first, Index stride, Index lanes, Vec<T>* values) {
+#pragma GCC unroll 4
+  for (int i = 0; i < Count; ++i) values[i] = Vec<T>::load(first + i * stride, lanes);
+}
+
+template <int Count, class T>
+FASTRNN_INLINE void store_blocks(const Vec<T>* values, Index stride, Index lanes, T* first) {
+#pragma GCC unroll 4
+  for (int i = 0; i < Count; ++i) values[i].store(first + i * stride, lanes);
+}
+
 // One of log2(width) rounds of a transposition: swaps the off-diagonal blocks of `Block` lanes
 // between the rows x[i] and x[i + Block].
 template <int Block, class T, std::size_t... Lane>
