@@ -111,6 +111,16 @@ FASTRNN_INLINE void store_blocks(const Vec<T>* values, Index stride, Index lanes
   for (int i = 0; i < Count; ++i) values[i].store(first + i * stride, lanes);
 }
 
+// Lanes of a (0 to width - 1) and b (from width on).
+template <class T, std::size_t... From>
+FASTRNN_INLINE auto shuffle(typename Vec<T>::Register a, typename Vec<T>::Register b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, From...);
+#else  // gcc has the former from 12 on only
+  return __builtin_shuffle(a, b, typename Constants<T>::Bits{From...});
+#endif
+}
+
 // One of log2(width) rounds of a transposition: swaps the off-diagonal blocks of `Block` lanes
 // between the rows x[i] and x[i + Block].
 template <int Block, class T, std::size_t... Lane>
@@ -120,8 +130,8 @@ FASTRNN_INLINE void swap_blocks(Vec<T>* x, std::index_sequence<Lane...>) {
   for (int i = 0; i < w; ++i) {
     if (i & Block) continue;
     const auto a = x[i].v, b = x[i + Block].v;
-    x[i].v = __builtin_shufflevector(a, b, (Lane & Block ? w + Lane - Block : Lane)...);
-    x[i + Block].v = __builtin_shufflevector(a, b, (Lane & Block ? w + Lane : Lane + Block)...);
+    x[i].v = shuffle<T, (Lane & Block ? w + Lane - Block : Lane)...>(a, b);
+    x[i + Block].v = shuffle<T, (Lane & Block ? w + Lane : Lane + Block)...>(a, b);
   }
 }
 
