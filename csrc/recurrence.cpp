@@ -26,6 +26,8 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
   const std::int64_t rows = input.size(0), batch = state.size(1), H = state.size(2);
   const std::int64_t I = input.size(1), GH = sizes.gates * H;
   check(H > 0, "hidden size must be at least 1, got 0");
+  // The backward pass knows an absent weight_ih by its null pointer, which an empty one has too.
+  check(!weight_ih || I > 0, "input size must be at least 1, got 0");
   check(weight_ih || !weight_hh || I == GH, "input must be x_proj [N, G*H] = ", text({rows, GH}),
         ", got ", text(shape_of(input)));
   const auto maybe = [&](const char* name, const std::optional<Tensor>& tensor,

@@ -1,11 +1,12 @@
 """Fused recurrent networks for PyTorch: drop-in modules, fast kernels, a language-model trainer."""
 
+from fastrnn import init, onnx
 from fastrnn._version import __version__
 from fastrnn.backends import show_config, use_backend
 from fastrnn.cells import CELLS
 from fastrnn.functional import explain, recurrence
 from fastrnn.loss import linear_cross_entropy
-from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, accelerate
+from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, RNNOf, accelerate
 
 __all__ = [
     "CELLS",
@@ -15,10 +16,13 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "RNNOf",
     "__version__",
     "accelerate",
     "explain",
+    "init",
     "linear_cross_entropy",
+    "onnx",
     "recurrence",
     "show_config",
     "use_backend",

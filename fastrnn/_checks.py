@@ -6,6 +6,7 @@ from numbers import Real
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 Tensors = tuple[Tensor, ...]
 
@@ -35,13 +36,13 @@ def flag(name: str, value: object) -> None:
         raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
 
 
-def probability(value: object) -> None:
-    """Raise unless `value` can be the `dropout` of a stack of layers."""
+def probability(name: str, value: object) -> None:
+    """Raise unless `value` can be a dropout."""
     if not isinstance(value, Real | str):
-        raise TypeError(f"dropout should be a number, got: {type(value).__name__}")
+        raise TypeError(f"{name} should be a number, got: {type(value).__name__}")
     if isinstance(value, bool | str) or not 0 <= float(value) <= 1:
         raise ValueError(
-            "dropout should be a number in range [0, 1] representing the probability of an "
+            f"{name} should be a number in range [0, 1] representing the probability of an "
             f"element being zeroed, got {value!r}"
         )
 
@@ -57,6 +58,17 @@ def projection(proj_size: object, hidden_size: int) -> None:
         raise ValueError(
             f"proj_size has to be smaller than hidden_size, got {size} and {hidden_size}"
         )
+
+
+def normalisation(op: str, possible: bool, layer_norm: object, proj_size: int) -> None:
+    """Raise unless `layer_norm` can be had."""
+    flag("layer_norm", layer_norm)
+    if layer_norm and not possible:
+        raise ValueError(
+            f"{op}: layer_norm needs an LSTM, or a GRU with reset_after=True, got layer_norm=True"
+        )
+    if layer_norm and proj_size:
+        raise ValueError(f"{op}: layer_norm must be False with proj_size, got {proj_size=}")
 
 
 def is_tensor(name: str, value: object) -> None:
@@ -98,16 +110,18 @@ def _fits_input(name: str, state: Tensor, input: Tensor) -> None:
 
 
 def as_states(op: str, hx: object, count: int, tensor_error: type[Exception]) -> Tensors:
-    """Return `hx` as a tuple of `count` states; a pair given as one tensor is a `tensor_error`."""
+    """Return `hx` as a tuple of `count` states; several given as one is a `tensor_error`."""
     if count == 1:
         is_tensor("hx", hx)
         return (hx,)  # type: ignore[return-value]
-    wanted = f"{op} expects two hidden states: hx must be a pair (h_0, c_0) of tensors, got"
+    pair = "two hidden states: hx must be a pair (h_0, c_0)"
+    named = pair if count == 2 else f"{count} hidden states: hx must be a tuple"
+    wanted = f"{op} expects {named} of tensors, got"
     if isinstance(hx, Tensor):
         raise tensor_error(f"{wanted} one Tensor (it must be tuple of Tensors, not Tensor)")
     if not isinstance(hx, tuple | list):
         raise TypeError(f"{wanted} {type(hx).__name__}")
-    if len(hx) != 2:
+    if len(hx) != count:
         raise RuntimeError(f"{wanted} {len(hx)}")
     for s, state in enumerate(hx):
         is_tensor(f"hx[{s}]", state)
@@ -125,7 +139,7 @@ def layer_input(op: str, input: Tensor, states: Tensors | None) -> None:
     dims = [] if states is None else [state.dim() for state in states]
     if all(d == dim for d in dims):
         return
-    if len(dims) == 1:
+    if len(dims) != 2:
         wanted = f"hx should also be {dim}-D but got {dims[0]}-D tensor"
     else:
         wanted = f"hx and cx should also be {dim}-D but got ({dims[0]}-D, {dims[1]}-D) tensors"
@@ -151,6 +165,51 @@ def layer_states(states: Tensors, shapes: list[tuple[int, int, int]], input: Ten
         if state.shape != shape:
             raise RuntimeError(f"Expected {name} size {shape}, got {list(state.shape)}")
         _fits_input(name, state, input)
+
+
+def sequence_lengths(op: str, lengths: object, input: Tensor, batch_first: bool) -> Tensor:
+    """Return `lengths` of a padded input as CPU int64 [B], each from 1 to T."""
+    if input.dim() != 3:
+        raise ValueError(f"{op}: lengths need a batched input of 3 axes, got {input.dim()}")
+    steps, batch = input.shape[1::-1] if batch_first else input.shape[:2]
+    if not isinstance(lengths, Tensor):
+        whole = isinstance(lengths, list | tuple) and all(type(n) is int for n in lengths)
+        if not whole:
+            raise TypeError(f"{op}: lengths must be an int64 tensor or ints, got {lengths!r}")
+        lengths = torch.tensor(lengths, dtype=torch.int64)
+    if lengths.dtype != torch.int64 or lengths.shape != (batch,) or not lengths.is_cpu:
+        raise ValueError(
+            f"{op}: lengths must be CPU int64 [B] = [{batch}], got {lengths.dtype} "
+            f"{list(lengths.shape)} on {lengths.device}"
+        )
+    if not torch.compiler.is_compiling():  # values are not known while tracing
+        wrong = [n for n in lengths.tolist() if not 1 <= n <= steps]
+        if wrong:
+            raise ValueError(f"{op}: lengths must be from 1 to T = {steps}, got {wrong[0]}")
+    return lengths
+
+
+def no_lengths(op: str, lengths: object) -> None:
+    """Raise unless `lengths` are absent, as they must be for a PackedSequence."""
+    if lengths is not None:
+        raise ValueError(f"{op}: lengths must be None for a PackedSequence, which has its own")
+
+
+def layer_resets(op: str, resets: object, input: Tensor | PackedSequence) -> None:
+    """Raise unless `resets` says of every step of `input` whether the state is zeroed before."""
+    is_tensor(f"{op}: resets", resets)
+    assert isinstance(resets, Tensor)
+    input = input.data if isinstance(input, PackedSequence) else input
+    wanted = input.shape[:-1]
+    if resets.dtype != torch.bool or resets.shape != wanted:
+        raise ValueError(
+            f"{op}: resets must be torch.bool {list(wanted)}, one for each step of the input, got "
+            f"{resets.dtype} {list(resets.shape)}"
+        )
+    if resets.device != input.device:
+        raise ValueError(
+            f"{op}: resets must be on the input's device {input.device}, got {resets.device}"
+        )
 
 
 def cell_input(op: str, input: Tensor, weight: Tensor, input_size: int) -> None:

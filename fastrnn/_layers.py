@@ -1,157 +1,43 @@
-"""What RNN, LSTM and GRU share: parameters, argument checks, the walk over layers."""
+"""What RNN, LSTM and GRU do: argument checks, the walk over layers."""
 
 from __future__ import annotations
 
-import math
-import warnings
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.checkpoint import checkpoint
 
 from fastrnn import _checks
-from fastrnn.cells import CELLS
-from fastrnn.functional import recurrence
+from fastrnn._autocast import lowered
+from fastrnn._recurrent import Pair, Recurrent, Tensors, unwrap
+from fastrnn._rows import PADDED, Layout, by_length, permute, resets_backwards, same_at_every_step
+from fastrnn._stack import Stack
+from fastrnn.functional import run
+from fastrnn.regularisers import LayerNorm
 
-Pair = tuple[Tensor, Tensor]
-Tensors = tuple[Tensor, ...]
-Device = torch.device | str | int | None
+__all__ = ["Layers", "Pair", "Recurrent", "Tensors", "unwrap"]
 
-
-class Recurrent(nn.Module):
-    """A module that runs one of `CELLS`."""
-
-    _shown: ClassVar[dict[str, object]]  # options of the repr, with the values it leaves out
-    input_size: int
-    hidden_size: int
-
-    @property
-    def cell_name(self) -> str:
-        """The key of `CELLS` that this module runs."""
-        raise NotImplementedError
-
-    @property
-    def _states(self) -> int:
-        return CELLS[self.cell_name].states
-
-    def reset_parameters(self) -> None:
-        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)), as torch.nn does."""
-        bound = 1 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0.0
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
-
-    def extra_repr(self) -> str:
-        text = f"{self.input_size}, {self.hidden_size}"
-        for name, default in self._shown.items():
-            value = getattr(self, name, default)
-            if value != default:
-                text += f", {name}={value}"
-        return text
+Results = tuple[Any, Tensors, Any]  # output, last states, every step's c or None
+_run_again = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
 
 
-class Layers(Recurrent):
+class Layers(Stack):
     """Stacked layers of one or two directions over whole sequences."""
 
-    _shown: ClassVar[dict[str, object]] = {
-        "proj_size": 0,
-        "num_layers": 1,
-        "bias": True,
-        "batch_first": False,
-        "dropout": 0.0,
-        "bidirectional": False,
-        "reset_after": True,
-    }
-
-    def __init__(
-        self,
-        mode: str,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int,
-        bias: bool,
-        batch_first: bool,
-        dropout: float,
-        bidirectional: bool,
-        proj_size: int,
-        device: Device,
-        dtype: torch.dtype | None,
-    ) -> None:
-        super().__init__()
-        _checks.probability(dropout)
-        _checks.flag("bias", bias)
-        _checks.flag("batch_first", batch_first)
-        _checks.positive("input_size", input_size)
-        _checks.positive("hidden_size", hidden_size)
-        _checks.positive("num_layers", num_layers)
-        _checks.projection(proj_size, hidden_size)
-        if dropout > 0 and num_layers == 1:
-            warnings.warn(
-                "dropout option adds dropout after all but last recurrent layer, so non-zero "
-                f"dropout expects num_layers greater than 1, but got dropout={dropout} and "
-                f"num_layers={num_layers}",
-                stacklevel=3,
-            )
-        self.mode = mode
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.bias = bias
-        self.batch_first = batch_first
-        self.dropout = float(dropout)
-        self.bidirectional = bidirectional
-        self.proj_size = proj_size
-        rows = CELLS[self.cell_name].gates * hidden_size
-        width = proj_size or hidden_size
-        directions = 2 if bidirectional else 1
-        for k, names in enumerate(self._all_weights):
-            shapes = {
-                "weight_ih": (rows, input_size if k < directions else width * directions),
-                "weight_hh": (rows, width),
-                "bias_ih": (rows,),
-                "bias_hh": (rows,),
-                "weight_hr": (proj_size, hidden_size),
-            }
-            for kind, name in zip(self._kinds, names, strict=True):
-                empty = torch.empty(shapes[kind], device=device, dtype=dtype)
-                self.register_parameter(name, nn.Parameter(empty))
-        self.reset_parameters()
-
-    @property
-    def cell_name(self) -> str:
-        """The key of `CELLS` that this module runs."""
-        return self.mode.lower()
-
-    @property
-    def _kinds(self) -> list[str]:
-        """What each layer and direction holds, in torch's order."""
-        kinds = ["weight_ih", "weight_hh"]
-        if self.bias:
-            kinds += ["bias_ih", "bias_hh"]
-        return [*kinds, "weight_hr"] if self.proj_size else kinds
-
-    @property
-    def _all_weights(self) -> list[list[str]]:
-        suffixes = ("", "_reverse") if self.bidirectional else ("",)
-        ends = [f"_l{layer}{suffix}" for layer in range(self.num_layers) for suffix in suffixes]
-        return [[kind + end for kind in self._kinds] for end in ends]
-
-    @property
-    def all_weights(self) -> list[list[Tensor]]:
-        """The parameters, one list per layer and direction."""
-        return [[getattr(self, name) for name in names] for names in self._all_weights]
-
-    @property
-    def _flat_weights(self) -> list[Tensor]:
-        return [weight for weights in self.all_weights for weight in weights]
-
-    def flatten_parameters(self) -> None:
-        """Do nothing: only cuDNN needs its weights side by side."""
-
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | Pair | None = None
-    ) -> tuple[Tensor | PackedSequence, Tensor | Pair]:
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | Tensors | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        resets: Tensor | None = None,
+        return_cells: bool = False,
+    ) -> tuple[Any, ...]:
         """Run the layers over a batch of sequences.
 
         Args:
@@ -160,50 +46,125 @@ class Layers(Recurrent):
             hx: the states before the first step, [L*D, B, H] (D directions; [L*D, H] for
                 unbatched input); an LSTM's are a pair (h_0, c_0), whose h_0 has `proj_size`
                 units if that is set; default None: zeros.
+            lengths: CPU int64 [B] or ints, from 1 to T in any order: where each sequence of a
+                padded input ends. The rest costs nothing, and is zero in the output; default
+                None: at T.
+            resets: bool, one for each step, laid out as `input` without its last axis ([N] for a
+                PackedSequence, as its `data`): a new sequence begins there, and no state crosses
+                over, in either direction; default None.
+            return_cells: return the last layer's c of every step, too; default False.
 
         Returns:
-            The last layer's output, laid out as `input` with D*H units, and the states after the
-            last step, laid out as `hx`.
+            The last layer's output, laid out as `input` with D*H units, and the states after
+            each sequence's last step, laid out as `hx`; with `return_cells` also c, laid out as
+            the output.
 
         Raises:
             ValueError, RuntimeError, TypeError: an argument does not fit, as in torch.nn.
         """
-        weights = self.all_weights  # read once, here: parametrizations compute on every access
+        op = type(self).__name__
         states = None if hx is None else _checks.as_states("lstm", hx, self._states, RuntimeError)
+        if return_cells and self._states != 2:
+            raise ValueError(f"{op}: return_cells needs a cell with a c, got {self.cell_name!r}")
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, states, weights)
-        _checks.layer_input(type(self).__name__, input, states)
+            _checks.no_lengths(op, lengths)
+            form: Callable[..., Results] = self._packed
+        else:
+            _checks.layer_input(op, input, states)
+            form = self._padded
+            if lengths is not None:
+                lengths = _checks.sequence_lengths(op, lengths, input, self.batch_first)
+                form = partial(self._by_length, lengths)
+        if resets is not None:
+            _checks.layer_resets(op, resets, input)
+        output, states, cells = form(input, states, resets, return_cells)
+        last = unwrap(states)
+        return (output, last, cells) if return_cells else (output, last)
+
+    def _padded(
+        self, input: Tensor, states: Tensors | None, resets: Tensor | None, return_cells: bool
+    ) -> Results:
         batched = input.dim() == 3
         rows = input if batched else input.unsqueeze(1)  # [T, B, I]
         if batched and self.batch_first:
             rows = input.transpose(0, 1)
-        if states is not None and not batched:
-            states = tuple(s.unsqueeze(1) for s in states)
-        states = self._first(rows, states, rows.size(1), weights)
-        output, states = self._run(rows, states, weights)
+            resets = None if resets is None else resets.T
         if not batched:
-            return output.squeeze(1), unwrap(tuple(s.squeeze(1) for s in states))
-        return output.transpose(0, 1) if self.batch_first else output, unwrap(states)
+            states = None if states is None else tuple(s.unsqueeze(1) for s in states)
+            resets = None if resets is None else resets.unsqueeze(1)
+        weights = self._read_weights()
+        states = self._first(rows, states, rows.size(1), weights)
+        if self.cell_name == "lstm" and not self.proj_size:
+            # Under autocast torch's fused layer takes and gives the lower dtype alone.
+            rows, states = lowered(rows), tuple(map(lowered, states))
+        output, states, cells = self._run(rows, states, weights, PADDED, resets, return_cells)
+        if not batched:
+            states = tuple(s.squeeze(1) for s in states)
+            return output.squeeze(1), states, None if cells is None else cells.squeeze(1)
+        if self.batch_first:
+            return output.transpose(0, 1), states, None if cells is None else cells.transpose(0, 1)
+        return output, states, cells
 
-    def _forward_packed(
-        self, input: PackedSequence, states: Tensors | None, weights: list[list[Tensor]]
-    ) -> tuple[PackedSequence, Tensor | Pair]:
-        rows, batch_sizes, order, inverse = input
+    def _packed(
+        self,
+        input: PackedSequence,
+        states: Tensors | None,
+        resets: Tensor | None,
+        return_cells: bool,
+    ) -> Results:
+        rows, *layout = input
+        _checks.is_tensor("input.data", rows)
         if rows.dim() != 2:
             raise RuntimeError(f"input must have 2 dimensions, got {rows.dim()}")
-        states = self._first(rows, states, int(batch_sizes[0]), weights)
-        # Packed rows are sorted by length, the caller's states are not.
-        output, states = self._run(rows, _permute(states, order), weights, batch_sizes)
-        packed = PackedSequence(output, batch_sizes, order, inverse)
-        return packed, unwrap(_permute(states, inverse))
+        output, states, cells = self._sorted(rows, states, Layout(*layout), resets, return_cells)
+        every = None if cells is None else PackedSequence(cells, *layout)
+        return PackedSequence(output, *layout), states, every
+
+    def _by_length(
+        self,
+        lengths: Tensor,
+        input: Tensor,
+        states: Tensors | None,
+        resets: Tensor | None,
+        return_cells: bool,
+    ) -> Results:
+        if input.numel() == 0:  # no sequence, so none to sort
+            return self._padded(input, states, resets, return_cells)
+        way = by_length(lengths, input, self.batch_first)
+        rows, resets = way.pack(input), None if resets is None else way.pack(resets)
+        output, states, cells = self._sorted(rows, states, way.layout, resets, return_cells)
+        return way.unpack(output), states, None if cells is None else way.unpack(cells)
+
+    def _sorted(
+        self,
+        rows: Tensor,
+        states: Tensors | None,
+        layout: Layout,
+        resets: Tensor | None,
+        return_cells: bool,
+    ) -> Results:
+        """Rows [N, I] are sorted by length, the caller's states [L*D, B, width] are not."""
+        weights = self._read_weights()
+        states = self._first(rows, states, layout.batch, weights)
+        states = permute(states, layout.order)
+        output, states, cells = self._run(rows, states, weights, layout, resets, return_cells)
+        return output, permute(states, layout.inverse), cells
+
+    def _read_weights(self) -> list[list[Tensor]]:
+        """The weights of this pass, read once: parametrizations compute on every access."""
+        weights = self.all_weights
+        if self.weight_dropout > 0 and self.training:
+            for each in weights:
+                each[1] = F.dropout(each[1], self.weight_dropout)
+        return weights
 
     def _first(
         self, rows: Tensor, states: Tensors | None, batch: int, weights: list[list[Tensor]]
     ) -> Tensors:
         """Check that rows [T, B, I] or [N, I] and states [L*D, B, width] fit; default states."""
         _checks.layer_rows(rows, weights[0][0], self.input_size)
-        widths = (self.proj_size or self.hidden_size, self.hidden_size)
-        shapes = [(len(weights), batch, width) for width in widths[: self._states]]
+        widths = (self.proj_size or self.hidden_size, *(self.hidden_size,) * (self._states - 1))
+        shapes = [(len(weights), batch, width) for width in widths]
         if states is None:
             return tuple(rows.new_zeros(shape) for shape in shapes)
         _checks.layer_states(states, shapes, rows)
@@ -214,37 +175,77 @@ class Layers(Recurrent):
         rows: Tensor,
         states: Tensors,
         weights: list[list[Tensor]],
-        batch_sizes: Tensor | None = None,
-    ) -> tuple[Tensor, Tensors]:
+        layout: Layout,
+        resets: Tensor | None,
+        return_cells: bool,
+    ) -> tuple[Tensor, Tensors, Tensor | None]:
         """Every layer over rows [T, B, I] or [N, I], from states [L*D, B, width]."""
-        last: list[Tensor | Pair] = []
+        cell, batch, top = self.cell_name, states[0].size(1), self.num_layers - 1
+        arguments = self._arguments(weights, layout, resets, rows.device)
+        call = _run_again if self.recompute and _may_run_again() else run
+        last: list[Tensor | Tensors] = []
+        cells: list[Tensor] = []
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0:
-                rows = F.dropout(rows, self.dropout, self.training)
+                if self.variational and self.training:
+                    rows = same_at_every_step(rows, layout, batch, self.dropout)
+                else:
+                    rows = F.dropout(rows, self.dropout, self.training)
+            wants_cells = return_cells and layer == top
             outputs = []
             for reverse in (False, True) if self.bidirectional else (False,):
                 k = len(last)
-                first = tuple(s[k] for s in states)
-                output, state_n = recurrence(
-                    self.cell_name,
+                output, state_n, c = call(
+                    cell,
                     rows,
-                    (first[0], first[1]) if self.proj_size else torch.stack(first),
-                    batch_sizes=batch_sizes,
+                    tuple(s[k] for s in states),
+                    batch_sizes=layout.batch_sizes,
                     reverse=reverse,
-                    **dict(zip(self._kinds, weights[k], strict=True)),
+                    return_cells=wants_cells,
+                    **arguments[k],
                 )
                 outputs.append(output)
                 last.append(state_n)
+                if c is not None:
+                    cells.append(c)
             rows = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
+        every = torch.cat(cells, dim=-1) if cells else None
         # Copies, so that callers may change them in place (`h_n.detach_()`).
-        return rows, tuple(torch.stack([n[s] for n in last]) for s in range(len(states)))
+        return rows, tuple(torch.stack([n[s] for n in last]) for s in range(len(states))), every
+
+    def _arguments(
+        self,
+        weights: list[list[Tensor]],
+        layout: Layout,
+        resets: Tensor | None,
+        device: torch.device,
+    ) -> list[dict[str, Any]]:
+        """What each layer and direction passes to `run` besides its rows and states."""
+        kinds = self._kinds
+        every: list[dict[str, Any]] = [dict(zip(kinds, each, strict=True)) for each in weights]
+        if self.layer_norm:
+            for named in every:
+                gains = [named.pop(name) for name in LayerNorm._fields if name in named]
+                named["layer_norm"] = LayerNorm(*gains)
+        if resets is not None:
+            ways = [resets]
+            if self.bidirectional:
+                ways.append(resets_backwards(resets, layout))
+            for k, named in enumerate(every):
+                named["resets"] = ways[k % len(ways)]
+        if self.zoneout:
+            # Drawn here, not inside: a pass that is run again finds the same masks.
+            seeds = (
+                torch.randint(2**63 - 1, (len(every),), device=device) if self.training else None
+            )
+            for k, named in enumerate(every):
+                named |= {"zoneout": self.zoneout, "sequences": layout.order}
+                named["seed"] = None if seeds is None else seeds[k]
+        return every
 
 
-def _permute(states: Tensors, order: Tensor | None) -> Tensors:
-    """Reorder the sequences of states [L*D, B, width]."""
-    return states if order is None else tuple(s.index_select(1, order) for s in states)
-
-
-def unwrap(states: Tensors) -> Tensor | Pair:
-    """The states as callers see them: one tensor, or an LSTM's pair."""
-    return states[0] if len(states) == 1 else (states[0], states[1])
+def _may_run_again() -> bool:
+    """Whether `checkpoint` works, and has something to save: torch.func refuses its hooks."""
+    if not torch.is_grad_enabled():
+        return False
+    return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastrnn import _library
 from fastrnn._version import __version__
+from fastrnn.cells import COMPILED
 
 BACKENDS = ("native", "triton", "reference")
+# Options of a recurrence that the compiled kernels do not have.
+NOT_COMPILED = ("proj_size", "resets", "zoneout", "layer_norm")
 
 
 @dataclass(frozen=True)
@@ -61,24 +66,40 @@ class use_backend:  # noqa: N801 (reads as a function)
         _current = self._previous
 
 
-def _native_refusal(input: Tensor, projected: bool) -> str | None:
+def lacking(cell: str, features: Collection[str]) -> str | None:
+    """Why the compiled kernels cannot run a recurrence, whatever its tensors.
+
+    Args:
+        cell: a key of `CELLS`.
+        features: names of the options in use.
+
+    Returns:
+        A reason, or None.
+    """
+    for name in NOT_COMPILED:
+        if name in features:
+            return f"the compiled kernels have no {name}"
+    return None if cell in COMPILED else f"no compiled kernel for cell {cell!r}"
+
+
+def _native_refusal(input: Tensor, lacks: str | None) -> str | None:
     if _library.unavailable is not None:
         return _library.unavailable
     if input.device.type != "cpu":
         return f"the compiled kernels take cpu tensors, got {input.device.type}"
     if input.dtype not in (torch.float32, torch.float64):
         return f"the compiled kernels take float32 and float64, got {input.dtype}"
-    if projected:
-        return "the compiled kernels have no proj_size"
-    return None
+    if forward_ad._current_level >= 0:  # they would drop the tangents, under no_grad silently
+        return "the compiled kernels have no forward-mode derivative"
+    return lacks
 
 
-def choose(input: Tensor, projected: bool = False) -> Choice:
+def choose(input: Tensor, lacks: str | None = None) -> Choice:
     """Pick the backend of a recurrence.
 
     Args:
         input: any tensor of the recurrence's dtype and device.
-        projected: whether the LSTM has a `proj_size`.
+        lacks: why the compiled kernels cannot run it, from `lacking`; default None: they can.
 
     Returns:
         The choice, with the reasons against every other backend.
@@ -87,7 +108,7 @@ def choose(input: Tensor, projected: bool = False) -> Choice:
         RuntimeError: the backend that `use_backend` or FASTRNN_BACKEND asked for cannot run.
     """
     refusals = {
-        "native": _native_refusal(input, projected),
+        "native": _native_refusal(input, lacks),
         "triton": "this version has no Triton kernels",
         "reference": None,
     }
@@ -103,6 +124,13 @@ def choose(input: Tensor, projected: bool = False) -> Choice:
     if chosen == "reference":
         return Choice(chosen, "step by step in torch", refused)
     return Choice(chosen, f"whole sequence on the CPU, {_library.instruction_set}", refused)
+
+
+def chosen(input: Tensor, lacks: str | None = None) -> str:
+    """The backend that `choose` picks, found faster; same arguments and errors."""
+    if _current in ("auto", "native") and _native_refusal(input, lacks) is None:
+        return "native"
+    return choose(input, lacks).backend
 
 
 def show_config() -> str:

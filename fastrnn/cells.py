@@ -7,45 +7,25 @@ A stage is one product of a step with its gate maths; `csrc/cells.h` holds the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Tensors = tuple[Tensor, ...]
+from fastrnn._cell import Cell, Tensors, try_out
+from fastrnn.regularisers import PLAIN, Extras, LayerNorm, keep
+
+__all__ = ["CELLS", "COMPILED", "LAYER_NORMED", "Cell", "recurrence", "register", "step"]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A recurrent cell with pointwise gate maths.
-
-    Args:
-        gates: G, blocks of H rows in each weight.
-        states: S, tensors carried from step to step; the first is the output.
-        reserve: R, blocks of H values a step keeps for the backward pass.
-        forward: (x, h, prev) -> (next, reserve); x and h are G tensors [B, H] each, prev and
-            next S tensors.
-        operand_gates: gates computed before `operand`; 0 for a cell of one product a step.
-        operand: (x, h, prev) -> (second operand [B, H], reserve) over the first `operand_gates`
-            gates; the other gates then multiply the operand instead of the state, and `forward`
-            takes the reserve so far as a fourth argument.
-    """
-
-    gates: int
-    states: int
-    reserve: int
-    forward: Callable[..., tuple[Tensors, Tensors]]
-    operand_gates: int = 0
-    operand: Callable[[Tensors, Tensors, Tensors], tuple[Tensor, Tensors]] | None = None
-
-
-def lstm(x: Tensors, h: Tensors, prev: Tensors) -> tuple[Tensors, Tensors]:
+def lstm(
+    x: Tensors, h: Tensors, prev: Tensors, norm: LayerNorm | None = None
+) -> tuple[Tensors, Tensors]:
     i, f, g, o = (a + b for a, b in zip(x, h, strict=True))
     i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
     c = f * prev[1] + i * g
-    return (o * torch.tanh(c), c), (i, f, g, o)
+    return (o * torch.tanh(c if norm is None else norm.cell(c)), c), (i, f, g, o)
 
 
 def gru(x: Tensors, h: Tensors, prev: Tensors) -> tuple[Tensors, Tensors]:
@@ -89,10 +69,42 @@ CELLS: dict[str, Cell] = {
     "rnn_tanh": Cell(gates=1, states=1, reserve=0, forward=rnn_tanh),
     "rnn_relu": Cell(gates=1, states=1, reserve=0, forward=rnn_relu),
 }
+COMPILED = frozenset(CELLS)  # those that csrc/cells.h has, too
+LAYER_NORMED = ("lstm", "gru")
+
+
+def register(name: str, cell: Cell) -> None:
+    """Add a cell of your own to `CELLS`, for `recurrence` and `RNNOf`.
+
+    It runs on the reference backend, with gradients of every order. The cell is tried on small
+    float64 tensors first. A process that loads a pickled `RNNOf` has to register its cell before.
+
+    Args:
+        name: a new name.
+        cell: its sizes and its functions in differentiable torch.
+
+    Raises:
+        TypeError: an argument, or what a function returns, is of another type.
+        ValueError: the name is taken, a size is impossible, or a function does not return as many
+            tensors as the sizes say, or of another shape.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"register: name must be a str, got {type(name).__name__}")
+    if name in CELLS:
+        raise ValueError(f"register: name must be new, got {name!r}, one of {list(CELLS)}")
+    if not isinstance(cell, Cell):
+        raise TypeError(f"register: cell must be a fastrnn.cells.Cell, got {type(cell).__name__}")
+    try_out(cell)
+    CELLS[name] = cell
 
 
 def step(
-    cell: Cell, x_proj: Tensor, prev: Tensors, weight_hh: Tensor, bias_hh: Tensor | None
+    cell: Cell,
+    x_proj: Tensor,
+    prev: Tensors,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    norm: LayerNorm | None = None,
 ) -> tuple[Tensors, Tensors]:
     """One step of a cell.
 
@@ -102,11 +114,15 @@ def step(
         prev: S tensors [B, H], the states before the step.
         weight_hh: [G*H, H].
         bias_hh: [G*H] or None.
+        norm: of the state's projection, and of the LSTM's c; default None.
 
     Returns:
         The S next states and the R reserve slots, [B, H] each.
     """
     x = x_proj.chunk(cell.gates, dim=1)
+    if norm is not None:
+        h = norm.hidden(F.linear(prev[0], weight_hh), bias_hh).chunk(cell.gates, dim=1)
+        return cell.forward(x, h, prev, *([] if norm.ln_c_weight is None else [norm]))
     if cell.operand is None:
         h = F.linear(prev[0], weight_hh, bias_hh).chunk(cell.gates, dim=1)
         return cell.forward(x, h, prev)
@@ -128,6 +144,7 @@ def recurrence(
     batch_sizes: Sequence[int],
     reverse: bool,
     weight_hr: Tensor | None = None,
+    extras: Extras = PLAIN,
 ) -> tuple[Tensor, Tensors, Tensor, Tensor]:
     """The time loop over packed rows, differentiable any number of times.
 
@@ -140,6 +157,7 @@ def recurrence(
         batch_sizes: T numbers of active sequences, non-increasing, their sum N.
         reverse: run from each sequence's last row to its first.
         weight_hr: [P, H], projects the new h (the LSTM's `proj_size`), or None.
+        extras: resets, zoneout, layer normalisation (of the state's side); default none.
 
     Returns:
         output [N, H] (or [N, P]), the S last states, cells [S-1, N, H] (every step's states
@@ -151,15 +169,21 @@ def recurrence(
     starts = [0]
     for size in batch_sizes:
         starts.append(starts[-1] + size)
+    kept = extras.zoneout_masks([s.size(1) for s in state], batch_sizes)
     order = range(len(batch_sizes))
     steps: list[tuple[Tensors, Tensors]] = []
     for t in reversed(order) if reverse else order:
-        b = batch_sizes[t]
+        b, rows = batch_sizes[t], slice(starts[t], starts[t + 1])
         # Sequences that have ended (or, in reverse, not begun) keep their state.
         prev = tuple(s[:b] for s in state)
-        next_, reserve = step(cell, x_proj[starts[t] : starts[t + 1]], prev, weight_hh, bias_hh)
+        if extras.resets is not None:
+            prev = tuple(s.masked_fill(extras.resets[rows, None], 0) for s in prev)
+        next_, reserve = step(cell, x_proj[rows], prev, weight_hh, bias_hh, extras.layer_norm)
         if weight_hr is not None:
             next_ = (F.linear(next_[0], weight_hr), *next_[1:])
+        if kept:
+            masks = (m[rows] if isinstance(m, Tensor) else m for m in kept)
+            next_ = tuple(map(keep, prev, next_, masks))
         state = tuple(torch.cat((n, s[b:])) for n, s in zip(next_, state, strict=True))
         steps.append((next_, reserve))
     if reverse:

@@ -2,104 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastrnn import cells, ops
-from fastrnn.backends import choose
-from fastrnn.cells import CELLS, Cell
-
-Pair = tuple[Tensor, Tensor]
-Tensors = tuple[Tensor, ...]
-
-
-def _expect(name: str, tensor: Tensor, symbols: str, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
-        raise ValueError(
-            f"recurrence: {name} must be {symbols} = {list(shape)}, got {list(tensor.shape)}"
-        )
+from fastrnn import _arguments, cells, ops
+from fastrnn._arguments import Rates
+from fastrnn._autocast import autocasts
+from fastrnn._cell import Tensors
+from fastrnn.backends import choose, chosen, lacking
+from fastrnn.cells import CELLS, COMPILED
+from fastrnn.regularisers import PLAIN, LayerNorm
 
 
-def _check(
-    cell: Cell,
-    input: Tensor,
-    state: Tensors,
-    weight_ih: Tensor | None,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    weight_hr: Tensor | None,
-    batch: int | None,
-) -> None:
-    """Raise a ValueError that names the first argument that does not fit."""
-    if len(state) != cell.states:
-        raise ValueError(f"recurrence: state must hold S = {cell.states} tensors, got {len(state)}")
-    for part in state:
-        if part.dim() != 2:
-            raise ValueError(f"recurrence: each state must be [B, H], got {list(part.shape)}")
-    hidden = state[-1].size(1)
-    width = hidden if weight_hr is None else weight_hr.size(0)
-    for s, part in enumerate(state):
-        size = state[0].size(0) if batch is None else batch
-        _expect("state", part, "[B, H]", (size, width if s == 0 else hidden))
-    rows = cell.gates * hidden
-    _expect(
-        "weight_hh", weight_hh, "[G*H, P]" if weight_hr is not None else "[G*H, H]", (rows, width)
-    )
-    if weight_hr is not None:
-        _expect("weight_hr", weight_hr, "[P, H]", (width, hidden))
-    if weight_ih is None:
-        _expect("input", input, "[..., G*H] (x_proj)", (*input.shape[:-1], rows))
-    else:
-        _expect("weight_ih", weight_ih, "[G*H, I]", (rows, input.size(-1)))
-    for name, bias in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
-        if bias is not None:
-            _expect(name, bias, "[G*H]", (rows,))
-    named = {
-        "state": state[0],
-        "weight_ih": weight_ih,
-        "weight_hh": weight_hh,
-        "bias_ih": bias_ih,
-        "bias_hh": bias_hh,
-        "weight_hr": weight_hr,
-    }
-    for name, tensor in named.items():
-        if tensor is None:
-            continue
-        if tensor.dtype != input.dtype:
-            raise ValueError(
-                f"recurrence: {name} must have the input's dtype {input.dtype}, got {tensor.dtype}"
-            )
-        if tensor.device != input.device:
-            raise ValueError(
-                f"recurrence: {name} must be on the input's device {input.device}, "
-                f"got {tensor.device}"
-            )
-
-
-def _check_batch_sizes(batch_sizes: Tensor, rows: int, batch: int) -> None:
-    if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1 or not batch_sizes.is_cpu:
-        raise ValueError(
-            "recurrence: batch_sizes must be a CPU int64 tensor [T], "
-            f"got {batch_sizes.dtype} {list(batch_sizes.shape)} on {batch_sizes.device}"
-        )
-    if torch.compiler.is_compiling():  # values are not known while tracing
-        return
-    sizes = batch_sizes.tolist()
-    if sizes != sorted(sizes, reverse=True) or sizes[-1:] < [1] or sizes[0] != batch:
-        raise ValueError(
-            f"recurrence: batch_sizes must be non-increasing from B = {batch} to at least 1, "
-            f"got {sizes}"
-        )
-    if sum(sizes) != rows:
-        raise ValueError(f"recurrence: batch_sizes must sum to N = {rows}, got {sum(sizes)}")
-
-
-def recurrence(
+@autocasts
+def run(
     cell: str,
     input: Tensor,
-    state: Tensor | Pair,
+    state: Tensor | Tensors,
     weight_ih: Tensor | None,
     weight_hh: Tensor,
     bias_ih: Tensor | None = None,
@@ -108,32 +30,14 @@ def recurrence(
     batch_sizes: Tensor | None = None,
     reverse: bool = False,
     weight_hr: Tensor | None = None,
-) -> tuple[Tensor, Tensor | Pair]:
-    """One layer and direction of a recurrent network over a batch of sequences.
-
-    Args:
-        cell: a key of `CELLS`.
-        input: [T, B, I] padded, or packed rows [N, I] with `batch_sizes`; float32 or float64 on
-            the native backend, any floating dtype on the reference.
-        state: [S, B, H], the states before the first step (h; then c for an LSTM); with
-            `weight_hr` the pair (h [B, P], c [B, H]).
-        weight_ih: [G*H, I] in torch's gate order, or None: `input` is the projection, I = G*H.
-        weight_hh: [G*H, H], or [G*H, P] with `weight_hr`.
-        bias_ih: [G*H]; default None.
-        bias_hh: [G*H]; default None.
-        batch_sizes: CPU int64 [T], active sequences per step, non-increasing; default None.
-        reverse: run from each sequence's last row to its first; rows stay in place.
-        weight_hr: [P, H], the LSTM's output projection; default None.
-
-    Returns:
-        output [T, B, H] (or [N, H]) and each sequence's last states, shaped as `state`.
-
-    Raises:
-        ValueError: an argument's shape, dtype or device does not fit, or `cell` is unknown.
-        RuntimeError: an explicitly chosen backend cannot run it.
-
-    Source: see `fastrnn.cells.recurrence`.
-    """
+    resets: Tensor | None = None,
+    zoneout: Rates | None = None,
+    seed: Tensor | None = None,
+    sequences: Tensor | None = None,
+    layer_norm: LayerNorm | None = None,
+    return_cells: bool = False,
+) -> tuple[Tensor, Tensor | Tensors, Tensor | None]:
+    """`recurrence`, but the last states may come stacked, and the third result be None."""
     if cell not in CELLS:
         raise ValueError(f"recurrence: cell must be one of {list(CELLS)}, got {cell!r}")
     padded = batch_sizes is None
@@ -143,7 +47,7 @@ def recurrence(
             f"got {list(input.shape)}"
         )
     states = state if isinstance(state, tuple) else state.unbind()
-    _check(
+    _arguments.tensors(
         CELLS[cell],
         input,
         states,
@@ -154,28 +58,128 @@ def recurrence(
         weight_hr,
         input.size(1) if padded else None,
     )
+    if return_cells and CELLS[cell].states != 2:
+        raise ValueError(f"recurrence: return_cells needs a cell of two states, got {cell!r}")
+    extras, lacks = PLAIN, None
+    plain = resets is None and zoneout is None and layer_norm is None and weight_hr is None
+    if not plain or cell not in COMPILED:
+        extras = _arguments.extras(
+            cell, input, states, weight_hr, resets, zoneout, seed, sequences, layer_norm
+        )
+        projected = () if weight_hr is None else ("proj_size",)
+        lacks = lacking(cell, (*projected, *extras.names))
+    if 0 in (states[-1].size(1), input.size(-1)):
+        lacks = "the compiled kernels need at least one unit of input and state"
     steps = input.size(0)
     if batch_sizes is None:
         batch_sizes = torch.full((steps,), input.size(1), dtype=torch.int64)
         rows = input.flatten(0, 1)
     else:
-        _check_batch_sizes(batch_sizes, steps, states[0].size(0))
+        _arguments.sizes(batch_sizes, steps, states[0].size(0))
         rows = input
-    if choose(input, weight_hr is not None).backend == "native":
+    if chosen(input, lacks) == "native":
         stacked = state if isinstance(state, Tensor) else torch.stack(state)
         args = (rows, stacked, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell, reverse)
         if torch.is_grad_enabled():
-            output, state_n = ops.Recurrence.apply(*args)[:2]
+            output, state_n, every, _ = ops.Recurrence.apply(*args)
         else:
-            output, state_n, _, _ = torch.ops.fastrnn.recurrence.default(*args, False)
+            output, state_n, every, _ = ops.below_autograd(*args, return_cells)
     else:
         sizes = [input.size(1)] * steps if padded else batch_sizes.tolist()
-        x_proj = rows if weight_ih is None else F.linear(rows, weight_ih, bias_ih)
-        output, last, _, _ = cells.recurrence(
-            CELLS[cell], x_proj, states, weight_hh, bias_hh, sizes, reverse, weight_hr
+        norm = extras.layer_norm
+        if norm is not None:
+            projection = rows if weight_ih is None else F.linear(rows, weight_ih)
+            x_proj = norm.input(projection, bias_ih)
+        else:
+            x_proj = rows if weight_ih is None else F.linear(rows, weight_ih, bias_ih)
+        output, last, every, _ = cells.recurrence(
+            CELLS[cell], x_proj, states, weight_hh, bias_hh, sizes, reverse, weight_hr, extras
         )
         state_n = torch.stack(last) if isinstance(state, Tensor) else last
-    return (output.unflatten(0, input.shape[:2]) if padded else output), state_n
+    shape = input.shape[:2]
+    every = every[0] if return_cells else None
+    if padded:
+        output = output.unflatten(0, shape)
+        every = None if every is None else every.unflatten(0, shape)
+    return output, state_n, every
+
+
+def recurrence(
+    cell: str,
+    input: Tensor,
+    state: Tensor | Tensors,
+    weight_ih: Tensor | None,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    batch_sizes: Tensor | None = None,
+    reverse: bool = False,
+    weight_hr: Tensor | None = None,
+    resets: Tensor | None = None,
+    zoneout: Rates | None = None,
+    seed: Tensor | None = None,
+    sequences: Tensor | None = None,
+    layer_norm: LayerNorm | None = None,
+    return_cells: bool = False,
+) -> tuple[Any, ...]:
+    """One layer and direction of a recurrent network over a batch of sequences.
+
+    Args:
+        cell: a key of `CELLS`.
+        input: [T, B, I] padded, or packed rows [N, I] with `batch_sizes`; float32 or float64 on
+            the native backend, any floating dtype on the reference.
+        state: [S, B, H], or S tensors [B, H], the states before the first step (h; then c for an
+            LSTM); with `weight_hr` the pair (h [B, P], c [B, H]).
+        weight_ih: [G*H, I] in torch's gate order, or None: `input` is the projection, I = G*H.
+        weight_hh: [G*H, H], or [G*H, P] with `weight_hr`.
+        bias_ih: [G*H]; default None.
+        bias_hh: [G*H]; default None.
+        batch_sizes: CPU int64 [T], active sequences per step, non-increasing; default None.
+        reverse: run from each sequence's last row to its first; rows stay in place.
+        weight_hr: [P, H], the LSTM's output projection; default None.
+        resets: bool [T, B] (or [N]), zero the sequence's state just before the step is taken;
+            default None.
+        zoneout: probability of a unit of h to keep its value for a step, or one for each of the S
+            states; default None.
+        seed: int64 with one value that zoneout draws its masks from; default None: evaluation,
+            with each mask's expectation in its place.
+        sequences: int64 [B], numbers that zoneout's masks know the sequences by; default None:
+            their place in the batch.
+        layer_norm: gains of a layer-normalised LSTM or GRU; default None.
+        return_cells: return every step's c, too (cells of two states); default False.
+
+    Returns:
+        output [T, B, H] (or [N, H]) and each sequence's last states, shaped as `state`; with
+        `return_cells` also [T, B, H] (or [N, H]).
+
+    Raises:
+        ValueError: an argument's shape, dtype or device does not fit, or `cell` is unknown.
+        RuntimeError: an explicitly chosen backend cannot run it.
+
+    Source: see `fastrnn.cells.recurrence` and `fastrnn.regularisers`.
+    """
+    output, state_n, every = run(
+        cell,
+        input,
+        state,
+        weight_ih,
+        weight_hh,
+        bias_ih,
+        bias_hh,
+        batch_sizes=batch_sizes,
+        reverse=reverse,
+        weight_hr=weight_hr,
+        resets=resets,
+        zoneout=zoneout,
+        seed=seed,
+        sequences=sequences,
+        layer_norm=layer_norm,
+        return_cells=return_cells,
+    )
+    if isinstance(state, tuple):
+        state_n = tuple(state_n)
+    return (output, state_n, every) if return_cells else (output, state_n)
 
 
 def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
@@ -195,6 +199,12 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
     if name not in CELLS:
         raise TypeError(f"explain: module must be a fastrnn module, got {type(module).__name__}")
     tensor = next(module.parameters()) if input is None else input
-    choice = choose(tensor, getattr(module, "proj_size", 0) > 0)
+    zoneout = _arguments.rates("explain", getattr(module, "zoneout", 0.0), CELLS[name].states)
+    options = {
+        "proj_size": getattr(module, "proj_size", 0) > 0,
+        "zoneout": zoneout is not None,
+        "layer_norm": getattr(module, "layer_norm", False),
+    }
+    choice = choose(tensor, lacking(name, [option for option, used in options.items() if used]))
     lines = [f"{choice.backend}: runs {name} ({choice.schedule})"]
     return "\n".join(lines + [f"{b}: no, {reason}" for b, reason in choice.refused.items()])

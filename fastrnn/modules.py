@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import nn
 
-from fastrnn._layers import Device, Layers
+from fastrnn import _checks
+from fastrnn._layers import Layers
+from fastrnn._recurrent import Device
+from fastrnn._stack import Options
 from fastrnn._swap import swap
+from fastrnn.custom import RNNOf
 from fastrnn.single_step import GRUCell, LSTMCell, RNNCell
 
-__all__ = ["GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell", "accelerate"]
+__all__ = ["GRU", "GRUCell", "LSTM", "LSTMCell", "Options", "RNN", "RNNCell", "RNNOf", "accelerate"]
 
 
 def _no_projection(proj_size: int | None) -> None:
@@ -31,6 +37,7 @@ class RNN(Layers):
         bidirectional: add layers that run from the end; default False.
         device: of the parameters; default None: torch's default.
         dtype: of the parameters; default None: torch's default.
+        options: see `Options`.
 
     Raises:
         ValueError, TypeError: an argument is impossible, as in torch.nn.
@@ -52,6 +59,7 @@ class RNN(Layers):
         dtype: torch.dtype | None = None,
         *,
         proj_size: int | None = None,
+        **options: Unpack[Options],
     ) -> None:
         _no_projection(proj_size)
         if nonlinearity not in ("tanh", "relu"):
@@ -70,6 +78,7 @@ class RNN(Layers):
             0,
             device,
             dtype,
+            **options,
         )
         self.nonlinearity = nonlinearity
 
@@ -88,6 +97,7 @@ class LSTM(Layers):
         proj_size: P, units that h is projected to; default 0: no projection.
         device: of the parameters; default None: torch's default.
         dtype: of the parameters; default None: torch's default.
+        options: see `Options`.
 
     Raises:
         ValueError, TypeError: an argument is impossible, as in torch.nn.
@@ -107,6 +117,7 @@ class LSTM(Layers):
         proj_size: int = 0,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             "LSTM",
@@ -120,6 +131,7 @@ class LSTM(Layers):
             proj_size,
             device,
             dtype,
+            **options,
         )
 
 
@@ -138,6 +150,7 @@ class GRU(Layers):
         dtype: of the parameters; default None: torch's default.
         reset_after: reset the product (torch's and cuDNN's way; default True), or the state
             before the product (the original).
+        options: see `Options`.
 
     Raises:
         ValueError, TypeError: an argument is impossible, as in torch.nn.
@@ -161,8 +174,10 @@ class GRU(Layers):
         *,
         reset_after: bool = True,
         proj_size: int | None = None,
+        **options: Unpack[Options],
     ) -> None:
         _no_projection(proj_size)
+        _checks.normalisation("GRU", reset_after, options.get("layer_norm", False), 0)
         super().__init__(
             "GRU",
             input_size,
@@ -175,6 +190,7 @@ class GRU(Layers):
             0,
             device,
             dtype,
+            **options,
         )
         self.reset_after = reset_after
 

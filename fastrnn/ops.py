@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fastrnn import cells
@@ -116,6 +117,14 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     )
 
 
+def below_autograd(*args: Any) -> tuple[Tensor, ...]:
+    """`fastrnn::recurrence` without a look at whether gradients are wanted."""
+    if torch.compiler.is_compiling():  # Dynamo refuses the guard, and has no need of it
+        return tuple(torch.ops.fastrnn.recurrence.default(*args))
+    with torch._C._AutoDispatchBelowAutograd():
+        return tuple(torch.ops.fastrnn.recurrence.default(*args))
+
+
 class Recurrence(torch.autograd.Function):
     """`fastrnn::recurrence` with gradients; takes the operator's arguments up to `reverse`."""
 
@@ -123,7 +132,7 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return tuple(torch.ops.fastrnn.recurrence.default(*args, True))
+        return below_autograd(*args, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -140,7 +149,9 @@ class Recurrence(torch.autograd.Function):
         needs = ctx.needs_input_grad
         args = (*grads[:3], *ctx.saved_tensors, ctx.cell, ctx.reverse, needs[0], any(needs[2:6]))
         # Dynamo refuses a Function inside a Function's backward, and needs no second order.
-        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        # A tangent that comes with the gradients needs the Function too, which refuses it.
+        twice = torch.is_grad_enabled() or forward_ad._current_level >= 0
+        twice = twice and not torch.compiler.is_compiling()
         found = RecurrenceBackward.apply(*args) if twice else RecurrenceBackward.forward(*args)
         return (
             *(g if need else None for g, need in zip(found, needs[:6], strict=True)),
@@ -185,3 +196,19 @@ class RecurrenceBackward(torch.autograd.Function):
         pullback: Any = torch.func.vjp(gradients, *firsts)[1]
         by_output, by_input = pullback(second)
         return (*map(by_output.get, _OUTPUTS), *map(by_input.get, _INPUTS), *(None,) * 8)
+
+
+def _differentiable(*args: Any) -> tuple[Tensor, ...]:
+    """The operator by itself, as exported and traced programs call it: gradients flow too."""
+    *inputs, save = args
+    tensors = (a for a in inputs if isinstance(a, Tensor))
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+        with torch._C._AutoDispatchBelowAutograd():
+            return tuple(torch.ops.fastrnn.recurrence.default(*args))
+    output, state_n, cells_, reserve = Recurrence.apply(*inputs)
+    if not save:
+        cells_, reserve = cells_[:, :0], reserve[:0]
+    return output, state_n, cells_, reserve
+
+
+LIBRARY.impl("recurrence", _differentiable, "Autograd")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fastrnn import _checks
-from fastrnn._layers import Device, Pair, Recurrent, unwrap
+from fastrnn._recurrent import Device, Recurrent, Tensors, unwrap
 from fastrnn.cells import CELLS
-from fastrnn.functional import recurrence
+from fastrnn.functional import run
 
 
 class SingleStep(Recurrent):
@@ -53,7 +53,7 @@ class SingleStep(Recurrent):
             self.register_parameter(name, None if empty is None else nn.Parameter(empty))
         self.reset_parameters()
 
-    def forward(self, input: Tensor, hx: Tensor | Pair | None = None) -> Tensor | Pair:
+    def forward(self, input: Tensor, hx: Tensor | Tensors | None = None) -> Tensor | Tensors:
         """Run one step.
 
         Args:
@@ -77,7 +77,7 @@ class SingleStep(Recurrent):
             states = _checks.as_states("lstm_cell", hx, self._states, TypeError)
             _checks.cell_states(op, states, input, self.hidden_size)
             state = torch.stack(states) if input.dim() == 2 else torch.stack(states).unsqueeze(1)
-        _, state_n = recurrence(
+        _, state_n, _ = run(
             self.cell_name,
             rows.unsqueeze(0),
             state,

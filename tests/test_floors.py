@@ -15,17 +15,21 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     ("_version", "_library", "_C"),
     ("kernels",),
+    ("regularisers", "_cell"),
     ("cells",),
     ("backends",),
     ("ops",),
-    ("functional", "loss"),
-    ("_checks", "_layers", "_swap", "single_step", "modules"),
+    ("_arguments", "_autocast", "functional", "loss"),
+    ("_checks", "_recurrent", "_rows", "_stack", "_swap", "init"),
+    ("_layers", "single_step", "custom"),
+    ("modules",),
+    ("_onnx_nodes", "onnx"),
     ("fastrnn",),
     ("lm",),
     ("train",),
 )
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
-HEAVY = ("tyro", "rich", "safetensors", "matplotlib", "triton", "pytest", "tensorboard")
+HEAVY = ("tyro", "rich", "safetensors", "matplotlib", "triton", "pytest", "tensorboard", "onnx")
 
 
 def _sources() -> dict[str, Path]:

@@ -1,0 +1,63 @@
+"""What every recurrent module has: a cell, initialisation, a repr."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fastrnn.cells import CELLS
+
+Tensors = tuple[Tensor, ...]
+Pair = Tensors  # an LSTM's two
+Device = torch.device | str | int | None
+
+
+class Recurrent(nn.Module):
+    """A module that runs one of `CELLS`."""
+
+    _shown: ClassVar[dict[str, object]]  # options of the repr, with the values it leaves out
+    input_size: int
+    hidden_size: int
+
+    @property
+    def cell_name(self) -> str:
+        """The key of `CELLS` that this module runs."""
+        raise NotImplementedError
+
+    @property
+    def _states(self) -> int:
+        return CELLS[self.cell_name].states
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)), as torch.nn does.
+
+        Gains and biases of layer normalisation become ones and zeros.
+        """
+        bound = 1 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0.0
+        for name, parameter in self.named_parameters():
+            if name.startswith("ln_"):
+                nn.init.constant_(parameter, float("weight" in name))
+            else:
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def __prepare_scriptable__(self) -> Recurrent:
+        raise RuntimeError(
+            f"torch.jit.script: fastrnn.{type(self).__name__} cannot be scripted; "
+            "use torch.compile or torch.export"
+        )
+
+    def extra_repr(self) -> str:
+        text = f"{self.input_size}, {self.hidden_size}"
+        for name, default in self._shown.items():
+            value = getattr(self, name, default)
+            if value != default:
+                text += f", {name}={value}"
+        return text
+
+
+def unwrap(states: Tensors) -> Tensor | Tensors:
+    """The states as callers see them: one tensor, or an LSTM's pair."""
+    return states[0] if len(states) == 1 else states
