@@ -124,6 +124,24 @@ def test_inference_equals_training(cell):
 
 
 @native
+@pytest.mark.parametrize("shape", ["ragged", "wide"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_packed_weights_give_the_same_bits(cell, shape):
+    for dtype in FLOORS:
+        layer = random_layer(cell, *SHAPES[shape], reverse=True).to(dtype)
+        x, state, w_ih, w_hh, b_ih, b_hh = (t.detach() for t in layer.tensors)
+        packed = torch.ops.fastrnn.pack_weights.default(w_ih, w_hh, cell)
+        run = torch.ops.fastrnn.recurrence_packed.default
+        sizes = (layer.batch_sizes, cell, True)
+        output, state_n = run(x, state, packed, b_ih, b_hh, *sizes)
+        expected = torch.ops.fastrnn.recurrence.default(*layer.arguments, False)
+        assert torch.equal(output, expected[0])
+        assert torch.equal(state_n, expected[1])
+        with pytest.raises(RuntimeError, match="recurrence: packed must be"):
+            run(x, state, packed[:-1], b_ih, b_hh, *sizes)
+
+
+@native
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("cell", CELLS)
 def test_non_finite_input_reaches_the_output_and_no_other_sequence(cell, value):
