@@ -15,6 +15,7 @@ from torch import nn
 
 pytest.importorskip("tyro")
 
+from fastrnn.lm import memory  # noqa: E402
 from fastrnn.lm.command_line import parse  # noqa: E402
 from fastrnn.lm.config import ModelOptions  # noqa: E402
 from fastrnn.lm.data import batchify, load_corpus  # noqa: E402
@@ -22,7 +23,6 @@ from fastrnn.lm.errors import UserError  # noqa: E402
 from fastrnn.lm.evaluate import evaluate  # noqa: E402
 from fastrnn.lm.generate import generate, to_text  # noqa: E402
 from fastrnn.lm.loop import Trainer  # noqa: E402
-from fastrnn.lm.memory import keep_freed_memory  # noqa: E402
 from fastrnn.lm.model import LanguageModel, build_model, count_parameters  # noqa: E402
 from fastrnn.lm.report import Reporter, duration  # noqa: E402
 from fastrnn.lm.run import Run  # noqa: E402
@@ -252,12 +252,21 @@ def test_duration() -> None:
     assert [duration(s) for s in (0, 59.6, 3599, 3661)] == ["0:00", "1:00", "59:59", "1:01:01"]
 
 
-def test_malloc_setting_is_made_on_glibc_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    import platform
+@pytest.mark.skipif(memory._malloc() is None, reason="no glibc with mallinfo2")
+def test_free_memory_is_given_back_beyond_the_limit() -> None:
+    usage, _ = memory._malloc()
+    # Pages that stay held keep the freed ones between them from leaving at the heap's end.
+    held = [torch.empty(2**14) for _ in range(400)]
+    del held[::2]
+    free = usage().fordblks
+    assert free > 2**20
+    assert not memory.trim_free_memory(limit=2 * free)
+    assert memory.trim_free_memory(limit=2**20)
 
-    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
-    monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1"))
-    assert not keep_freed_memory()
+
+def test_memory_is_left_alone_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_malloc", lambda: None)
+    assert not memory.trim_free_memory(limit=0)
 
 
 # ---- options

@@ -16,11 +16,14 @@ from fastrnn.lm.data import Corpus, batchify
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.evaluate import evaluate
 from fastrnn.lm.interrupt import StopOnInterrupt
+from fastrnn.lm.memory import trim_free_memory
 from fastrnn.lm.model import LanguageModel, State
 from fastrnn.lm.report import Reporter
 from fastrnn.lm.run import Run, perplexity
 from fastrnn.lm.settings import to_dict
 from fastrnn.lm.snapshot import make_optimizer, pack, unpack
+
+TRIM_INTERVAL = 10  # steps; each could add 100 MB where the heap grows
 
 
 @dataclass
@@ -103,6 +106,8 @@ class Trainer:
         self._step(self._inputs[counters.row : end], self._targets[counters.row : end])
         counters.row = end
         counters.step += 1
+        if counters.step % TRIM_INTERVAL == 0:
+            trim_free_memory()
         last, epoch_ends = counters.step == self.steps, end == self._rows
         if counters.step % options.log_interval == 0 or last:
             self._log()

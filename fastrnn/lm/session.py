@@ -14,7 +14,6 @@ from fastrnn.lm.data import load_corpus
 from fastrnn.lm.device import find_device, select_backend
 from fastrnn.lm.generate import generate, to_text
 from fastrnn.lm.loop import Trainer
-from fastrnn.lm.memory import keep_freed_memory
 from fastrnn.lm.model import build_model, count_parameters
 from fastrnn.lm.report import Reporter, draw_curves
 from fastrnn.lm.run import Run, default_folder, perplexity
@@ -33,7 +32,6 @@ def train(config: Config, reporter: Reporter) -> None:
     Raises:
         UserError: an option, a file or a checkpoint cannot be used.
     """
-    keep_freed_memory()
     device = find_device(config.run.device)
     with select_backend(config.run.backend, device) as backend:
         _train_on(device, backend, config, reporter)
