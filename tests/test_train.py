@@ -254,14 +254,17 @@ def test_duration() -> None:
 
 @pytest.mark.skipif(memory._malloc() is None, reason="no glibc with mallinfo2")
 def test_free_memory_is_given_back_beyond_the_limit() -> None:
-    usage, _ = memory._malloc()
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
     # Pages that stay held keep the freed ones between them from leaving at the heap's end.
-    held = [torch.empty(2**14) for _ in range(400)]
+    held = [torch.ones(2**14) for _ in range(400)]
     del held[::2]
-    free = usage().fordblks
-    assert free > 2**20
-    assert not memory.trim_free_memory(limit=2 * free)
+    before = resident()
+    assert not memory.trim_free_memory(limit=2**50)
     assert memory.trim_free_memory(limit=2**20)
+    assert resident() < before - 5 * 2**20  # of 12.5 MiB freed
+    assert not memory.trim_free_memory(limit=before)
 
 
 def test_memory_is_left_alone_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
