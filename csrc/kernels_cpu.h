@@ -14,6 +14,18 @@ struct Segment {
   std::int64_t rows;
   std::int64_t prev;  // packed row of the step before, or -1: the initial state
   std::int64_t next;  // packed row of the step after, or -1: this is the last step
+  std::int64_t step;
+  bool reset;       // zeros stand in for the states before this step
+  bool next_reset;  // ... and before the step after
+};
+
+// Which units keep their value for a step, or how much of it.
+struct Zoneout {
+  bool on;
+  double rates[2];                // of each state
+  bool drawn;                     // masks from the seed, or their expectation
+  std::uint64_t seed;             //
+  const std::int64_t* sequences;  // [B], numbers that masks know the sequences by, or null
 };
 
 // One layer and direction. Arrays are contiguous and row-major, of the kernel's dtype.
@@ -28,16 +40,17 @@ struct Sequence {
   const void* weight_hh;  // [G*H, H]
   const void* bias_ih;    // [G*H] or null
   const void* bias_hh;    // [G*H] or null
+  bool resets;            // whether any segment has one
+  Zoneout zoneout;
 };
 
 struct Forward : Sequence {
   char* packed;   // what Weights made, in place of the weights, or null
   bool projects;  // whether the input is still to be projected
-  bool save;      // write cells and reserve
   void* output;   // [N, H]
   void* state_n;  // [S, B, H]
-  void* cells;    // [S-1, N, H]
-  void* reserve;  // [N, R*H]
+  void* cells;    // [S-1, N, H] or null
+  void* reserve;  // [N, R*H], or with zoneout [N, (R+S)*H]: the states it acted on; or null
 };
 
 // Packing alone; its workspace is the result.
@@ -52,7 +65,7 @@ struct Backward : Sequence {
   const void* grad_cells;    // [S-1, N, H] or null
   const void* output;        // [N, H]
   const void* cells;         // [S-1, N, H]
-  const void* reserve;       // [N, R*H]
+  const void* reserve;       // as in Forward
   void* grad_input;          // [N, I] or null; without weight_ih [N, G*H], never null
   void* grad_state;          // [S, B, H]
   void* grad_weight_ih;      // [G*H, I] or null

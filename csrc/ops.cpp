@@ -22,7 +22,7 @@ const void* data(const std::optional<Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr() : nullptr;
 }
 
-Sequence sequence(const Inputs& in, const Walk& walk) {
+Sequence sequence(const Inputs& in, const Walk& walk, const Extras& extras) {
   return {in.rows,
           in.batch,
           in.input_size,
@@ -35,31 +35,43 @@ Sequence sequence(const Inputs& in, const Walk& walk) {
           data(in.weight_ih),
           data(in.weight_hh),
           data(in.bias_ih),
-          data(in.bias_hh)};
+          data(in.bias_hh),
+          extras.resets.has_value(),
+          extras.zoneout};
 }
 
 const CellKernels& kernels_for(const std::string& cell, const Tensor& input) {
   return *instruction_set().kernels(cell.c_str(), int(input.element_size()));
 }
 
+std::int64_t reserve_slots(const Inputs& in, const Extras& extras) {
+  return in.sizes.reserve + (extras.zoneout.on ? in.sizes.states : 0);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
     const Tensor& input, const Tensor& state, const std::optional<Tensor>& weight_ih,
     const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
-    const std::optional<Tensor>& bias_hh, const Tensor& batch_sizes, const std::string& cell,
-    bool reverse, bool save) {
+    const std::optional<Tensor>& bias_hh, const Tensor& batch_sizes,
+    const std::optional<Tensor>& resets, const std::optional<Tensor>& seed,
+    const std::optional<Tensor>& sequences, const std::vector<double>& zoneout,
+    const std::string& cell, bool reverse, bool save) {
   const Inputs in =
       checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell);
+  const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
   const std::int64_t H = in.hidden_size, saved = save ? in.rows : 0;
   Tensor output = torch::stable::new_empty(in.input, {in.rows, H});
   Tensor state_n = torch::stable::clone(in.state);
   Tensor cells = torch::stable::new_empty(in.input, {in.sizes.states - 1, saved, H});
-  Tensor reserve = torch::stable::new_empty(in.input, {saved, in.sizes.reserve * H});
+  Tensor reserve = torch::stable::new_empty(in.input, {saved, reserve_slots(in, extras) * H});
   if (in.rows > 0) {
-    const Walk walk(in.batch_sizes, reverse);
-    const Forward arguments{sequence(in, walk),        nullptr,
-                            in.weight_ih.has_value(),  save,
-                            output.mutable_data_ptr(), state_n.mutable_data_ptr(),
-                            cells.mutable_data_ptr(),  reserve.mutable_data_ptr()};
+    const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
+    const Forward arguments{sequence(in, walk, extras),
+                            nullptr,
+                            in.weight_ih.has_value(),
+                            output.mutable_data_ptr(),
+                            state_n.mutable_data_ptr(),
+                            save ? cells.mutable_data_ptr() : nullptr,
+                            save ? reserve.mutable_data_ptr() : nullptr};
     run(kernels_for(cell, in.input).forward, arguments, step_work(arguments));
   }
   return {output, state_n, cells, reserve};
@@ -84,33 +96,35 @@ Tensor pack_weights(const Tensor& weight_ih, const Tensor& weight_hh, const std:
   return packed;
 }
 
-std::tuple<Tensor, Tensor> recurrence_packed(const Tensor& input, const Tensor& state,
-                                             const Tensor& packed,
-                                             const std::optional<Tensor>& bias_ih,
-                                             const std::optional<Tensor>& bias_hh,
-                                             const Tensor& batch_sizes, const std::string& cell,
-                                             bool reverse) {
+std::tuple<Tensor, Tensor, Tensor> recurrence_packed(
+    const Tensor& input, const Tensor& state, const Tensor& packed,
+    const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
+    const Tensor& batch_sizes, const std::optional<Tensor>& resets,
+    const std::optional<Tensor>& seed, const std::optional<Tensor>& sequences,
+    const std::vector<double>& zoneout, const std::string& cell, bool reverse, bool return_cells) {
   const Inputs in =
       checked_inputs(input, state, std::nullopt, std::nullopt, bias_ih, bias_hh, batch_sizes, cell);
+  const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
   const CellKernels& kernels = kernels_for(cell, in.input);
   const std::int64_t bytes = kernels.pack.workspace(weights_of(in.input_size, in.hidden_size), 1);
   const Tensor weights =
       check.tensor("packed", packed, {bytes / std::int64_t(in.input.element_size())}, in.input);
   Tensor output = torch::stable::new_empty(in.input, {in.rows, in.hidden_size});
   Tensor state_n = torch::stable::clone(in.state);
+  Tensor cells = torch::stable::new_empty(
+      in.input, {in.sizes.states - 1, return_cells ? in.rows : 0, in.hidden_size});
   if (in.rows > 0) {
-    const Walk walk(in.batch_sizes, reverse);
-    const Forward arguments{sequence(in, walk),
+    const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
+    const Forward arguments{sequence(in, walk, extras),
                             static_cast<char*>(weights.data_ptr()),
                             true,
-                            false,
                             output.mutable_data_ptr(),
                             state_n.mutable_data_ptr(),
-                            nullptr,
+                            return_cells ? cells.mutable_data_ptr() : nullptr,
                             nullptr};
     run(kernels.forward, arguments, step_work(arguments));
   }
-  return {output, state_n};
+  return {output, state_n, cells};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(
@@ -118,12 +132,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(
     const std::optional<Tensor>& grad_cells, const Tensor& input, const Tensor& state,
     const std::optional<Tensor>& weight_ih, const Tensor& weight_hh,
     const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
-    const Tensor& batch_sizes, const Tensor& output, const Tensor& cells, const Tensor& reserve,
-    const std::string& cell, bool reverse, bool input_grad, bool weight_grad) {
+    const Tensor& batch_sizes, const std::optional<Tensor>& resets,
+    const std::optional<Tensor>& seed, const std::optional<Tensor>& sequences,
+    const std::vector<double>& zoneout, const Tensor& output, const Tensor& cells,
+    const Tensor& reserve, const std::string& cell, bool reverse, bool input_grad,
+    bool weight_grad) {
   const Inputs in =
       checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell);
+  const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
   const std::int64_t N = in.rows, H = in.hidden_size;
-  const auto [gates, states, slots] = in.sizes;
+  const std::int64_t states = in.sizes.states;
   const auto maybe = [&](const char* name, const std::optional<Tensor>& tensor,
                          const std::vector<std::int64_t>& shape) {
     return tensor ? std::optional<Tensor>(check.tensor(name, *tensor, shape, in.input))
@@ -134,7 +152,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(
   const auto g_cells = maybe("grad_cells", grad_cells, {states - 1, N, H});
   const Tensor out = check.tensor("output", output, {N, H}, in.input);
   const Tensor cell_states = check.tensor("cells", cells, {states - 1, N, H}, in.input);
-  const Tensor kept = check.tensor("reserve", reserve, {N, slots * H}, in.input);
+  const Tensor kept =
+      check.tensor("reserve", reserve, {N, reserve_slots(in, extras) * H}, in.input);
 
   // A gradient nobody wants is an empty tensor.
   const auto like = [&](bool wanted, const Tensor& tensor) {
@@ -152,13 +171,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(
     const auto pointer = [](const Tensor& tensor) {
       return tensor.numel() ? tensor.mutable_data_ptr() : nullptr;
     };
-    const Walk walk(in.batch_sizes, reverse);
-    const Backward arguments{
-        sequence(in, walk),    data(g_output),       data(g_state_n),
-        data(g_cells),         out.const_data_ptr(), cell_states.const_data_ptr(),
-        kept.const_data_ptr(), pointer(g_input),     g_state.mutable_data_ptr(),
-        pointer(g_weight_ih),  pointer(g_weight_hh), pointer(g_bias_ih),
-        pointer(g_bias_hh)};
+    const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
+    const Backward arguments{sequence(in, walk, extras),
+                             data(g_output),
+                             data(g_state_n),
+                             data(g_cells),
+                             out.const_data_ptr(),
+                             cell_states.const_data_ptr(),
+                             kept.const_data_ptr(),
+                             pointer(g_input),
+                             g_state.mutable_data_ptr(),
+                             pointer(g_weight_ih),
+                             pointer(g_weight_hh),
+                             pointer(g_bias_ih),
+                             pointer(g_bias_hh)};
     run(kernels_for(cell, in.input).backward, arguments, step_work(arguments));
   } else {
     for (Tensor* tensor : {&g_input, &g_weight_ih, &g_weight_hh, &g_bias_ih, &g_bias_hh})

@@ -62,22 +62,68 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
           sizes};
 }
 
-Walk::Walk(const std::vector<std::int64_t>& batch_sizes, bool reverse) {
+Extras checked_extras(const Inputs& inputs, const std::optional<Tensor>& resets,
+                      const std::optional<Tensor>& seed, const std::optional<Tensor>& sequences,
+                      const std::vector<double>& zoneout) {
+  using torch::headeronly::ScalarType;
+  const auto maybe = [&](const char* name, const std::optional<Tensor>& tensor, ScalarType dtype,
+                         std::int64_t count) {
+    if (!tensor) return std::optional<Tensor>();
+    check(tensor->dim() == 1 && tensor->size(0) == count && tensor->scalar_type() == dtype &&
+              tensor->is_cpu() == inputs.input.is_cpu(),
+          name, " must be ", dtype == ScalarType::Bool ? "bool " : "int64 ", text({count}),
+          " on the input's device, got ", text(shape_of(*tensor)));
+    return std::optional<Tensor>(torch::stable::contiguous(*tensor));
+  };
+  Extras extras{maybe("resets", resets, ScalarType::Bool, inputs.rows),
+                maybe("sequences", sequences, ScalarType::Long, inputs.batch), Zoneout{}};
+  const std::int64_t states = inputs.sizes.states;
+  check(zoneout.empty() || std::int64_t(zoneout.size()) == states, "zoneout must have S = ", states,
+        " rates or none, got ", zoneout.size());
+  Zoneout& z = extras.zoneout;
+  z.on = !zoneout.empty();
+  for (std::size_t i = 0; i < zoneout.size(); ++i) {
+    check(zoneout[i] >= 0 && zoneout[i] <= 1, "zoneout must be in [0, 1], got ", zoneout[i]);
+    z.rates[i] = zoneout[i];
+  }
+  z.drawn = z.on && seed;
+  if (z.drawn) {
+    check(seed->numel() == 1 && seed->scalar_type() == ScalarType::Long && seed->is_cpu(),
+          "seed must be int64 with one value, got ", text(shape_of(*seed)));
+    z.seed = std::uint64_t(*seed->const_data_ptr<std::int64_t>());
+  }
+  if (extras.sequences) z.sequences = extras.sequences->const_data_ptr<std::int64_t>();
+  return extras;
+}
+
+Walk::Walk(const std::vector<std::int64_t>& batch_sizes, bool reverse, const bool* resets) {
   const std::int64_t steps = std::int64_t(batch_sizes.size());
   std::vector<std::int64_t> start(steps + 1, 0);
   for (std::int64_t t = 0; t < steps; ++t) start[t + 1] = start[t] + batch_sizes[t];
   step_begin.push_back(0);
   for (std::int64_t i = 0; i < steps; ++i) {
     const std::int64_t t = reverse ? steps - 1 - i : i;
-    // Sequences of one step differ in one thing only: whether they go on to t + 1.
+    // Sequences of one step differ in whether they go on to t + 1, and in where they begin anew.
     const std::int64_t longer = t + 1 < steps ? batch_sizes[t + 1] : 0;
     for (const bool goes_on : {true, false}) {
       const std::int64_t begin = goes_on ? 0 : longer, end = goes_on ? longer : batch_sizes[t];
       if (begin == end) continue;
       const std::int64_t earlier = t > 0 ? start[t - 1] + begin : -1;
       const std::int64_t later = goes_on ? start[t + 1] + begin : -1;
-      segments.push_back({start[t] + begin, begin, end - begin, reverse ? later : earlier,
-                          reverse ? earlier : later});
+      const std::int64_t prev = reverse ? later : earlier, next = reverse ? earlier : later;
+      for (std::int64_t from = 0, to = 0; to < end - begin; from = to) {
+        const auto reset_at = [&](std::int64_t row) { return resets && row >= 0 && resets[row]; };
+        const auto moved = [](std::int64_t row, std::int64_t by) {
+          return row < 0 ? row : row + by;
+        };
+        const bool reset = reset_at(start[t] + begin + from);
+        const bool next_reset = reset_at(moved(next, from));
+        do ++to;
+        while (to < end - begin && reset_at(start[t] + begin + to) == reset &&
+               reset_at(moved(next, to)) == next_reset);
+        segments.push_back({start[t] + begin + from, begin + from, to - from, moved(prev, from),
+                            moved(next, from), t, reset, next_reset});
+      }
     }
     step_begin.push_back(std::int64_t(segments.size()));
   }

@@ -35,9 +35,21 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
                       const std::optional<Tensor>& bias_hh, const Tensor& batch_sizes,
                       const std::string& cell);
 
+// What may act inside a step besides the cell, checked against the inputs.
+struct Extras {
+  std::optional<Tensor> resets, sequences;  // [N] and [B], held while the kernels read them
+  Zoneout zoneout;
+  const bool* reset_rows() const { return resets ? resets->const_data_ptr<bool>() : nullptr; }
+};
+
+Extras checked_extras(const Inputs& inputs, const std::optional<Tensor>& resets,
+                      const std::optional<Tensor>& seed, const std::optional<Tensor>& sequences,
+                      const std::vector<double>& zoneout);
+
 // The steps of a sequence in the order they run.
 struct Walk {
-  Walk(const std::vector<std::int64_t>& batch_sizes, bool reverse);
+  // resets: [N] or null.
+  Walk(const std::vector<std::int64_t>& batch_sizes, bool reverse, const bool* resets);
   std::vector<Segment> segments;
   std::vector<std::int64_t> step_begin;
 };

@@ -8,6 +8,7 @@
 #include "kernels_cpu.h"
 #include "recurrence_forward_cpu.h"
 #include "workspace.h"
+#include "zoneout_cpu.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
@@ -21,9 +22,14 @@ class BackwardLoop {
 
  public:
   BackwardLoop(const Backward& args, char* workspace, int threads)
-      : s_(args), H_(args.hidden_size), GH_(G * H_), arena_(workspace) {
+      : s_(args),
+        H_(args.hidden_size),
+        GH_(G * H_),
+        reserve_stride_((args.zoneout.on ? R + S : R) * H_),
+        arena_(workspace) {
     const Index N = s_.rows, I = s_.input_size;
     carry_ = arena_.template take<T>(S * s_.batch * H_);
+    if (s_.resets) zeros_ = arena_.template take<T>(s_.batch * H_);
     packed_hh_ = arena_.template take<T>(panel_size(H_, first ? first * H_ : GH_));
     if (first) packed_last_ = arena_.template take<T>(panel_size(H_, GH_ - first * H_));
     if (first) operand_ = arena_.template take<T>(N * H_);
@@ -67,7 +73,11 @@ class BackwardLoop {
   static Index panel_size(Index n, Index k) { return ceil_div(n, NV * w) * NV * w * k; }
 
   const T* at(const void* base, Index row) const { return static_cast<const T*>(base) + row * H_; }
+  const T* reserve(Index row) const {
+    return static_cast<const T*>(s_.reserve) + row * reserve_stride_;
+  }
   const T* previous(const Segment& segment, int i) const {
+    if (segment.reset) return zeros_;
     if (segment.prev < 0) return at(s_.state, i * s_.batch + segment.sequence);
     return i == 0 ? at(s_.output, segment.prev) : at(s_.cells, (i - 1) * s_.rows + segment.prev);
   }
@@ -86,6 +96,10 @@ class BackwardLoop {
     if (packed_ih_) pack_rows<T, NV>(team, I, GH_, rows_of(ih, I), packed_ih_);
     if (packed_x_)
       pack_rows<T, NV>(team, I, s_.rows, rows_of(static_cast<const T*>(s_.input), I), packed_x_);
+    if (zeros_) {
+      for (Index i = team.begin(s_.batch * H_); i < team.end(s_.batch * H_); ++i) zeros_[i] = T(0);
+      team.wait();
+    }
     if (packed_prev_) pack_previous(team);
     const T* grad = static_cast<const T*>(s_.grad_state_n);
     for (Index i = team.begin(S * s_.batch * H_); i < team.end(S * s_.batch * H_); ++i)
@@ -132,14 +146,14 @@ class BackwardLoop {
 
   void step_(const Team& team, const Segment& segment) const {
     // What the step after sends back through W_hh: all gates, or those before the operand.
-    const Index k = segment.next < 0 ? 0 : first ? first * H_ : GH_;
+    const Index k = segment.next < 0 || segment.next_reset ? 0 : first ? first * H_ : GH_;
     const T* grad_output = s_.grad_output ? at(s_.grad_output, segment.row) : nullptr;
     unit_product(
         team, segment.rows, k, grad_h_ + (segment.next < 0 ? 0 : segment.next * GH_), packed_hh_,
         carry(0, segment.sequence), [&](Index r, Index unit, Index lanes, V grad) {
           const Index row = segment.row + r, sequence = segment.sequence + r;
           V kept[at_least_one<R>], prev[S], next[S], grad_next[S], grad_x[G], grad_h[G], back[S];
-          load_blocks<R>(static_cast<const T*>(s_.reserve) + row * R * H_ + unit, H_, lanes, kept);
+          load_blocks<R>(reserve(row) + unit, H_, lanes, kept);
           grad_next[0] = grad;
           if (grad_output) grad_next[0] = grad + V::load(grad_output + r * H_ + unit, lanes);
           next[0] = V::load(at(s_.output, row) + unit, lanes);
@@ -152,10 +166,24 @@ class BackwardLoop {
             if (s_.grad_cells)
               grad_next[i] = grad_next[i] + V::load(at(s_.grad_cells, cell_row) + unit, lanes);
           }
+          V through[S];  // zoneout's own way back
+          if (s_.zoneout.on) {
+            load_blocks<S>(reserve(row) + R * H_ + unit, H_, lanes, next);
+            const V zero(T(0));
+            for (int i = 0; i < S; ++i) {
+              const V share = kept_share<T>(s_.zoneout, i, segment.step, sequence, unit);
+              through[i] = keep(s_.zoneout, share, grad_next[i], zero);
+              grad_next[i] = keep(s_.zoneout, share, zero, grad_next[i]);
+            }
+          }
           Cell::backward(kept, prev, next, grad_next, grad_x, grad_h, back);
+          if (s_.zoneout.on)
+            for (int i = 0; i < S; ++i) back[i] = back[i] + through[i];
           store_blocks<G>(grad_x, H_, lanes, grad_x_ + row * GH_ + unit);
           if constexpr (!Cell::shared_gradients)
             store_blocks<G>(grad_h, H_, lanes, grad_h_ + row * GH_ + unit);
+          if (segment.reset)
+            for (int i = 0; i < S; ++i) back[i] = V(T(0));
           for (int i = 0; i < S; ++i) back[i].store(carry(i, sequence) + unit, lanes);
         });
   }
@@ -165,8 +193,7 @@ class BackwardLoop {
                  packed_last_, nullptr, [&](Index r, Index unit, Index lanes, V grad) {
                    const Index row = segment.row + r;
                    V kept[at_least_one<R>], prev[S], grad_x[at_least_one<first>], back[1];
-                   load_blocks<R>(static_cast<const T*>(s_.reserve) + row * R * H_ + unit, H_,
-                                  lanes, kept);
+                   load_blocks<R>(reserve(row) + unit, H_, lanes, kept);
                    load_blocks<first>(grad_x_ + row * GH_ + unit, H_, lanes, grad_x);
                    prev[0] = V::load(previous(segment, 0) + r * H_ + unit, lanes);
                    T* const carried = carry(0, segment.sequence + r) + unit;
@@ -174,7 +201,7 @@ class BackwardLoop {
                    const V operand = Cell::operand_backward(kept, prev, grad, grad_x, back);
                    operand.store(operand_ + row * H_ + unit, lanes);
                    store_blocks<first>(grad_x, H_, lanes, grad_x_ + row * GH_ + unit);
-                   back[0].store(carried, lanes);
+                   if (!segment.reset) back[0].store(carried, lanes);
                  });
   }
 
@@ -186,8 +213,11 @@ class BackwardLoop {
     const Segment* const end = s_.segments + s_.step_begin[s_.steps];
     for (const Segment* segment = s_.segments; segment < end; ++segment)
       if (segment->prev < 0)
-        unit_product(team, segment->rows, first ? first * H_ : GH_, grad_h_ + segment->row * GH_,
-                     packed_hh_, carry(0, segment->sequence),
+        unit_product(team, segment->rows,
+                     segment->reset ? 0
+                     : first        ? first * H_
+                                    : GH_,
+                     grad_h_ + segment->row * GH_, packed_hh_, carry(0, segment->sequence),
                      [&](Index r, Index unit, Index lanes, V grad) {
                        grad.store(grad_state(0, segment->sequence + r) + unit, lanes);
                      });
@@ -232,9 +262,10 @@ class BackwardLoop {
   }
 
   const Backward& s_;
-  const Index H_, GH_;
+  const Index H_, GH_, reserve_stride_;
   Arena arena_;
-  T *carry_, *packed_hh_, *packed_last_ = nullptr, *operand_ = nullptr, *grad_x_, *grad_h_;
+  T *carry_, *zeros_ = nullptr, *packed_hh_, *packed_last_ = nullptr, *operand_ = nullptr, *grad_x_,
+             *grad_h_;
   T *packed_ih_ = nullptr, *packed_x_ = nullptr, *packed_prev_ = nullptr;
   T *packed_operand_ = nullptr, *scratch_ = nullptr;
 };

@@ -7,6 +7,7 @@
 #include "kernels_cpu.h"
 #include "packed_weights_cpu.h"
 #include "workspace.h"
+#include "zoneout_cpu.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
@@ -20,13 +21,18 @@ class ForwardLoop {
 
  public:
   ForwardLoop(const Forward& args, char* workspace, int)
-      : s_(args), H_(args.hidden_size), arena_(workspace), packs_(args.packed), packed_(weights()) {
+      : s_(args),
+        H_(args.hidden_size),
+        reserve_stride_((args.zoneout.on ? R + S : R) * H_),
+        arena_(workspace),
+        packs_(args.packed),
+        packed_(weights()) {
     const Index GH = G * H_;
     x_stride_ = GH;
     if (s_.projects) {
       // The activations of a row overwrite its projection where both are kept.
-      const bool in_reserve = s_.save && R >= G;
-      if (in_reserve) x_stride_ = R * H_;
+      const bool in_reserve = s_.reserve && R >= G;
+      if (in_reserve) x_stride_ = reserve_stride_;
       x_proj_ = in_reserve ? static_cast<T*>(s_.reserve) : arena_.template take<T>(s_.rows * GH);
       x_ = x_proj_;
     } else {
@@ -34,8 +40,9 @@ class ForwardLoop {
     }
     if constexpr (first > 0) {
       operand_ = arena_.template take<T>(s_.batch * H_);
-      stage_ = arena_.template take<T>(s_.save ? 0 : s_.batch * first * H_);
+      stage_ = arena_.template take<T>(s_.reserve ? 0 : s_.batch * first * H_);
     }
+    if (s_.resets) zeros_ = arena_.template take<T>(s_.batch * H_);
   }
 
   Index bytes() const { return arena_.bytes(); }
@@ -45,6 +52,8 @@ class ForwardLoop {
       packed_.pack(team, static_cast<const T*>(s_.weight_ih), static_cast<const T*>(s_.weight_hh));
     for (Index i = team.begin(s_.batch * H_ * (S - 1)); i < team.end(s_.batch * H_ * (S - 1)); ++i)
       state_n(1)[i] = state(1)[i];
+    if (zeros_)
+      for (Index i = team.begin(s_.batch * H_); i < team.end(s_.batch * H_); ++i) zeros_[i] = T(0);
     team.wait();
     if (s_.projects) {
       project(team);
@@ -69,8 +78,9 @@ class ForwardLoop {
   const T* state(int i) const { return static_cast<const T*>(s_.state) + i * s_.batch * H_; }
   T* state_n(int i) const { return static_cast<T*>(s_.state_n) + i * s_.batch * H_; }
   T* output(Index row) const { return static_cast<T*>(s_.output) + row * H_; }
-  T* reserve(Index row) const { return static_cast<T*>(s_.reserve) + row * R * H_; }
+  T* reserve(Index row) const { return static_cast<T*>(s_.reserve) + row * reserve_stride_; }
   const T* previous(const Segment& segment) const {
+    if (segment.reset) return zeros_;
     return segment.prev < 0 ? state(0) + segment.sequence * H_ : output(segment.prev);
   }
 
@@ -120,7 +130,7 @@ class ForwardLoop {
 
   // Where a cell with an operand leaves its first gates for the second product.
   T* stage(const Segment& segment, Index r) const {
-    return s_.save ? reserve(segment.row + r) : stage_ + (segment.sequence + r) * first * H_;
+    return s_.reserve ? reserve(segment.row + r) : stage_ + (segment.sequence + r) * first * H_;
   }
 
   void operand_step(const Team& team, const Segment& segment) const {
@@ -140,27 +150,34 @@ class ForwardLoop {
   void step_(const Team& team, const Segment& segment) const {
     const T* prev_h = previous(segment);
     const T* a = first > 0 ? operand_ + segment.sequence * H_ : prev_h;
-    gate_product<last>(team, segment.rows, H_, a, packed_.last_gates, bias_hh(first),
-                       [&](Index r, Index unit, Index lanes, const V* h) {
-                         const Index row = segment.row + r, sequence = segment.sequence + r;
-                         V x[last], prev[S], next[S], kept[at_least_one<R>];
-                         load_blocks<last>(x_ + row * x_stride_ + first * H_ + unit, H_, lanes, x);
-                         if constexpr (first > 0)
-                           load_blocks<first>(stage(segment, r) + unit, H_, lanes, kept);
-                         prev[0] = V::load(prev_h + r * H_ + unit, lanes);
-                         for (int i = 1; i < S; ++i)
-                           prev[i] = V::load(state_n(i) + sequence * H_ + unit, lanes);
-                         Cell::forward(x, h, prev, next, kept);
-                         next[0].store(output(row) + unit, lanes);
-                         for (int i = 1; i < S; ++i) {
-                           next[i].store(state_n(i) + sequence * H_ + unit, lanes);
-                           if (s_.save)
-                             next[i].store(
-                                 static_cast<T*>(s_.cells) + ((i - 1) * s_.rows + row) * H_ + unit,
-                                 lanes);
-                         }
-                         if (s_.save) store_blocks<R>(kept, H_, lanes, reserve(row) + unit);
-                       });
+    gate_product<last>(
+        team, segment.rows, H_, a, packed_.last_gates, bias_hh(first),
+        [&](Index r, Index unit, Index lanes, const V* h) {
+          const Index row = segment.row + r, sequence = segment.sequence + r;
+          V x[last], prev[S], next[S], kept[at_least_one<R>];
+          load_blocks<last>(x_ + row * x_stride_ + first * H_ + unit, H_, lanes, x);
+          if constexpr (first > 0) load_blocks<first>(stage(segment, r) + unit, H_, lanes, kept);
+          prev[0] = V::load(prev_h + r * H_ + unit, lanes);
+          for (int i = 1; i < S; ++i) {
+            const T* from = segment.reset ? zeros_ : state_n(i) + sequence * H_;
+            prev[i] = V::load(from + unit, lanes);
+          }
+          Cell::forward(x, h, prev, next, kept);
+          if (s_.reserve) store_blocks<R>(kept, H_, lanes, reserve(row) + unit);
+          if (s_.zoneout.on) {
+            if (s_.reserve) store_blocks<S>(next, H_, lanes, reserve(row) + R * H_ + unit);
+            for (int i = 0; i < S; ++i)
+              next[i] = keep(s_.zoneout, kept_share<T>(s_.zoneout, i, segment.step, sequence, unit),
+                             prev[i], next[i]);
+          }
+          next[0].store(output(row) + unit, lanes);
+          for (int i = 1; i < S; ++i) {
+            next[i].store(state_n(i) + sequence * H_ + unit, lanes);
+            if (s_.cells)
+              next[i].store(static_cast<T*>(s_.cells) + ((i - 1) * s_.rows + row) * H_ + unit,
+                            lanes);
+          }
+        });
   }
 
   void copy_last(const Team& team, const Segment& segment) const {
@@ -175,10 +192,10 @@ class ForwardLoop {
   }
 
   const Forward& s_;
-  const Index H_;
+  const Index H_, reserve_stride_;
   Arena arena_, packs_;
   const Packed packed_;
-  T *x_proj_ = nullptr, *operand_ = nullptr, *stage_ = nullptr;
+  T *x_proj_ = nullptr, *operand_ = nullptr, *stage_ = nullptr, *zeros_ = nullptr;
   const T* x_;
   Index x_stride_;
 };

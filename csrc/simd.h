@@ -207,9 +207,13 @@ FASTRNN_INLINE Vec<T> relu(Vec<T> x) {
 }
 
 template <class T>
+FASTRNN_INLINE Vec<T> select_positive(Vec<T> condition, Vec<T> a, Vec<T> b) {
+  return condition.v > typename Vec<T>::Register{} ? a.v : b.v;
+}
+
+template <class T>
 FASTRNN_INLINE Vec<T> where_positive(Vec<T> condition, Vec<T> x) {
-  x.v = condition.v > typename Vec<T>::Register{} ? x.v : typename Vec<T>::Register{};
-  return x;
+  return select_positive(condition, x, Vec<T>(T(0)));
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -14,13 +14,17 @@ LIBRARY = torch.library.Library("fastrnn", "DEF")
 
 _INPUTS = (
     "Tensor input, Tensor state, Tensor? weight_ih, Tensor weight_hh, "
-    "Tensor? bias_ih, Tensor? bias_hh, Tensor batch_sizes"
+    "Tensor? bias_ih, Tensor? bias_hh"
+)
+# Everything about a recurrence that no gradient flows to.
+_ROWS = (
+    "Tensor batch_sizes, Tensor? resets, Tensor? seed, Tensor? sequences, float[] zoneout"
 )
 _SCHEMAS = (
-    f"recurrence({_INPUTS}, str cell, bool reverse, bool save)"
+    f"recurrence({_INPUTS}, {_ROWS}, str cell, bool reverse, bool save)"
     " -> (Tensor output, Tensor state_n, Tensor cells, Tensor reserve)",
     "recurrence_backward(Tensor? grad_output, Tensor? grad_state_n, Tensor? grad_cells, "
-    f"{_INPUTS}, Tensor output, Tensor cells, Tensor reserve, "
+    f"{_INPUTS}, {_ROWS}, Tensor output, Tensor cells, Tensor reserve, "
     "str cell, bool reverse, bool input_grad, bool weight_grad)"
     " -> (Tensor grad_input, Tensor grad_state, Tensor grad_weight_ih, Tensor grad_weight_hh,"
     " Tensor grad_bias_ih, Tensor grad_bias_hh)",
@@ -30,8 +34,8 @@ _SCHEMAS = (
     # Inference with weights packed beforehand: what packing gives is for this process only.
     "pack_weights(Tensor weight_ih, Tensor weight_hh, str cell) -> Tensor packed",
     "recurrence_packed(Tensor input, Tensor state, Tensor packed, Tensor? bias_ih, "
-    "Tensor? bias_hh, Tensor batch_sizes, str cell, bool reverse)"
-    " -> (Tensor output, Tensor state_n)",
+    f"Tensor? bias_hh, {_ROWS}, str cell, bool reverse, bool return_cells)"
+    " -> (Tensor output, Tensor state_n, Tensor cells)",
     "cpu_instruction_set() -> str",
     "cpu_peak() -> float",
     "cuda_device(int index) -> int[]",

@@ -17,7 +17,7 @@ from fastrnn.cells import COMPILED
 
 BACKENDS = ("native", "triton", "reference")
 # Options of a recurrence that the compiled kernels do not have.
-NOT_COMPILED = ("proj_size", "resets", "zoneout", "layer_norm")
+NOT_COMPILED = ("proj_size", "layer_norm")
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,8 @@ def recurrence(
 
     Returns:
         output [N, H] (or [N, P]), the S last states, cells [S-1, N, H] (every step's states
-        beyond the first) and reserve [N, R*H].
+        beyond the first) and reserve [N, R*H], or [N, (R+S)*H] with zoneout, which keeps the
+        states that it acted on.
 
     Source: Hochreiter and Schmidhuber 1997 with Gers et al. 2000 (LSTM); Cho et al. 2014, eq. 5-8
     (GRU, reset before the product); Elman 1990 (RNN); Sak et al. 2014 (projection).
@@ -182,6 +183,7 @@ def recurrence(
         if weight_hr is not None:
             next_ = (F.linear(next_[0], weight_hr), *next_[1:])
         if kept:
+            reserve += next_
             masks = (m[rows] if isinstance(m, Tensor) else m for m in kept)
             next_ = tuple(map(keep, prev, next_, masks))
         state = tuple(torch.cat((n, s[b:])) for n, s in zip(next_, state, strict=True))
@@ -190,7 +192,7 @@ def recurrence(
         steps.reverse()
     output = torch.cat([next_[0] for next_, _ in steps])
     cells = [torch.cat([next_[s] for next_, _ in steps]) for s in range(1, cell.states)]
-    slots = [torch.cat([reserve[r] for _, reserve in steps]) for r in range(cell.reserve)]
+    slots = [torch.cat(every) for every in zip(*(reserve for _, reserve in steps), strict=True)]
     no_slots = output.new_empty(output.size(0), 0)
     return (
         output,

@@ -79,7 +79,11 @@ def run(
         rows = input
     if chosen(input, lacks) == "native":
         stacked = state if isinstance(state, Tensor) else torch.stack(state)
-        args = (rows, stacked, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell, reverse)
+        args = (
+            *(rows, stacked, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes),
+            *(extras.resets, extras.seed, extras.sequences, list(extras.zoneout or ())),
+            *(cell, reverse),
+        )
         if torch.is_grad_enabled():
             output, state_n, every, _ = ops.Recurrence.apply(*args)
         else:

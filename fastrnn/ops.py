@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fastrnn import cells
 from fastrnn._library import LIBRARY
+from fastrnn.regularisers import Extras
 
 Named = dict[str, Tensor]
 _INPUTS = ("input", "state", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -30,6 +31,10 @@ def reference(
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
     batch_sizes: Tensor,
+    resets: Tensor | None,
+    seed: Tensor | None,
+    sequences: Tensor | None,
+    zoneout: list[float],
     cell: str,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -42,12 +47,13 @@ def reference(
         bias_hh,
         batch_sizes.tolist(),
         reverse,
+        extras=Extras(resets, tuple(zoneout) or None, seed, sequences),
     )
     return output, torch.stack(state_n), cells_, reserve
 
 
 def _outputs(inputs: Named, *options: Any) -> Named:
-    """The reference on inputs by name; options: batch_sizes, cell, reverse."""
+    """The reference on inputs by name; options: its arguments from batch_sizes on."""
     args: Any = [inputs.get(name) for name in _INPUTS]
     return dict(zip(_OUTPUTS, reference(*args, *options), strict=False))
 
@@ -67,14 +73,14 @@ def _default_forward(*args: Any) -> tuple[Tensor, ...]:
 
 def _default_backward(*args: Any) -> tuple[Tensor, ...]:
     grads, inputs = _named(_OUTPUTS, args[:3]), _named(_INPUTS, args[3:9])
-    batch_sizes, (cell, reverse, input_grad, weight_grad) = args[9], args[13:]
+    rows, (cell, reverse, input_grad, weight_grad) = args[9:14], args[17:]
     # Below a dispatch mode autograd is switched off in this thread; the gradient needs it.
     autograd_on = torch._C._SetExcludeDispatchKeyGuard(
         torch._C.DispatchKey.AutogradFunctionality, False
     )
     with autograd_on, torch.enable_grad():
         leaves = {name: a.detach().requires_grad_() for name, a in inputs.items()}
-        outputs = _outputs(leaves, batch_sizes, cell, reverse)
+        outputs = _outputs(leaves, *rows, cell, reverse)
         if outputs["cells"].numel() == 0:  # a cell of one state
             grads.pop("cells", None)
         found = torch.autograd.grad(
@@ -95,21 +101,22 @@ LIBRARY.impl("recurrence_backward", _default_backward, "CompositeExplicitAutogra
 
 @torch.library.register_fake("fastrnn::recurrence")
 def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
-    input, state, (cell, _, save) = args[0], args[1], args[7:]
+    input, state, (zoneout, cell, _, save) = args[0], args[1], args[10:]
     c = cells.CELLS[cell]
+    slots = c.reserve + (c.states if zoneout else 0)
     hidden, rows = state.size(2), input.size(0)
     saved = rows if save else 0
     return (
         input.new_empty(rows, hidden),
         input.new_empty(state.shape),
         input.new_empty(c.states - 1, saved, hidden),
-        input.new_empty(saved, c.reserve * hidden),
+        input.new_empty(saved, slots * hidden),
     )
 
 
 @torch.library.register_fake("fastrnn::recurrence_backward")
 def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
-    inputs, (input_grad, weight_grad) = args[3:9], args[15:]
+    inputs, (input_grad, weight_grad) = args[3:9], args[19:]
     wanted = (input_grad, True, *[weight_grad] * 4)
     return tuple(
         args[3].new_empty(a.shape if w and a is not None else (0,))
@@ -136,7 +143,7 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.cell, ctx.reverse = inputs
+        *tensors, ctx.zoneout, ctx.cell, ctx.reverse = inputs
         out, _, cells_, reserve = output
         ctx.mark_non_differentiable(reserve)
         ctx.set_materialize_grads(False)
@@ -145,9 +152,14 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         if all(g is None for g in grads[:3]):
-            return (None,) * 9
+            return (None,) * 13
         needs = ctx.needs_input_grad
-        args = (*grads[:3], *ctx.saved_tensors, ctx.cell, ctx.reverse, needs[0], any(needs[2:6]))
+        *tensors, out, cells_, reserve = ctx.saved_tensors
+        wanted = needs[0], any(needs[2:6])
+        args = (
+            *(*grads[:3], *tensors, ctx.zoneout),
+            *(out, cells_, reserve, ctx.cell, ctx.reverse, *wanted),
+        )
         # Dynamo refuses a Function inside a Function's backward, and needs no second order.
         # A tangent that comes with the gradients needs the Function too, which refuses it.
         twice = torch.is_grad_enabled() or forward_ad._current_level >= 0
@@ -155,7 +167,7 @@ class Recurrence(torch.autograd.Function):
         found = RecurrenceBackward.apply(*args) if twice else RecurrenceBackward.forward(*args)
         return (
             *(g if need else None for g, need in zip(found, needs[:6], strict=True)),
-            *(None,) * 3,
+            *(None,) * 7,
         )
 
 
@@ -170,22 +182,22 @@ class RecurrenceBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:10])
-        ctx.cell, ctx.reverse = inputs[13:15]
+        ctx.save_for_backward(*inputs[:13])
+        ctx.options = (inputs[13], *inputs[17:19])  # zoneout, cell, reverse
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        *tensors, batch_sizes = ctx.saved_tensors
+        tensors, rows = ctx.saved_tensors[:9], ctx.saved_tensors[9:]
         second = _named(_INPUTS, grads)
         if not second:
-            return (None,) * 17
+            return (None,) * 21
 
         def gradients(grads: Named, inputs: Named) -> Named:
             """The first gradients that `second` flows back from."""
 
             def outputs(inputs: Named) -> Named:
-                found = _outputs(inputs, batch_sizes, ctx.cell, ctx.reverse)
+                found = _outputs(inputs, *rows, *ctx.options)
                 return {name: found[name] for name in grads}
 
             pullback: Any = torch.func.vjp(outputs, inputs)[1]
@@ -195,7 +207,7 @@ class RecurrenceBackward(torch.autograd.Function):
         firsts = _named(_OUTPUTS, tensors[:3]), _named(_INPUTS, tensors[3:])
         pullback: Any = torch.func.vjp(gradients, *firsts)[1]
         by_output, by_input = pullback(second)
-        return (*map(by_output.get, _OUTPUTS), *map(by_input.get, _INPUTS), *(None,) * 8)
+        return (*map(by_output.get, _OUTPUTS), *map(by_input.get, _INPUTS), *(None,) * 12)
 
 
 def _differentiable(*args: Any) -> tuple[Tensor, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,11 +21,18 @@ class Layer:
     tensors: list[Tensor | None]
     batch_sizes: Tensor
     reverse: bool = False
+    # resets, seed, sequences, zoneout
+    extras: tuple[Tensor | None, Tensor | None, Tensor | None, list[float]] = (None,) * 3 + ([],)
+
+    @property
+    def rows(self) -> tuple[object, ...]:
+        """In the operators' order, what comes after the tensors that want gradients."""
+        return (self.batch_sizes, *self.extras)
 
     @property
     def arguments(self) -> tuple[object, ...]:
         """In the order of `fastrnn::recurrence`, up to `reverse`."""
-        return (*self.tensors, self.batch_sizes, self.cell, self.reverse)
+        return (*self.tensors, *self.rows, self.cell, self.reverse)
 
     @property
     def present(self) -> list[Tensor]:
@@ -37,13 +44,24 @@ class Layer:
         tensors = [
             None if t is None else t.detach().to(dtype).requires_grad_() for t in self.tensors
         ]
-        return Layer(self.cell, tensors, self.batch_sizes, self.reverse)
+        return replace(self, tensors=tensors)
+
+    def with_extras(self, *, drawn: bool) -> Layer:
+        """With resets in a third of the rows, and zoneout in training or evaluation."""
+        generator = torch.Generator().manual_seed(1)
+        rows, batch = int(self.batch_sizes.sum()), int(self.batch_sizes[0])
+        resets = torch.rand(rows, generator=generator) < 1 / 3
+        sequences = torch.randperm(batch, generator=generator)
+        seed = torch.tensor([-(2**61) + 7]) if drawn else None
+        return replace(
+            self, extras=(resets, seed, sequences, [0.3, 0.6][: CELLS[self.cell].states])
+        )
 
     def with_present(self, tensors: tuple[Tensor, ...]) -> tuple[object, ...]:
         """The arguments with other tensors in place of the present ones."""
         rest = iter(tensors)
         filled = [None if t is None else next(rest) for t in self.tensors]
-        return (*filled, self.batch_sizes, self.cell, self.reverse)
+        return (*filled, *self.rows, self.cell, self.reverse)
 
 
 def random_layer(

@@ -27,10 +27,13 @@ def loss(layer):
     return run
 
 
+@pytest.mark.parametrize("extras", [False, True])
 @pytest.mark.parametrize("default", [False, True], ids=["registered", "default"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_opcheck(cell, default, monkeypatch):
+def test_opcheck(cell, default, extras):
     layer = small_layer(cell)
+    if extras:
+        layer = layer.with_extras(drawn=True)
     args = [t.detach() if isinstance(t, torch.Tensor) else t for t in layer.arguments]
     forward = torch.ops.fastrnn.recurrence.default
     backward = torch.ops.fastrnn.recurrence_backward.default
@@ -52,15 +55,17 @@ def test_opcheck(cell, default, monkeypatch):
     grads = (output.cos(), None, cells.cos())
     for wanted in ((True, True), (False, True), (True, False)):
         torch.library.opcheck(
-            backward, (*grads, *args[:7], output, cells, reserve, cell, False, *wanted)
+            backward, (*grads, *args[:11], output, cells, reserve, cell, False, *wanted)
         )
 
 
 @native
+@pytest.mark.parametrize("extras", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
-def test_gradients_of_first_and_second_order(cell, reverse):
+def test_gradients_of_first_and_second_order(cell, reverse, extras):
     layer = small_layer(cell, reverse=reverse)
+    layer = layer.with_extras(drawn=True) if extras else layer
     if cell == "rnn_relu":  # keep away from the kink
         layer.tensors[4].data += 0.3
 
@@ -73,15 +78,17 @@ def test_gradients_of_first_and_second_order(cell, reverse):
 
 
 @native
+@pytest.mark.parametrize("extras", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
-def test_default_equals_native(cell):
+def test_default_equals_native(cell, extras):
     layer = small_layer(cell)
+    layer = layer.with_extras(drawn=True) if extras else layer
     args = [t.detach() if isinstance(t, torch.Tensor) else t for t in layer.arguments]
     ours = torch.ops.fastrnn.recurrence.default(*args, True)
     default = ops._default_forward(*args, True)
     torch.testing.assert_close(ours, default, rtol=1e-12, atol=1e-12)
     grads = (ours[0].cos(), ours[1].sin(), ours[2].cos())
-    saved = (*grads, *args[:7], ours[0], ours[2], ours[3], cell, False)
+    saved = (*grads, *args[:11], ours[0], ours[2], ours[3], cell, False)
     for wanted in ((True, True), (False, True), (True, False)):
         torch.testing.assert_close(
             torch.ops.fastrnn.recurrence_backward.default(*saved, *wanted),
@@ -158,6 +165,6 @@ def test_raw_operator_names_argument_expected_and_got():
     args[3] = args[3].detach().T
     with pytest.raises(RuntimeError, match=r"recurrence: weight_hh must be \[8, 2\], got \[2, 8\]"):
         torch.ops.fastrnn.recurrence.default(*args, True)
-    args = [*layer.arguments[:7], "lstmm", False]
+    args = [*layer.arguments[:11], "lstmm", False]
     with pytest.raises(RuntimeError, match="no compiled cell is called 'lstmm'"):
         torch.ops.fastrnn.recurrence.default(*args, True)

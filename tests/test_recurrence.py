@@ -51,14 +51,20 @@ def forward_and_gradients(function, layer):
 
 @native
 @pytest.mark.parametrize("dtype", FLOORS, ids=str)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "extras"),
+    [(shape, None) for shape in SHAPES]
+    + [(shape, mode) for shape in ("step", "ragged") for mode in ("training", "evaluation")],
+)
 @pytest.mark.parametrize("cell", CELLS)
-def test_grid(cell, shape, dtype):
+def test_grid(cell, shape, dtype, extras):
     for reverse in (False, True):
         for bias, projected in ((True, False), (False, False), (True, True)):
             layer = random_layer(
                 cell, *SHAPES[shape], bias=bias, projected=projected, reverse=reverse
             )
+            if extras is not None:
+                layer = layer.with_extras(drawn=extras == "training")
             exact, exact_grads = forward_and_gradients(ops.reference, layer)
             rounded = layer.to(dtype)
             torchs, torchs_grads = forward_and_gradients(ops.reference, rounded)
@@ -96,9 +102,11 @@ def test_grid_on_lower_instruction_sets(name):
 
 @native
 @pytest.mark.parametrize("cell", CELLS)
-def test_same_bits_for_any_number_of_threads_and_run(cell):
+@pytest.mark.parametrize("extras", [False, True])
+def test_same_bits_for_any_number_of_threads_and_run(cell, extras):
     before = torch.get_num_threads()
     layer = random_layer(cell, [20] * 4 + [13], 50, 200).to(torch.float32)
+    layer = layer.with_extras(drawn=True) if extras else layer
     try:
         results = []
         for threads in (1, 2, 7, 2):
@@ -132,13 +140,16 @@ def test_packed_weights_give_the_same_bits(cell, shape):
         x, state, w_ih, w_hh, b_ih, b_hh = (t.detach() for t in layer.tensors)
         packed = torch.ops.fastrnn.pack_weights.default(w_ih, w_hh, cell)
         run = torch.ops.fastrnn.recurrence_packed.default
-        sizes = (layer.batch_sizes, cell, True)
-        output, state_n = run(x, state, packed, b_ih, b_hh, *sizes)
-        expected = torch.ops.fastrnn.recurrence.default(*layer.arguments, False)
-        assert torch.equal(output, expected[0])
-        assert torch.equal(state_n, expected[1])
+        for extras in (False, True):
+            layer = layer.with_extras(drawn=True) if extras else layer
+            rest = (*layer.rows, cell, True, True)
+            output, state_n, cells = run(x, state, packed, b_ih, b_hh, *rest)
+            expected = torch.ops.fastrnn.recurrence.default(*layer.arguments, True)
+            assert torch.equal(output, expected[0])
+            assert torch.equal(state_n, expected[1])
+            assert torch.equal(cells, expected[2])
         with pytest.raises(RuntimeError, match="recurrence: packed must be"):
-            run(x, state, packed[:-1], b_ih, b_hh, *sizes)
+            run(x, state, packed[:-1], b_ih, b_hh, *rest)
 
 
 @native
