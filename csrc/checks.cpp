@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+
 namespace fastrnn {
 
 std::string text(const Shape& shape) {
@@ -19,11 +21,12 @@ Shape shape_of(const Tensor& tensor) {
 Tensor Checks::tensor(const char* name, const Tensor& tensor, const Shape& shape,
                       const Tensor& like) const {
   const Checks& check = *this;
-  check(shape_of(tensor) == shape, name, " must be ", text(shape), ", got ",
-        text(shape_of(tensor)));
+  const auto sizes = tensor.sizes();
+  check(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()), name, " must be ",
+        shape, ", got ", tensor);
   check(tensor.scalar_type() == like.scalar_type(), name, " must have the input's dtype");
   check(tensor.device() == like.device(), name, " must be on the input's device");
-  return torch::stable::contiguous(tensor);
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 void Checks::kernel_dtype(const Tensor& tensor) const {

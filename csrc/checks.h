@@ -17,6 +17,15 @@ using Shape = std::vector<std::int64_t>;
 std::string text(const Shape& shape);
 Shape shape_of(const Tensor& tensor);
 
+// How a word of a message is written: a tensor by its shape. Only once a check has failed: making
+// the text beforehand cost a call more than its own work.
+template <class Word>
+const Word& written(const Word& word) {
+  return word;
+}
+inline std::string written(const Shape& shape) { return text(shape); }
+inline std::string written(const Tensor& tensor) { return text(shape_of(tensor)); }
+
 struct Checks {
   const char* op;  // begins every message
 
@@ -26,7 +35,7 @@ struct Checks {
     if (ok) return;
     std::ostringstream message;
     message << op << ": ";
-    (message << ... << words);
+    (message << ... << written(words));
     throw std::runtime_error(message.str());
   }
 

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels_cpu.h"
@@ -33,8 +34,8 @@ class Scratch {
   const std::int64_t bytes_;
 };
 
-// Below this many multiply-adds between two barriers a second thread costs more than it saves.
-constexpr std::int64_t threaded_work = 1 << 17;
+// Multiply-adds that a thread must have between two barriers to save more than it costs.
+constexpr std::int64_t threaded_work = 1 << 12;
 
 template <class Arguments>
 void run(const Kernel<Arguments>& kernel, const Arguments& arguments, char* workspace,
@@ -56,7 +57,8 @@ void run(const Kernel<Arguments>& kernel, const Arguments& arguments, char* work
 // `work`: multiply-adds between two barriers.
 template <class Arguments>
 void run(const Kernel<Arguments>& kernel, const Arguments& arguments, std::int64_t work) {
-  const int threads = work < threaded_work ? 1 : int(torch::stable::get_num_threads());
+  const std::int64_t useful = work / threaded_work;
+  const int threads = int(std::clamp<std::int64_t>(useful, 1, torch::stable::get_num_threads()));
   const Scratch scratch(kernel.workspace(arguments, threads));
   run(kernel, arguments, scratch.data(), threads);
 }

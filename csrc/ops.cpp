@@ -96,6 +96,29 @@ Tensor pack_weights(const Tensor& weight_ih, const Tensor& weight_hh, const std:
   return packed;
 }
 
+// The forward pass on packed weights. `state_n` is written, and may be the state itself: a step's
+// h is copied there after the last step, its c carried there.
+Tensor forward_packed(const Inputs& in, const Tensor& packed, const Extras& extras,
+                      const std::string& cell, bool reverse, const Tensor& state_n, void* cells) {
+  const CellKernels& kernels = kernels_for(cell, in.input);
+  const std::int64_t bytes = kernels.pack.workspace(weights_of(in.input_size, in.hidden_size), 1);
+  const Tensor weights =
+      check.tensor("packed", packed, {bytes / std::int64_t(in.input.element_size())}, in.input);
+  Tensor output = torch::stable::new_empty(in.input, {in.rows, in.hidden_size});
+  if (in.rows > 0) {
+    const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
+    const Forward arguments{sequence(in, walk, extras),
+                            static_cast<char*>(weights.data_ptr()),
+                            true,
+                            output.mutable_data_ptr(),
+                            state_n.mutable_data_ptr(),
+                            cells,
+                            nullptr};
+    run(kernels.forward, arguments, step_work(arguments));
+  }
+  return output;
+}
+
 std::tuple<Tensor, Tensor, Tensor> recurrence_packed(
     const Tensor& input, const Tensor& state, const Tensor& packed,
     const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
@@ -105,26 +128,69 @@ std::tuple<Tensor, Tensor, Tensor> recurrence_packed(
   const Inputs in =
       checked_inputs(input, state, std::nullopt, std::nullopt, bias_ih, bias_hh, batch_sizes, cell);
   const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
-  const CellKernels& kernels = kernels_for(cell, in.input);
-  const std::int64_t bytes = kernels.pack.workspace(weights_of(in.input_size, in.hidden_size), 1);
-  const Tensor weights =
-      check.tensor("packed", packed, {bytes / std::int64_t(in.input.element_size())}, in.input);
-  Tensor output = torch::stable::new_empty(in.input, {in.rows, in.hidden_size});
-  Tensor state_n = torch::stable::clone(in.state);
-  Tensor cells = torch::stable::new_empty(
+  const Tensor state_n = torch::stable::clone(in.state);
+  const Tensor cells = torch::stable::new_empty(
       in.input, {in.sizes.states - 1, return_cells ? in.rows : 0, in.hidden_size});
-  if (in.rows > 0) {
-    const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
-    const Forward arguments{sequence(in, walk, extras),
-                            static_cast<char*>(weights.data_ptr()),
+  const Tensor output = forward_packed(in, packed, extras, cell, reverse, state_n,
+                                       return_cells ? cells.mutable_data_ptr() : nullptr);
+  return {output, state_n, cells};
+}
+
+// One step through a stack of layers. Their states change in place: `packed` holds one layer's
+// weights after the other's.
+Tensor recurrence_step(const Tensor& input, const Tensor& states, const Tensor& packed,
+                       const std::optional<Tensor>& biases, const std::vector<double>& zoneout,
+                       const std::string& cell) {
+  constexpr Checks check{"recurrence_step"};
+  const CellSizes sizes = cell_sizes(cell);
+  check.kernel_dtype(input);
+  check(input.dim() == 2, "input must be [B, I], got ", input);
+  check(states.dim() == 4, "states must be [L, S, B, H], got ", states);
+  const std::int64_t L = states.size(0), B = input.size(0), H = states.size(3);
+  const std::int64_t element = std::int64_t(input.element_size()), GH = sizes.gates * H;
+  check.tensor("states", states, {L, sizes.states, B, H}, input);
+  check(states.is_contiguous(), "states must be contiguous");
+  if (biases) check(biases->is_contiguous(), "biases must be contiguous");
+  if (biases) check.tensor("biases", *biases, {L, 2, GH}, input);
+  check(zoneout.empty() || std::int64_t(zoneout.size()) == sizes.states,
+        "zoneout must have S = ", sizes.states, " rates or none, got ", zoneout.size());
+  Zoneout expected{};
+  expected.on = !zoneout.empty();
+  for (std::size_t i = 0; i < zoneout.size(); ++i) expected.rates[i] = zoneout[i];
+
+  const CellKernels& kernels = kernels_for(cell, input);
+  const auto pack_bytes = [&](std::int64_t I) {
+    return kernels.pack.workspace(weights_of(I, H), 1);
+  };
+  const std::int64_t first = pack_bytes(input.size(1)), other = pack_bytes(H);
+  check.tensor("packed", packed, {(first + (L - 1) * other) / element}, input);
+  check(L > 0 && H > 0 && input.size(1) > 0 && packed.is_contiguous(),
+        "layers, units and inputs must be at least 1");
+
+  const Segment segment{0, 0, B, -1, -1, 0, false, false};
+  const std::int64_t step_begin[2] = {0, 1};
+  Tensor rows = input.is_contiguous() ? input : torch::stable::contiguous(input);
+  char* const state = static_cast<char*>(states.mutable_data_ptr());
+  char* const weights = static_cast<char*>(packed.mutable_data_ptr());
+  for (std::int64_t l = 0; l < L && B > 0; ++l) {
+    const auto bias = [&](std::int64_t i) -> const char* {
+      if (!biases) return nullptr;
+      return static_cast<const char*>(biases->const_data_ptr()) + (2 * l + i) * GH * element;
+    };
+    const Tensor output = torch::stable::new_empty(input, {B, H});
+    char* const here = state + l * sizes.states * B * H * element;
+    const Forward arguments{{B, B, rows.size(1), H, &segment, step_begin, 1, rows.const_data_ptr(),
+                             here, nullptr, nullptr, bias(0), bias(1), false, expected},
+                            weights + (l == 0 ? 0 : first + (l - 1) * other),
                             true,
                             output.mutable_data_ptr(),
-                            state_n.mutable_data_ptr(),
-                            return_cells ? cells.mutable_data_ptr() : nullptr,
+                            here,
+                            nullptr,
                             nullptr};
     run(kernels.forward, arguments, step_work(arguments));
+    rows = output;
   }
-  return {output, state_n, cells};
+  return B > 0 ? rows : torch::stable::new_empty(input, {B, H});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(
@@ -242,6 +308,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
   m.impl("pack_weights", TORCH_BOX(&pack_weights));
   m.impl("recurrence_packed", TORCH_BOX(&recurrence_packed));
+  m.impl("recurrence_step", TORCH_BOX(&recurrence_step));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {

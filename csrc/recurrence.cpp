@@ -21,15 +21,15 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
   using torch::headeronly::ScalarType;
   const CellSizes sizes = cell_sizes(cell);
   check.kernel_dtype(input);
-  check(input.dim() == 2, "input must be [N, I], got ", text(shape_of(input)));
-  check(state.dim() == 3, "state must be [S, B, H], got ", text(shape_of(state)));
+  check(input.dim() == 2, "input must be [N, I], got ", input);
+  check(state.dim() == 3, "state must be [S, B, H], got ", state);
   const std::int64_t rows = input.size(0), batch = state.size(1), H = state.size(2);
   const std::int64_t I = input.size(1), GH = sizes.gates * H;
   check(H > 0, "hidden size must be at least 1, got 0");
   // The backward pass knows an absent weight_ih by its null pointer, which an empty one has too.
   check(!weight_ih || I > 0, "input size must be at least 1, got 0");
-  check(weight_ih || !weight_hh || I == GH, "input must be x_proj [N, G*H] = ", text({rows, GH}),
-        ", got ", text(shape_of(input)));
+  check(weight_ih || !weight_hh || I == GH, "input must be x_proj [N, G*H] = ", Shape{rows, GH},
+        ", got ", input);
   const auto maybe = [&](const char* name, const std::optional<Tensor>& tensor,
                          const std::vector<std::int64_t>& shape) {
     return tensor ? std::optional<Tensor>(check.tensor(name, *tensor, shape, input)) : std::nullopt;
@@ -41,14 +41,14 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
   const std::int64_t* values = contiguous_sizes.const_data_ptr<std::int64_t>();
   std::vector<std::int64_t> counts(values, values + contiguous_sizes.size(0));
   check(!counts.empty() && counts[0] == batch, "batch_sizes must begin with B = ", batch, ", got ",
-        text(counts));
+        counts);
   std::int64_t sum = 0, most = batch;
   for (const std::int64_t count : counts) {
-    check(count >= 0 && count <= most, "batch_sizes must not increase, got ", text(counts));
+    check(count >= 0 && count <= most, "batch_sizes must not increase, got ", counts);
     sum += count, most = count;
   }
   check(sum == rows, "batch_sizes must sum to N = ", rows, ", got ", sum);
-  return {torch::stable::contiguous(input),
+  return {input.is_contiguous() ? input : torch::stable::contiguous(input),
           check.tensor("state", state, {sizes.states, batch, H}, input),
           maybe("weight_ih", weight_ih, {GH, I}),
           maybe("weight_hh", weight_hh, {GH, H}),
@@ -71,8 +71,8 @@ Extras checked_extras(const Inputs& inputs, const std::optional<Tensor>& resets,
     if (!tensor) return std::optional<Tensor>();
     check(tensor->dim() == 1 && tensor->size(0) == count && tensor->scalar_type() == dtype &&
               tensor->is_cpu() == inputs.input.is_cpu(),
-          name, " must be ", dtype == ScalarType::Bool ? "bool " : "int64 ", text({count}),
-          " on the input's device, got ", text(shape_of(*tensor)));
+          name, " must be ", dtype == ScalarType::Bool ? "bool " : "int64 ", Shape{count},
+          " on the input's device, got ", *tensor);
     return std::optional<Tensor>(torch::stable::contiguous(*tensor));
   };
   Extras extras{maybe("resets", resets, ScalarType::Bool, inputs.rows),
@@ -89,7 +89,7 @@ Extras checked_extras(const Inputs& inputs, const std::optional<Tensor>& resets,
   z.drawn = z.on && seed;
   if (z.drawn) {
     check(seed->numel() == 1 && seed->scalar_type() == ScalarType::Long && seed->is_cpu(),
-          "seed must be int64 with one value, got ", text(shape_of(*seed)));
+          "seed must be int64 with one value, got ", *seed);
     z.seed = std::uint64_t(*seed->const_data_ptr<std::int64_t>());
   }
   if (extras.sequences) z.sequences = extras.sequences->const_data_ptr<std::int64_t>();

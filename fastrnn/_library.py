@@ -17,9 +17,7 @@ _INPUTS = (
     "Tensor? bias_ih, Tensor? bias_hh"
 )
 # Everything about a recurrence that no gradient flows to.
-_ROWS = (
-    "Tensor batch_sizes, Tensor? resets, Tensor? seed, Tensor? sequences, float[] zoneout"
-)
+_ROWS = "Tensor batch_sizes, Tensor? resets, Tensor? seed, Tensor? sequences, float[] zoneout"
 _SCHEMAS = (
     f"recurrence({_INPUTS}, {_ROWS}, str cell, bool reverse, bool save)"
     " -> (Tensor output, Tensor state_n, Tensor cells, Tensor reserve)",
@@ -36,6 +34,9 @@ _SCHEMAS = (
     "recurrence_packed(Tensor input, Tensor state, Tensor packed, Tensor? bias_ih, "
     f"Tensor? bias_hh, {_ROWS}, str cell, bool reverse, bool return_cells)"
     " -> (Tensor output, Tensor state_n, Tensor cells)",
+    # One step of L layers: their states [L, S, B, H] change in place; biases [L, 2, G*H].
+    "recurrence_step(Tensor input, Tensor(a!) states, Tensor packed, Tensor? biases, "
+    "float[] zoneout, str cell) -> Tensor output",
     "cpu_instruction_set() -> str",
     "cpu_peak() -> float",
     "cuda_device(int index) -> int[]",

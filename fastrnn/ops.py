@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from fastrnn import cells
+from fastrnn import batching, cells
 from fastrnn._library import LIBRARY
 from fastrnn.regularisers import Extras
 
@@ -122,6 +122,10 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
         args[3].new_empty(a.shape if w and a is not None else (0,))
         for a, w in zip(inputs, wanted, strict=True)
     )
+
+
+torch.library.register_vmap("fastrnn::recurrence", batching.forward)
+torch.library.register_vmap("fastrnn::recurrence_backward", batching.backward)
 
 
 def below_autograd(*args: Any) -> tuple[Tensor, ...]:

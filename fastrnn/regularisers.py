@@ -138,7 +138,8 @@ def random_words(seed: Tensor, state: int, steps: Tensor, sequences: Tensor, wid
     fourth = torch.full_like(quads, state)
     seed = seed.reshape(())
     words = philox(
-        (quads, sequences.unsqueeze(1) & _WORD, steps.unsqueeze(1), fourth), (seed & _WORD, seed >> 32)
+        (quads, sequences.unsqueeze(1) & _WORD, steps.unsqueeze(1), fourth),
+        (seed & _WORD, seed >> 32),
     )
     return torch.stack(words, dim=-1).flatten(-2)[..., :width]
 

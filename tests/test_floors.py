@@ -18,7 +18,7 @@ FLOORS = (
     ("regularisers", "_cell"),
     ("cells",),
     ("backends",),
-    ("ops",),
+    ("batching", "ops"),
     ("_arguments", "_autocast", "functional", "loss"),
     ("_checks", "_recurrent", "_rows", "_stack", "_swap", "init"),
     ("_layers", "single_step", "custom"),
