@@ -35,7 +35,7 @@ class Scratch {
 };
 
 // Multiply-adds that a thread must have between two barriers to save more than it costs.
-constexpr std::int64_t threaded_work = 1 << 12;
+constexpr std::int64_t threaded_work = 1 << 13;
 
 template <class Arguments>
 void run(const Kernel<Arguments>& kernel, const Arguments& arguments, char* workspace,
