@@ -14,19 +14,21 @@ from torch.utils.checkpoint import checkpoint
 
 from fastrnn import _checks
 from fastrnn._autocast import lowered
+from fastrnn._frozen import Freezable
 from fastrnn._recurrent import Pair, Recurrent, Tensors, unwrap
 from fastrnn._rows import PADDED, Layout, by_length, permute, resets_backwards, same_at_every_step
-from fastrnn._stack import Stack
 from fastrnn.functional import run
+from fastrnn.packed import run_packed
 from fastrnn.regularisers import LayerNorm
+from fastrnn.streaming import Stream
 
 __all__ = ["Layers", "Pair", "Recurrent", "Tensors", "unwrap"]
 
-Results = tuple[Any, Tensors, Any]  # output, last states, every step's c or None
+Results = tuple[Any, Any, Any]  # output, last states, every step's c or None
 _run_again = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
 
 
-class Layers(Stack):
+class Layers(Freezable):
     """Stacked layers of one or two directions over whole sequences."""
 
     def forward(
@@ -80,6 +82,21 @@ class Layers(Stack):
         output, states, cells = form(input, states, resets, return_cells)
         last = unwrap(states)
         return (output, last, cells) if return_cells else (output, last)
+
+    def stream(self, batch_size: int) -> Stream:
+        """Begin to run the layers one step at a time, without gradients, from states of zero.
+
+        Args:
+            batch_size: B, sequences that go on together.
+
+        Returns:
+            An object whose `step(x_t)` takes [B, I] and returns [B, H]. Its weights are packed
+            once: what happens to the module later is not seen.
+
+        Raises:
+            ValueError: the module is bidirectional, or `batch_size` is below 1.
+        """
+        return Stream(self, batch_size)
 
     def _padded(
         self, input: Tensor, states: Tensors | None, resets: Tensor | None, return_cells: bool
@@ -152,6 +169,9 @@ class Layers(Stack):
 
     def _read_weights(self) -> list[list[Tensor]]:
         """The weights of this pass, read once: parametrizations compute on every access."""
+        if self._frozen is not None:
+            self._check_frozen(self._frozen)
+            return self._frozen.weights
         weights = self.all_weights
         if self.weight_dropout > 0 and self.training:
             for each in weights:
@@ -182,7 +202,11 @@ class Layers(Stack):
         """Every layer over rows [T, B, I] or [N, I], from states [L*D, B, width]."""
         cell, batch, top = self.cell_name, states[0].size(1), self.num_layers - 1
         arguments = self._arguments(weights, layout, resets, rows.device)
-        call = _run_again if self.recompute and _may_run_again() else run
+        call: Callable[..., Results] = run
+        if self._frozen is not None:
+            call = run_packed
+        elif self.recompute and _may_run_again():
+            call = _run_again
         last: list[Tensor | Tensors] = []
         cells: list[Tensor] = []
         for layer in range(self.num_layers):
@@ -223,6 +247,8 @@ class Layers(Stack):
         """What each layer and direction passes to `run` besides its rows and states."""
         kinds = self._kinds
         every: list[dict[str, Any]] = [dict(zip(kinds, each, strict=True)) for each in weights]
+        if self._frozen is not None:
+            every = [{"packed": packed} for packed in self._frozen.packs]
         if self.layer_norm:
             for named in every:
                 gains = [named.pop(name) for name in LayerNorm._fields if name in named]

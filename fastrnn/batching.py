@@ -32,7 +32,8 @@ def _folded(tensor: Tensor | None, dim: int | None, at: int, samples: int) -> Te
 
 
 def _unfolded(tensor: Tensor, at: int, samples: int) -> Tensor:
-    return tensor.unflatten(at, (tensor.size(at) // samples, samples))
+    shape = (*tensor.shape[:at], tensor.size(at) // samples, samples, *tensor.shape[at + 1 :])
+    return tensor.reshape(shape)
 
 
 def _batch(state: Tensor, dim: int | None) -> int:

@@ -210,5 +210,6 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
         "layer_norm": getattr(module, "layer_norm", False),
     }
     choice = choose(tensor, lacking(name, [option for option, used in options.items() if used]))
-    lines = [f"{choice.backend}: runs {name} ({choice.schedule})"]
+    packed = "" if getattr(module, "_frozen", None) is None else ", weights packed"
+    lines = [f"{choice.backend}: runs {name} ({choice.schedule}{packed})"]
     return "\n".join(lines + [f"{b}: no, {reason}" for b, reason in choice.refused.items()])

@@ -1,0 +1,123 @@
+"""Stacked layers one step at a time."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastrnn import _arguments, _checks
+from fastrnn._recurrent import Tensors, unwrap
+from fastrnn.packed import pack
+
+if TYPE_CHECKING:
+    from fastrnn._layers import Layers
+
+
+class Stream:
+    """What `module.stream(batch_size)` returns: packed weights, and states that move on.
+
+    It holds a copy of the weights as they were, and no gradient flows through it. Dropout is off,
+    as in evaluation.
+    """
+
+    def __init__(self, module: Layers, batch_size: int) -> None:
+        _checks.positive("batch_size", batch_size)
+        if module.bidirectional:
+            raise ValueError(
+                "stream: module must run in one direction, got bidirectional=True, "
+                "which needs the whole sequence"
+            )
+        weights = module.all_weights
+        like, layers = weights[0][0].detach(), module.num_layers
+        self._cell = module.cell_name
+        self._like = (torch.Size((batch_size, module.input_size)), like.dtype, like.device)
+        # Without compiled kernels the module itself steps: a copy, in evaluation.
+        self._module: Layers | None = None
+        if module.packing_refusal() is None:
+            self._packed = torch.cat([pack(self._cell, *each[:2]).weights for each in weights])
+            self._biases: Tensor | None = None
+            if module.bias:  # [L, 2, G*H]
+                self._biases = torch.stack([torch.stack(each[2:]) for each in weights]).detach()
+            states = module._states
+            self._zoneout = _arguments.rates("stream", module.zoneout, states) or ()
+            self._states = like.new_zeros(layers, states, batch_size, module.hidden_size)
+            self._hx: Tensors = self._states.unbind(1)
+        else:
+            self._module = copy.deepcopy(module).eval()
+            hidden = module.hidden_size
+            widths = (module.proj_size or hidden, *(hidden,) * (module._states - 1))
+            self._hx = tuple(like.new_zeros(layers, batch_size, width) for width in widths)
+
+    def step(self, x_t: Tensor) -> Tensor:
+        """Take one step.
+
+        Args:
+            x_t: [B, I], in the weights' dtype.
+
+        Returns:
+            The last layer's output, [B, H].
+
+        Raises:
+            ValueError: `x_t` has another shape, dtype or device.
+        """
+        if (x_t.shape, x_t.dtype, x_t.device) != self._like:
+            shape, dtype, device = self._like
+            raise ValueError(
+                f"step: x_t must be {dtype} [B, I] = {list(shape)} on {device}, "
+                f"got {x_t.dtype} {list(x_t.shape)} on {x_t.device}"
+            )
+        if self._module is None:
+            with torch._C._AutoDispatchBelowAutograd():
+                output: Tensor = torch.ops.fastrnn.recurrence_step.default(
+                    x_t, self._states, self._packed, self._biases, self._zoneout, self._cell
+                )
+            return output
+        with torch.no_grad():
+            sequence = x_t.unsqueeze(1 if self._module.batch_first else 0)
+            output, self.state = self._module(sequence, unwrap(self._hx))
+        return output.flatten(0, 1)
+
+    @property
+    def state(self) -> Tensor | Tensors:
+        """The states as the module takes them: [L, B, H], or an LSTM's pair; a copy.
+
+        Assign such a tensor, or pair, to go on from there.
+        """
+        return unwrap(tuple(part.clone() for part in self._hx))
+
+    @state.setter
+    def state(self, hx: Tensor | Tensors) -> None:
+        given = hx if isinstance(hx, tuple) else (hx,)
+        shapes = [list(part.shape) for part in self._hx]
+        if [list(part.shape) for part in given] != shapes:
+            raise ValueError(
+                f"stream: state must have shapes {shapes}, got {[list(p.shape) for p in given]}"
+            )
+        with torch.no_grad():
+            for part, value in zip(self._hx, given, strict=True):
+                part.copy_(value)
+
+    def reset(self, sequences: Tensor | None = None) -> None:
+        """Begin anew from states of zero.
+
+        Args:
+            sequences: bool [B], which of them; default None: all.
+
+        Raises:
+            ValueError: `sequences` is no bool [B].
+        """
+        if sequences is None:
+            for part in self._hx:
+                part.zero_()
+            return
+        batch = self._like[0][0]
+        if sequences.dtype != torch.bool or sequences.shape != (batch,):
+            raise ValueError(
+                f"reset: sequences must be torch.bool [B] = [{batch}], "
+                f"got {sequences.dtype} {list(sequences.shape)}"
+            )
+        for part in self._hx:
+            part.masked_fill_(sequences[:, None], 0)

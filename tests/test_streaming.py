@@ -1,0 +1,98 @@
+"""stream(): one step at a time gives what the whole sequence gives."""
+
+import pytest
+import torch
+
+import fastrnn
+
+IN, H, T, B = 5, 7, 6, 4
+KINDS = [
+    (fastrnn.LSTM, {}),
+    (fastrnn.LSTM, {"num_layers": 3, "dropout": 0.5, "zoneout": (0.3, 0.1)}),
+    (fastrnn.GRU, {"num_layers": 2, "batch_first": True}),
+    (fastrnn.GRU, {"reset_after": False, "bias": False}),
+    (fastrnn.RNN, {"num_layers": 2}),
+    (fastrnn.LSTM, {"proj_size": 3, "num_layers": 2}),
+    (fastrnn.GRU, {"layer_norm": True, "num_layers": 2}),
+]
+
+
+def made(kind, options):
+    torch.manual_seed(0)
+    return kind(IN, H, dtype=torch.float64, **options)
+
+
+def unpacked(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_steps_equal_the_sequence(kind, options, backend):
+    with fastrnn.use_backend(backend):
+        module = made(kind, options)
+        stream = module.stream(B)  # the module may be training
+        module.eval()
+        x = torch.randn(T, B, IN, dtype=torch.float64)
+        resets = torch.zeros(T, B, dtype=torch.bool)
+        resets[3, 1] = resets[4, :] = True
+        steps = []
+        for t in range(T):
+            if t == 4:
+                stream.reset()
+            elif resets[t].any():
+                stream.reset(resets[t])
+            steps.append(stream.step(x[t]))
+        assert not steps[0].requires_grad
+        first = module.batch_first
+        with torch.no_grad():
+            output, state = module(
+                x.transpose(0, 1) if first else x, resets=resets.T if first else resets
+            )
+        output = output.transpose(0, 1) if first else output
+        torch.testing.assert_close(torch.stack(steps), output, rtol=0, atol=1e-12)
+        for part, expected in zip(unpacked(stream.state), unpacked(state), strict=True):
+            torch.testing.assert_close(part, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS[:3])
+def test_states_can_be_taken_and_put_back(kind, options):
+    module = made(kind, options)
+    stream, x = module.stream(B), torch.randn(T, B, IN, dtype=torch.float64)
+    for t in range(3):
+        stream.step(x[t])
+    state = stream.state
+    first = [stream.step(x[t]) for t in range(3, T)]
+    stream.state = state
+    assert all(torch.equal(stream.step(x[t]), first[t - 3]) for t in range(3, T))
+    other = module.stream(B)
+    other.state = state
+    assert torch.equal(other.step(x[3]), first[0])
+
+
+def test_weights_are_those_of_the_beginning():
+    module = made(fastrnn.GRU, {})
+    stream, x = module.stream(1), torch.randn(1, IN, dtype=torch.float64)
+    expected = module.stream(1).step(x)
+    with torch.no_grad():
+        module.weight_hh_l0.zero_()
+        module.bias_hh_l0.add_(1)
+    assert torch.equal(stream.step(x), expected)
+
+
+def test_mistakes():
+    module = made(fastrnn.LSTM, {})
+    stream = module.stream(B)
+    for bad in (torch.zeros(B, IN + 1).double(), torch.zeros(B, IN), torch.zeros(IN).double()):
+        with pytest.raises(
+            ValueError, match=r"step: x_t must be torch.float64 \[B, I\] = \[4, 5\]"
+        ):
+            stream.step(bad)
+    with pytest.raises(ValueError, match="batch_size must be greater than zero, got 0"):
+        module.stream(0)
+    with pytest.raises(ValueError, match="stream: module must run in one direction"):
+        made(fastrnn.LSTM, {"bidirectional": True}).stream(1)
+    with pytest.raises(ValueError, match=r"stream: state must have shapes \[\[1, 4, 7\], "):
+        stream.state = torch.zeros(1, B, H)
+    with pytest.raises(ValueError, match=r"reset: sequences must be torch.bool \[B\] = \[4\]"):
+        stream.reset(torch.zeros(B))
