@@ -65,7 +65,7 @@ class CrossEntropyLoop {
   void logits(const Team& team, Index row0, Index rows) const {
     const Index K = s_.features, C = s_.classes;
     const T* bias = static_cast<const T*>(s_.bias);
-    product<T, wide>(team, rows, ceil_div(C, w), K, hidden(row0), K, packed_, zero_tile<T, wide>,
+    product<T, wide>(team, rows, ceil_div(C, w), K, hidden(row0), K, packed_,
                      [&](const T* tile, Index first, Index count, Index panel) {
                        for (Index v = 0; v < wide; ++v) {
                          const Index column = (panel * wide + v) * w, lanes = C - column;
@@ -136,7 +136,7 @@ class CrossEntropyLoop {
   void gradients(const Team& team, Index row0, Index rows, bool accumulate) const {
     const Index K = s_.features, C = s_.classes;
     T* const out = static_cast<T*>(s_.grad_hidden) + row0 * K;
-    product<T, NV>(team, rows, ceil_div(K, w), C, logits_, C, packed_rows_, zero_tile<T, NV>,
+    product<T, NV>(team, rows, ceil_div(K, w), C, logits_, C, packed_rows_,
                    [&](const T* tile, Index first, Index count, Index panel) {
                      store_tile<T, NV>(tile, count, panel, out + first * K, K, K);
                    });

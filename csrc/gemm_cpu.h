@@ -12,6 +12,7 @@ namespace fastrnn::FASTRNN_ISA {
 
 constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 constexpr Index smaller(Index a, Index b) { return a < b ? a : b; }
+constexpr Index larger(Index a, Index b) { return a > b ? a : b; }
 
 template <class T>
 constexpr int width = Vec<T>::width;
@@ -27,11 +28,13 @@ struct RowBlocks {
   const Index count, rows;
 };
 
-// tile[rows][NV * width] += a[rows, k] panel[k][NV * width], over the first `Used` vectors of each.
-// A small tile has too few sums to hide a multiply-add's latency, so each is split into `Split`
-// that take k in turns.
+// tile[rows][NV * width] = a[rows, k] panel[k][NV * width], over the first `Used` vectors of each,
+// or += if `accumulate`: the product is summed before, since a small term rounds against its own
+// sum, not against a larger one. A small tile has too few sums to hide a multiply-add's latency, so
+// each is split into `Split` that take k in turns.
 template <class T, int Rows, int NV, int Used>
-void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, Index k, T* tile) {
+void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, Index k, T* tile,
+                  bool accumulate) {
   using V = Vec<T>;
   constexpr int w = V::width, Split = Rows * Used >= 8 ? 1 : Rows * Used >= 4 ? 2 : 4;
   V sum[Split][Rows][Used];
@@ -40,8 +43,7 @@ void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, 
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < Used; ++v)
-        sum[s][r][v] = s == 0 ? V::load(tile + (r * NV + v) * w) : V(T(0));
+      for (int v = 0; v < Used; ++v) sum[s][r][v] = V(T(0));
   const auto multiply_add = [&](V(&into)[Rows][Used]) __attribute__((always_inline)) {
     V b[Used];
 #pragma GCC unroll 4
@@ -64,6 +66,7 @@ void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, 
     for (int v = 0; v < Used; ++v) {
 #pragma GCC unroll 4
       for (int s = 1; s < Split; ++s) sum[0][r][v] = sum[0][r][v] + sum[s][r][v];
+      if (accumulate) sum[0][r][v] = V::load(tile + (r * NV + v) * w) + sum[0][r][v];
       sum[0][r][v].store(tile + (r * NV + v) * w);
     }
 }
@@ -71,10 +74,11 @@ void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, 
 // The kernel of this many rows.
 template <class T, int NV, int Used, int Rows = tile_rows<NV>>
 FASTRNN_INLINE void with_rows(Index rows, const T* a, Index row_stride, Index k_stride,
-                              const T* panel, Index k, T* tile) {
-  if (rows == Rows) return micro_kernel<T, Rows, NV, Used>(a, row_stride, k_stride, panel, k, tile);
+                              const T* panel, Index k, T* tile, bool accumulate) {
+  if (rows == Rows)
+    return micro_kernel<T, Rows, NV, Used>(a, row_stride, k_stride, panel, k, tile, accumulate);
   if constexpr (Rows > 1)
-    with_rows<T, NV, Used, Rows - 1>(rows, a, row_stride, k_stride, panel, k, tile);
+    with_rows<T, NV, Used, Rows - 1>(rows, a, row_stride, k_stride, panel, k, tile, accumulate);
 }
 
 // A panel that needs only half of its vectors (the last one, as a rule) does half the work.
@@ -88,11 +92,11 @@ constexpr int vectors_used(Index needed) {
 
 template <class T, int NV>
 FASTRNN_INLINE void tile_product(int used, Index rows, const T* a, Index row_stride, Index k_stride,
-                                 const T* panel, Index k, T* tile) {
+                                 const T* panel, Index k, T* tile, bool accumulate = true) {
   if (used == NV)
-    with_rows<T, NV, NV>(rows, a, row_stride, k_stride, panel, k, tile);
+    with_rows<T, NV, NV>(rows, a, row_stride, k_stride, panel, k, tile, accumulate);
   else
-    with_rows<T, NV, half_panel<NV>>(rows, a, row_stride, k_stride, panel, k, tile);
+    with_rows<T, NV, half_panel<NV>>(rows, a, row_stride, k_stride, panel, k, tile, accumulate);
 }
 
 // The tiles of a product, panel by panel, dealt to the threads by the work in them.
@@ -119,41 +123,26 @@ struct Tiles {
   const Index full;
 };
 
-// The init of a product that starts from nothing.
-template <class T, int NV>
-void zero_tile(T* tile, Index, Index rows, Index) {
-  for (Index i = 0; i < rows * NV; ++i) Vec<T>(T(0)).store(tile + i * width<T>);
-}
-
-// This thread's share of C = init + A B, A row-major with stride `lda`, B packed and `vectors`
-// wide. For each tile: init(tile, row0, rows, panel) fills it, finish(tile, row0, rows, panel)
-// takes the sums. A long sum is made of slices: a small term rounds against its slice, not against
-// the whole.
+// This thread's share of C = A B, A row-major with stride `lda`, B packed and `vectors` wide; each
+// tile goes to finish(tile, row0, rows, panel). A long sum is made of slices.
 constexpr Index sum_slice = 1024;
 
-template <class T, int NV, class Init, class Finish>
+template <class T, int NV, class Finish>
 void product(const Team& team, Index rows, Index vectors, Index k, const T* a, Index lda,
-             const T* packed, const Init& init, const Finish& finish) {
+             const T* packed, const Finish& finish) {
   if (rows == 0 || vectors == 0) return;
-  constexpr Index panel_row = NV * width<T>, tile_size = tile_rows<NV> * panel_row;
-  alignas(64) T tile[tile_size], slice[tile_size];
+  constexpr Index panel_row = NV * width<T>;
+  alignas(64) T tile[tile_rows<NV> * panel_row];
   const Tiles<NV> tiles(rows, vectors);
-  const Index slices = ceil_div(k, sum_slice);
+  const Index slices = larger(1, ceil_div(k, sum_slice));
   const Index end = tiles.share(team.rank + 1, team.size);
   for (Index item = tiles.share(team.rank, team.size); item < end; ++item) {
     const Index panel = item / tiles.blocks.count, block = item % tiles.blocks.count;
     const Index row0 = tiles.blocks.start(block), count = tiles.blocks.start(block + 1) - row0;
-    init(tile, row0, count, panel);
     for (Index i = 0; i < slices; ++i) {
       const Index begin = k * i / slices, depth = k * (i + 1) / slices - begin;
-      T* const sums = slices == 1 ? tile : slice;
-      if (slices > 1) zero_tile<T, NV>(slice, row0, count, panel);
       tile_product<T, NV>(tiles.used(panel), count, a + row0 * lda + begin, lda, 1,
-                          packed + (panel * k + begin) * panel_row, depth, sums);
-      if (slices > 1)
-        for (Index v = 0; v < count * NV; ++v)
-          (Vec<T>::load(tile + v * width<T>) + Vec<T>::load(slice + v * width<T>))
-              .store(tile + v * width<T>);
+                          packed + (panel * k + begin) * panel_row, depth, tile, i > 0);
     }
     finish(tile, row0, count, panel);
   }
@@ -254,9 +243,8 @@ void transposed_product(const Team& team, const T* a, Index lda, Index m, Index 
           const T* b = target->packed + (panel * k + k0) * panel_width;
           T* out = target->out + row0 * target->columns + panel * panel_width;
           const Index left = target->columns - panel * panel_width;
-          zero_tile<T, NV>(tile, 0, rows, 0);
           tile_product<T, NV>(vectors_used<NV>(ceil_div(left, w)), rows, scratch, 1, stride, b,
-                              depth, tile);
+                              depth, tile, false);
           for (Index r = 0; r < rows; ++r)
             for (Index v = 0; v < NV && v * w < left; ++v) {
               T* const here = out + r * target->columns + v * w;

@@ -15,7 +15,7 @@ double multiply_adds(const Team& team, std::int64_t rounds) {
   for (float& value : tile) value = 0.f;
   team.wait();
   for (std::int64_t round = 0; round < rounds; ++round) {
-    micro_kernel<float, rows, NV, NV>(a, k, 1, panel, k, tile);
+    micro_kernel<float, rows, NV, NV>(a, k, 1, panel, k, tile, true);
     asm volatile("" : : "r"(tile) : "memory");  // someone may read it: not to be optimised away
   }
   team.wait();

@@ -130,7 +130,7 @@ class BackwardLoop {
   template <class Finish>
   void unit_product(const Team& team, Index rows, Index k, const T* a, const T* packed,
                     const T* base, const Finish& finish) const {
-    product<T, NV>(team, rows, ceil_div(H_, w), k, a, GH_, packed, zero_tile<T, NV>,
+    product<T, NV>(team, rows, ceil_div(H_, w), k, a, GH_, packed,
                    [&](const T* tile, Index row0, Index count, Index panel) {
                      for (Index v = 0; v < NV; ++v) {
                        const Index unit = (panel * NV + v) * w, lanes = H_ - unit;
@@ -229,7 +229,7 @@ class BackwardLoop {
   void finish_input(const Team& team) const {
     const Index I = s_.input_size;
     T* const out = static_cast<T*>(s_.grad_input);
-    product<T, NV>(team, s_.rows, ceil_div(I, w), GH_, grad_x_, GH_, packed_ih_, zero_tile<T, NV>,
+    product<T, NV>(team, s_.rows, ceil_div(I, w), GH_, grad_x_, GH_, packed_ih_,
                    [&](const T* tile, Index row0, Index rows, Index panel) {
                      store_tile<T, NV>(tile, rows, panel, out + row0 * I, I, I);
                    });

@@ -18,25 +18,21 @@ class ForwardLoop {
   using Packed = PackedWeights<T, Cell>;
   static constexpr int first = Packed::first, last = Packed::last;
   static constexpr Index w = V::width;
+  // Of the projection: bytes of each thread's share, and rows that are worth reading weights for.
+  static constexpr Index projected_bytes = 128 << 10, projected_rows = 64;
 
  public:
-  ForwardLoop(const Forward& args, char* workspace, int)
+  ForwardLoop(const Forward& args, char* workspace, int threads)
       : s_(args),
         H_(args.hidden_size),
         reserve_stride_((args.zoneout.on ? R + S : R) * H_),
         arena_(workspace),
         packs_(args.packed),
         packed_(weights()) {
-    const Index GH = G * H_;
-    x_stride_ = GH;
     if (s_.projects) {
-      // The activations of a row overwrite its projection where both are kept.
-      const bool in_reserve = s_.reserve && R >= G;
-      if (in_reserve) x_stride_ = reserve_stride_;
-      x_proj_ = in_reserve ? static_cast<T*>(s_.reserve) : arena_.template take<T>(s_.rows * GH);
-      x_ = x_proj_;
-    } else {
-      x_ = static_cast<const T*>(s_.input);
+      const Index fits = projected_bytes * threads / Index(G * H_ * sizeof(T));
+      chunk_rows_ = smaller(s_.rows, larger(s_.batch, larger(fits, projected_rows)));
+      x_proj_ = arena_.template take<T>(ceil_div(H_, w) * chunk_rows_ * G * w);
     }
     if constexpr (first > 0) {
       operand_ = arena_.template take<T>(s_.batch * H_);
@@ -55,11 +51,9 @@ class ForwardLoop {
     if (zeros_)
       for (Index i = team.begin(s_.batch * H_); i < team.end(s_.batch * H_); ++i) zeros_[i] = T(0);
     team.wait();
-    if (s_.projects) {
-      project(team);
-      team.wait();
-    }
+    Index projected = 0;  // steps
     for (Index step = 0; step < s_.steps; ++step) {
+      if (s_.projects && step == projected) projected = project(team, step);
       const Segment* begin = s_.segments + s_.step_begin[step];
       const Segment* end = s_.segments + s_.step_begin[step + 1];
       if constexpr (first > 0) {
@@ -84,14 +78,44 @@ class ForwardLoop {
     return segment.prev < 0 ? state(0) + segment.sequence * H_ : output(segment.prev);
   }
 
-  // x_proj, dealt to the threads as the steps are: who writes a part of it is who reads it, and
-  // the other core's cache is left alone (0.3 ms of 1.4 at H = 200).
-  void project(const Team& team) const {
-    gate_product<G>(team, s_.rows, s_.input_size, static_cast<const T*>(s_.input), packed_.ih,
+  // Projects the rows of the steps from `step` on that fit into the buffer; returns the step after
+  // them. So many at a time stay in the cache until they are read: storing the whole projection
+  // took a third of the product's time. A part of it is dealt to the thread that reads it.
+  Index project(const Team& team, Index step) {
+    const auto first_segment = [&](Index i) { return s_.segments + s_.step_begin[i]; };
+    const auto rows_of = [&](Index i) {
+      const Segment& last = first_segment(i + 1)[-1];
+      return last.row + last.rows - first_segment(i)->row;
+    };
+    Index end = step, rows = 0;
+    chunk_begin_ = first_segment(step)->row;
+    while (end < s_.steps && rows + rows_of(end) <= chunk_rows_) {
+      chunk_begin_ = smaller(chunk_begin_, first_segment(end)->row);
+      rows += rows_of(end++);
+    }
+    gate_product<G>(team, rows, s_.input_size,
+                    static_cast<const T*>(s_.input) + chunk_begin_ * s_.input_size, packed_.ih,
                     static_cast<const T*>(s_.bias_ih),
-                    [&](Index row, Index unit, Index lanes, const V* x) {
-                      store_blocks<G>(x, H_, lanes, x_proj_ + row * x_stride_ + unit);
+                    [&](Index row, Index unit, Index, const V* x) {
+                      store_blocks<G>(x, w, w, projected_(row, unit));
                     });
+    team.wait();
+    return end;
+  }
+
+  // x_proj_ is [units / w][rows of the chunk][G][w].
+  T* projected_(Index row_in_chunk, Index unit) const {
+    return x_proj_ + (unit / w * chunk_rows_ + row_in_chunk) * G * w;
+  }
+
+  // Gates from `gate` on of a row's projection.
+  template <int Count>
+  void load_projected(Index row, Index unit, Index lanes, int gate, V* x) const {
+    if (s_.projects)
+      load_blocks<Count>(projected_(row - chunk_begin_, unit) + gate * w, w, w, x);
+    else
+      load_blocks<Count>(static_cast<const T*>(s_.input) + (row * G + gate) * H_ + unit, H_, lanes,
+                         x);
   }
 
   // Gates * H columns of bias + a [rows, k] W; finish(row, unit, lanes, gates) gets each vector of
@@ -100,28 +124,22 @@ class ForwardLoop {
   void gate_product(const Team& team, Index rows, Index k, const T* a, const T* packed,
                     const T* bias, const Finish& finish) const {
     constexpr int Units = panel_units<Gates>, NV = Gates * Units;
-    product<T, NV>(
-        team, rows, ceil_div(H_, w) * Gates, k, a, k, packed,
-        [&](T* tile, Index, Index count, Index panel) {
-          for (Index v = 0; v < NV; ++v) {
-            const Index unit = (panel * Units + v / Gates) * w, lanes = bias ? H_ - unit : 0;
-            const V value = V::load(bias + v % Gates * H_ + unit, lanes < 0 ? 0 : lanes);
-            for (Index r = 0; r < count; ++r) value.store(tile + (r * NV + v) * w);
-          }
-        },
-        [&](const T* tile, Index row0, Index count, Index panel) {
-          for (Index u = 0; u < Units; ++u) {
-            const Index unit = (panel * Units + u) * w, lanes = H_ - unit;
-            if (lanes <= 0) break;
-            for (Index r = 0; r < count; ++r) {
-              V gates[Gates];
+    product<T, NV>(team, rows, ceil_div(H_, w) * Gates, k, a, k, packed,
+                   [&](const T* tile, Index row0, Index count, Index panel) {
+                     for (Index u = 0; u < Units; ++u) {
+                       const Index unit = (panel * Units + u) * w, lanes = H_ - unit;
+                       if (lanes <= 0) break;
+                       V biases[Gates];
+                       load_blocks<Gates>(bias + unit, H_, bias ? lanes : 0, biases);
+                       for (Index r = 0; r < count; ++r) {
+                         V gates[Gates];
 #pragma GCC unroll 4
-              for (int g = 0; g < Gates; ++g)
-                gates[g] = V::load(tile + (r * NV + u * Gates + g) * w);
-              finish(row0 + r, unit, lanes, gates);
-            }
-          }
-        });
+                         for (int g = 0; g < Gates; ++g)
+                           gates[g] = V::load(tile + (r * NV + u * Gates + g) * w) + biases[g];
+                         finish(row0 + r, unit, lanes, gates);
+                       }
+                     }
+                   });
   }
 
   const T* bias_hh(int gate) const {
@@ -139,7 +157,7 @@ class ForwardLoop {
         team, segment.rows, H_, prev_h, packed_.first_gates, bias_hh(0),
         [&](Index r, Index unit, Index lanes, const V* h) {
           V x[G], prev[S], kept[at_least_one<first>];
-          load_blocks<first>(x_ + (segment.row + r) * x_stride_ + unit, H_, lanes, x);
+          load_projected<first>(segment.row + r, unit, lanes, 0, x);
           prev[0] = V::load(prev_h + r * H_ + unit, lanes);
           const V operand = Cell::operand(x, h, prev, kept);
           operand.store(operand_ + (segment.sequence + r) * H_ + unit, lanes);
@@ -155,7 +173,7 @@ class ForwardLoop {
         [&](Index r, Index unit, Index lanes, const V* h) {
           const Index row = segment.row + r, sequence = segment.sequence + r;
           V x[last], prev[S], next[S], kept[at_least_one<R>];
-          load_blocks<last>(x_ + row * x_stride_ + first * H_ + unit, H_, lanes, x);
+          load_projected<last>(row, unit, lanes, first, x);
           if constexpr (first > 0) load_blocks<first>(stage(segment, r) + unit, H_, lanes, kept);
           prev[0] = V::load(prev_h + r * H_ + unit, lanes);
           for (int i = 1; i < S; ++i) {
@@ -196,8 +214,7 @@ class ForwardLoop {
   Arena arena_, packs_;
   const Packed packed_;
   T *x_proj_ = nullptr, *operand_ = nullptr, *stage_ = nullptr, *zeros_ = nullptr;
-  const T* x_;
-  Index x_stride_;
+  Index chunk_rows_ = 0, chunk_begin_ = 0;  // of the projection that x_proj_ holds
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -69,6 +69,8 @@ struct Vec {
   // The first n lanes only; a load leaves zeros in the others.
   static FASTRNN_INLINE Vec load(const T* p, Index n) {
     if (n >= width) return load(p);
+    // A masked load of nothing from an address that is not mapped takes hundreds of cycles.
+    if (n <= 0) return Vec(T(0));
 #ifdef __AVX512F__
     if constexpr (sizeof(T) == 4)
       return Register(_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
