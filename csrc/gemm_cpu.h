@@ -99,28 +99,44 @@ FASTRNN_INLINE void tile_product(int used, Index rows, const T* a, Index row_str
     with_rows<T, NV, half_panel<NV>>(rows, a, row_stride, k_stride, panel, k, tile, accumulate);
 }
 
-// The tiles of a product, panel by panel, dealt to the threads by the work in them.
+// The tiles of a product, panel by panel, dealt to the threads by the work in them. Half of the
+// last panel's tiles, which cost less, come first: so two threads get the same.
 template <int NV>
-struct Tiles {
+class Tiles {
+ public:
   Tiles(Index rows, Index vectors)
-      : blocks(rows),
-        panels(ceil_div(vectors, NV)),
-        last_used(vectors_used<NV>(vectors - (panels - 1) * NV)),
-        full(blocks.count * (panels - 1)) {}
+      : blocks_(rows),
+        panels_(ceil_div(vectors, NV)),
+        last_used_(vectors_used<NV>(vectors - (panels_ - 1) * NV)),
+        early_(blocks_.count / 2),
+        full_(blocks_.count * (panels_ - 1)) {}
 
-  // The first tile at or after a share of the work: `full` tiles cost NV, the others last_used.
+  // The first tile at or after a share of the work.
   Index share(Index rank, Index size) const {
-    const Index work = (full * NV + blocks.count * last_used) * rank / size;
-    if (work <= full * NV) return ceil_div(work, NV);
-    return full + ceil_div(work - full * NV, last_used);
+    const Index early = early_ * last_used_, full = full_ * NV;
+    const Index work = (full + blocks_.count * last_used_) * rank / size;
+    if (work <= early) return ceil_div(work, last_used_);
+    if (work <= early + full) return early_ + ceil_div(work - early, NV);
+    return early_ + full_ + ceil_div(work - early - full, last_used_);
   }
 
-  int used(Index panel) const { return panel + 1 < panels ? NV : last_used; }
+  struct Tile {
+    Index panel, row0, rows;
+    int used;  // vectors
+  };
+  Tile operator[](Index i) const {
+    const bool full = i >= early_ && i < early_ + full_;
+    const Index panel = full ? (i - early_) / blocks_.count : panels_ - 1;
+    const Index block = i < early_ ? i : (i - early_) % blocks_.count + (full ? 0 : early_);
+    const Index row0 = blocks_.start(block);
+    return {panel, row0, blocks_.start(block + 1) - row0, full ? NV : last_used_};
+  }
 
-  const RowBlocks<NV> blocks;
-  const Index panels;
-  const int last_used;
-  const Index full;
+ private:
+  const RowBlocks<NV> blocks_;
+  const Index panels_;
+  const int last_used_;
+  const Index early_, full_;
 };
 
 // This thread's share of C = A B, A row-major with stride `lda`, B packed and `vectors` wide; each
@@ -137,14 +153,13 @@ void product(const Team& team, Index rows, Index vectors, Index k, const T* a, I
   const Index slices = larger(1, ceil_div(k, sum_slice));
   const Index end = tiles.share(team.rank + 1, team.size);
   for (Index item = tiles.share(team.rank, team.size); item < end; ++item) {
-    const Index panel = item / tiles.blocks.count, block = item % tiles.blocks.count;
-    const Index row0 = tiles.blocks.start(block), count = tiles.blocks.start(block + 1) - row0;
+    const auto [panel, row0, rows_here, used] = tiles[item];
     for (Index i = 0; i < slices; ++i) {
       const Index begin = k * i / slices, depth = k * (i + 1) / slices - begin;
-      tile_product<T, NV>(tiles.used(panel), count, a + row0 * lda + begin, lda, 1,
+      tile_product<T, NV>(used, rows_here, a + row0 * lda + begin, lda, 1,
                           packed + (panel * k + begin) * panel_row, depth, tile, i > 0);
     }
-    finish(tile, row0, count, panel);
+    finish(tile, row0, rows_here, panel);
   }
 }
 
@@ -216,8 +231,29 @@ struct Target {
   T* out;
 };
 
+// out[n] = the sums of the columns of a [rows, n], rows `stride` apart, or += if `accumulate`; in
+// two levels, since one long sum would round each small term against the whole.
+template <class T>
+void add_column_sums(const T* a, Index stride, Index rows, Index n, const T* weights,
+                     bool accumulate, T* out) {
+  constexpr Index w = width<T>, level = 32;
+  for (Index column = 0; column < n; column += w) {
+    Vec<T> sum = Vec<T>::load(out + column, accumulate ? n - column : 0);
+    for (Index row = 0; row < rows; row += level) {
+      Vec<T> part(T(0));
+      for (Index i = row; i < smaller(row + level, rows); ++i) {
+        const Vec<T> x = Vec<T>::load(a + i * stride + column);
+        part = part + (weights ? Vec<T>(weights[i]) * x : x);
+      }
+      sum = sum + part;
+    }
+    sum.store(out + column, n - column);
+  }
+}
+
 // This thread's rows of C = A^T B, or C += A^T B, for several B: `a` is [k, lda] and C's row m is
-// a's column m. `scratch` holds `transposed_scratch` values and is the thread's own.
+// a's column m. `sums` [m], if not null, gets the sums of a's columns, whose row i counts
+// weights[i] times (null: once). `scratch` holds `transposed_scratch` values, the thread's own.
 constexpr Index k_block = 512;
 template <class T, int NV>
 constexpr Index scratch_stride = ceil_div(tile_rows<NV>, width<T>) * width<T>;
@@ -226,7 +262,8 @@ constexpr Index transposed_scratch = k_block * scratch_stride<T, NV>;
 
 template <class T, int NV>
 void transposed_product(const Team& team, const T* a, Index lda, Index m, Index k,
-                        const Target<T>* targets, int count, T* scratch, bool accumulate = false) {
+                        const Target<T>* targets, int count, T* scratch, bool accumulate = false,
+                        T* sums = nullptr, const T* weights = nullptr) {
   constexpr Index w = width<T>, panel_width = NV * w, stride = scratch_stride<T, NV>;
   alignas(64) T tile[tile_rows<NV> * panel_width];
   const RowBlocks<NV> blocks(m);
@@ -237,6 +274,9 @@ void transposed_product(const Team& team, const T* a, Index lda, Index m, Index 
       for (Index i = 0; i < depth; ++i)
         for (Index r = 0; r < rows; r += w)
           Vec<T>::load(a + (k0 + i) * lda + row0 + r, rows - r).store(scratch + i * stride + r);
+      if (sums)
+        add_column_sums(scratch, stride, depth, rows, weights ? weights + k0 : nullptr,
+                        accumulate || k0 > 0, sums + row0);
       for (const Target<T>* target = targets; target < targets + count; ++target) {
         const Index panels = ceil_div(target->columns, panel_width);
         for (Index panel = 0; panel < panels; ++panel) {
@@ -255,26 +295,6 @@ void transposed_product(const Team& team, const T* a, Index lda, Index m, Index 
         }
       }
     }
-  }
-}
-
-// This thread's columns of out[n] = the sums of a [rows, n] over its rows, in two levels: one long
-// sum would round each small term against the whole.
-template <class T>
-void column_sums(const Team& team, const T* a, Index rows, Index n, T* out,
-                 bool accumulate = false) {
-  constexpr Index w = width<T>, level = 32;
-  const Index vectors = ceil_div(n, w);
-  for (Index v = team.begin(vectors); v < team.end(vectors); ++v) {
-    const Index lanes = n - v * w;
-    Vec<T> sum = Vec<T>::load(out + v * w, accumulate ? lanes : 0);
-    for (Index row = 0; row < rows; row += level) {
-      Vec<T> part(T(0));
-      for (Index i = row; i < smaller(row + level, rows); ++i)
-        part = part + Vec<T>::load(a + i * n + v * w, lanes);
-      sum = sum + part;
-    }
-    sum.store(out + v * w, lanes);
   }
 }
 

@@ -240,25 +240,32 @@ class BackwardLoop {
     T* const ih = static_cast<T*>(s_.grad_weight_ih);
     T* const scratch = scratch_ + team.rank * transposed_scratch<T, NV>;
     const Target<T> x{packed_x_, s_.input_size, ih}, prev{packed_prev_, H_, hh};
-    const auto gradient = [&](const T* grad, Index m, const Target<T>* targets, int count) {
-      transposed_product<T, NV>(team, grad, GH_, m, s_.rows, targets, count, scratch);
+    // The bias of the product whose gradients these are gets their sums on the way.
+    const auto gradient = [&](const T* grad, Index first_gate, Index gates, void* bias,
+                              const Target<T>* targets, int count) {
+      T* const sums = bias ? static_cast<T*>(bias) + first_gate * H_ : nullptr;
+      transposed_product<T, NV>(team, grad + first_gate * H_, GH_, gates * H_, s_.rows, targets,
+                                count, scratch, false, sums);
     };
+    void* const bias = s_.grad_bias_hh ? s_.grad_bias_hh : s_.grad_bias_ih;
+    const Target<T> both[2] = {prev, x};
     if constexpr (first > 0) {
       const Index split = first * H_;
-      const Target<T> head[2] = {prev, x};
       const Target<T> tail[2] = {{packed_operand_, H_, hh + split * H_},
                                  {packed_x_, s_.input_size, ih + split * s_.input_size}};
-      gradient(grad_x_, split, head, ih ? 2 : 1);
-      gradient(grad_x_ + split, GH_ - split, tail, ih ? 2 : 1);
+      gradient(grad_x_, 0, first, bias, both, ih ? 2 : 1);
+      gradient(grad_x_, first, G - first, bias, tail, ih ? 2 : 1);
     } else if constexpr (Cell::shared_gradients) {
-      const Target<T> both[2] = {prev, x};
-      gradient(grad_x_, GH_, both, ih ? 2 : 1);
+      gradient(grad_x_, 0, G, bias, both, ih ? 2 : 1);
     } else {
-      gradient(grad_h_, GH_, &prev, 1);
-      if (ih) gradient(grad_x_, GH_, &x, 1);
+      gradient(grad_h_, 0, G, s_.grad_bias_hh, &prev, 1);
+      if (ih) gradient(grad_x_, 0, G, s_.grad_bias_ih, &x, 1);
     }
-    if (s_.grad_bias_ih) column_sums(team, grad_x_, s_.rows, GH_, static_cast<T*>(s_.grad_bias_ih));
-    if (s_.grad_bias_hh) column_sums(team, grad_h_, s_.rows, GH_, static_cast<T*>(s_.grad_bias_hh));
+    if (!Cell::shared_gradients || !s_.grad_bias_ih || !s_.grad_bias_hh) return;
+    team.wait();
+    const T* from = static_cast<const T*>(s_.grad_bias_hh);
+    T* const to = static_cast<T*>(s_.grad_bias_ih);
+    for (Index i = team.begin(GH_); i < team.end(GH_); ++i) to[i] = from[i];
   }
 
   const Backward& s_;

@@ -18,11 +18,12 @@ class ForwardLoop {
   using Packed = PackedWeights<T, Cell>;
   static constexpr int first = Packed::first, last = Packed::last;
   static constexpr Index w = V::width;
-  // Of the projection: bytes of each thread's share, and rows that are worth reading weights for.
-  static constexpr Index projected_bytes = 128 << 10, projected_rows = 64;
+  // Of the projection: bytes that stay in the cache, and rows that are worth reading weights for.
+  // Not a matter of threads: where a tile's rows are cut decides its last bit.
+  static constexpr Index projected_bytes = 256 << 10, projected_rows = 64;
 
  public:
-  ForwardLoop(const Forward& args, char* workspace, int threads)
+  ForwardLoop(const Forward& args, char* workspace, int)
       : s_(args),
         H_(args.hidden_size),
         reserve_stride_((args.zoneout.on ? R + S : R) * H_),
@@ -30,7 +31,7 @@ class ForwardLoop {
         packs_(args.packed),
         packed_(weights()) {
     if (s_.projects) {
-      const Index fits = projected_bytes * threads / Index(G * H_ * sizeof(T));
+      const Index fits = projected_bytes / Index(G * H_ * sizeof(T));
       chunk_rows_ = smaller(s_.rows, larger(s_.batch, larger(fits, projected_rows)));
       x_proj_ = arena_.template take<T>(ceil_div(H_, w) * chunk_rows_ * G * w);
     }
