@@ -16,6 +16,8 @@ struct InstructionSet {
   const CellKernels* (*kernels)(const char* cell, int dtype_bytes);
   const Kernel<CrossEntropy>* (*cross_entropy)(int dtype_bytes);
   double (*multiply_adds)(const Team& team, std::int64_t rounds);
+  float (*read_memory)(const Team& team, const float* data, std::int64_t count,
+                       std::int64_t rounds);
 };
 
 // The widest set this processor has, or the one FASTRNN_CPU names.

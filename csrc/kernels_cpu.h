@@ -107,11 +107,13 @@ struct CrossEntropy {
 //   kernels        null for a cell that has none; `dtype_bytes` is 4 (float) or 8 (double)
 //   cross_entropy  never null
 //   multiply_adds  keeps the team's threads busy; returns the float multiply-adds of one thread
-#define FASTRNN_DECLARE(isa)                                     \
-  namespace isa {                                                \
-  const CellKernels* kernels(const char* cell, int dtype_bytes); \
-  const Kernel<CrossEntropy>* cross_entropy(int dtype_bytes);    \
-  double multiply_adds(const Team& team, std::int64_t rounds);   \
+//   read_memory    reads `count` floats `rounds` times, shared between the threads
+#define FASTRNN_DECLARE(isa)                                                                       \
+  namespace isa {                                                                                  \
+  const CellKernels* kernels(const char* cell, int dtype_bytes);                                   \
+  const Kernel<CrossEntropy>* cross_entropy(int dtype_bytes);                                      \
+  double multiply_adds(const Team& team, std::int64_t rounds);                                     \
+  float read_memory(const Team& team, const float* data, std::int64_t count, std::int64_t rounds); \
   }
 FASTRNN_DECLARE(portable)
 FASTRNN_DECLARE(avx2)

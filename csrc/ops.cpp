@@ -1,6 +1,7 @@
 // The operators on CPU tensors, on torch's stable ABI; `fastrnn/ops.py` holds their schemas.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <chrono>
 #include <tuple>
 
@@ -265,23 +266,58 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(
 
 std::string cpu_instruction_set() { return instruction_set().name; }
 
-// float32 GFLOP/s of all threads together, a multiply-add counted as two.
-double cpu_peak() {
+// Seconds that all threads together take for body(team).
+template <class Body>
+double timed(const Body& body) {
   using Clock = std::chrono::steady_clock;
-  struct Measured {
-    double flops = 0;
+  struct Call {
+    const Body& body;
     std::chrono::duration<double> seconds{};
-  } measured;
+  } call{body};
   Team::run(
       int(torch::stable::get_num_threads()),
       [](const Team& team, void* p) {
+        Call& c = *static_cast<Call*>(p);
         team.wait();
         const auto begin = Clock::now();
-        const double done = 2 * instruction_set().multiply_adds(team, 20000);
-        if (team.rank == 0) *static_cast<Measured*>(p) = {done * team.size, Clock::now() - begin};
+        c.body(team);
+        if (team.rank == 0) c.seconds = Clock::now() - begin;
       },
-      &measured);
-  return measured.flops / measured.seconds.count() * 1e-9;
+      &call);
+  return call.seconds.count();
+}
+
+// float32 GFLOP/s of all threads together, a multiply-add counted as two.
+double cpu_peak() {
+  double flops = 0;
+  const double seconds = timed([&](const Team& team) {
+    const double done = 2 * instruction_set().multiply_adds(team, 20000) * team.size;
+    if (team.rank == 0) flops = done;
+  });
+  return flops / seconds * 1e-9;
+}
+
+// GB/s at which all threads together read a float32 tensor again and again: of whatever level of
+// memory holds it.
+double cpu_bandwidth(const Tensor& memory) {
+  if (memory.scalar_type() != torch::headeronly::ScalarType::Float || !memory.is_contiguous() ||
+      memory.numel() < 1024)
+    throw std::runtime_error("cpu_bandwidth: memory must be float32, contiguous, of 1024 or more");
+  const auto* data = static_cast<const float*>(memory.data_ptr());
+  const std::int64_t count = memory.numel();
+  const std::int64_t rounds = std::max<std::int64_t>(3, (std::int64_t(1) << 24) / count);
+  const double seconds =
+      timed([&](const Team& team) { instruction_set().read_memory(team, data, count, rounds); });
+  return 4e-9 * double(count) * double(rounds) / seconds;
+}
+
+// Microseconds that a barrier of all threads takes.
+double cpu_barrier() {
+  constexpr int rounds = 10000;
+  return timed([](const Team& team) {
+           for (int round = 0; round < rounds; ++round) team.wait();
+         }) *
+         1e6 / rounds;
 }
 
 // Compute capability (two numbers), multiprocessors, bytes of shared memory a block can have, and
@@ -314,6 +350,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&cpu_instruction_set));
   m.impl("cpu_peak", TORCH_BOX(&cpu_peak));
+  m.impl("cpu_bandwidth", TORCH_BOX(&cpu_bandwidth));
+  m.impl("cpu_barrier", TORCH_BOX(&cpu_barrier));
   m.impl("cuda_device", TORCH_BOX(&cuda_device));
 }
 

@@ -39,6 +39,8 @@ _SCHEMAS = (
     "float[] zoneout, str cell) -> Tensor output",
     "cpu_instruction_set() -> str",
     "cpu_peak() -> float",
+    "cpu_bandwidth(Tensor memory) -> float",
+    "cpu_barrier() -> float",
     "cuda_device(int index) -> int[]",
 )
 for _schema in _SCHEMAS:
