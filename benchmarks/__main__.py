@@ -1,65 +1,71 @@
-"""Run the benchmarks: one process per malloc setting, since a setting reaches the peer too."""
+"""Run the benchmarks: each case is checked, then timed beside its peers; rows are kept."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
+import contextlib
 import sys
+import time
+from pathlib import Path
 
 import fastrnn
-from benchmarks import language_model, recurrent, timing
-
-SUITES = {"recurrent": recurrent.rows, "language_model": language_model.rows}
-# glibc gives large freed buffers back to the system at once; "kept" stops it.
-MALLOC = {
-    "default": {},
-    "kept": {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_THRESHOLD_": "4294967296"},
-}
+from benchmarks import results, suites
+from benchmarks.cases import Row
+from benchmarks.machine import environment
+from benchmarks.worker import MALLOC, Worker
 
 
-def measure(suite: str, malloc: str, quick: bool) -> None:
-    """Measure in this process; print each row as it comes, keep them at the end."""
-    found = []
-    for row in SUITES[suite](quick):
-        row = {"suite": suite, "malloc": malloc} | row
-        found.append(row)
-        case = " ".join(
-            f"{k}={v}" for k, v in row.items() if isinstance(v, str | int) and k != "suite"
-        )
-        times = " ".join(f"{k} {v['p50']:.3f} ms" for k, v in row.items() if is_times(v))
-        ratios = " ".join(f"{v:.2f}x {k}" for k, v in row["ratio"].items())
-        floor = f", {row['floor_fraction']:.0%} of the floor" if "floor_fraction" in row else ""
-        print(f"{case}: {times}: {ratios}{floor}", flush=True)
-    print(f"kept in {timing.keep(found, suite)}", flush=True)
+def line(row: Row) -> str:
+    """A row as a person reads it."""
+    start = f"{row['case']} ({row['malloc']})"
+    if "error" in row:
+        return f"{start}: {row['error']}"
+    ours = row["times"]["ours"]
+    text = f"{start}: {ours['p50']:.4g} ms [{ours['p20']:.4g}, {ours['p80']:.4g}]"
+    text += "".join(f", {value:.2f}x {name}" for name, value in row["ratio"].items())
+    if "floor" in row:
+        text += f", {row['floor']['fraction']:.0%} of the floor"
+    if "tokens_per_s" in row:
+        text += f", {row['tokens_per_s']['ours']:,} tokens/s"
+    if row["disturbed"]:
+        text += ", DISTURBED: other programs took the processors"
+    return text
 
 
-def is_times(value: object) -> bool:
-    """Whether a row's value holds percentiles."""
-    return isinstance(value, dict) and "p50" in value
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, measure, keep.
 
-
-def main() -> int:
-    """Parse the command line, start one process per suite and setting."""
+    Returns:
+        0; 1 if a row is an error; 2 on a mistake in the command line.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--suite", choices=SUITES, action="append", help="default: all")
+    parser.add_argument("names", nargs="*", help="cases or patterns (default: all)")
     parser.add_argument("--malloc", choices=MALLOC, action="append", help="default: both")
-    parser.add_argument("--quick", action="store_true", help="small shapes only")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    suites, settings = options.suite or list(SUITES), options.malloc or list(MALLOC)
-    if options.here:
-        measure(suites[0], settings[0], options.quick)
+    parser.add_argument("--quick", action="store_true", help="main cases, few rounds: a minute")
+    parser.add_argument("--list", action="store_true", help="name the cases and do nothing")
+    parser.add_argument("--out", type=Path, help=f"file to add rows to (default: {results.FULL})")
+    options = parser.parse_args(arguments)
+    try:
+        cases = suites.chosen(options.names, options.quick)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.list:
+        print(*(case.name for case in cases), sep="\n")
         return 0
     print(fastrnn.show_config(), flush=True)
-    for suite in suites:
-        for malloc in settings:
-            command = [sys.executable, "-m", "benchmarks", "--here"]
-            command += ["--suite", suite, "--malloc", malloc, *["--quick"] * options.quick]
-            code = subprocess.run(command, env=os.environ | MALLOC[malloc]).returncode
-            if code:
-                return code
-    return 0
+    path = options.out or (results.QUICK if options.quick else results.FULL)
+    facts, began, errors = environment(), time.perf_counter(), 0
+    with contextlib.ExitStack() as stack:
+        workers = {m: stack.enter_context(Worker(m)) for m in options.malloc or MALLOC}
+        for case in cases:
+            for malloc in case.malloc:
+                if malloc in workers:
+                    row = workers[malloc].measure(case.name, options.quick) | facts
+                    results.append([row], path)
+                    errors += "error" in row
+                    print(line(row), flush=True)
+    print(f"{time.perf_counter() - began:.0f} s, rows added to {path}; {errors} errors")
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":

@@ -1,63 +1,98 @@
-"""One training step of the word model: torch.nn's, accelerated, and with the loss fused too."""
+"""A word model's training step, whole: the trainer's, and a plain torch loop as it is and with
+`accelerate()` on its model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fastrnn
-from benchmarks.timing import compare
-from fastrnn.loss import linear_cross_entropy
+from benchmarks.cases import Case, Work
+from benchmarks.layers import Shape, assert_close, forward_multiply_adds, forward_numbers
+from fastrnn.lm.config import ModelOptions, TrainingOptions
+from fastrnn.lm.model import LanguageModel
+from fastrnn.lm.snapshot import make_optimizer
 
-VOCABULARY, BATCH, STEPS = 10_000, 20, 35
+VOCABULARY, CLIP, RATE = 10_000, 0.25, 0.1
+SIZES = (200, 650)
+
+
+def cases() -> Iterator[Case]:
+    """Every row of this suite."""
+    for cell in ("lstm", "gru"):
+        for size in SIZES:
+            shape = Shape(35, 20, size, size, 2)
+            columns = {"cell": cell, "mode": "train", **shape._asdict(), "V": VOCABULARY}
+            build = partial(training_step, cell, shape, VOCABULARY)
+            label = f"{cell}/{shape}"
+            yield Case("language_model", label, build, columns, quick=size == 200, seconds=2.0)
 
 
 class WordModel(nn.Module):
-    """Embedding, recurrent layers, decoder: word_language_model's program."""
+    """Embedding, recurrent layers, decoder; parameters are named as the trainer's."""
 
-    def __init__(self, kind: type[nn.Module], size: int) -> None:
+    def __init__(self, cell: str, shape: Shape, vocabulary: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, size)
-        self.layers = kind(size, size, 2)
-        self.decoder = nn.Linear(size, VOCABULARY)
+        self.encoder = nn.Embedding(vocabulary, shape.I)
+        self.rnn = getattr(nn, cell.upper())(shape.I, shape.H, shape.L)
+        self.decoder = nn.Linear(shape.H, vocabulary)
 
-    def loss(self, tokens: torch.Tensor, targets: torch.Tensor, fused: bool) -> torch.Tensor:
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy of targets [T, B] after tokens [T, B]."""
-        hidden, _ = self.layers(self.embedding(tokens))
-        if fused:
-            return linear_cross_entropy(hidden, self.decoder.weight, self.decoder.bias, targets)
-        logits = self.decoder(hidden).flatten(0, 1)
-        return nn.functional.cross_entropy(logits, targets.flatten())
+        logits = self.decoder(self.rnn(self.encoder(tokens))[0])
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def rows(quick: bool) -> Iterator[dict[str, Any]]:
-    """One row per cell and size; tokens/s of each beside the times."""
-    torch.manual_seed(0)
-    tokens = torch.randint(VOCABULARY, (STEPS + 1, BATCH))
-    for kind in (nn.LSTM, nn.GRU):
-        for size in (200,) if quick else (200, 650):
-            models = {name: WordModel(kind, size) for name in ("ours", "accelerated", "torch.nn")}
-            for name, model in models.items():
-                model.load_state_dict(models["torch.nn"].state_dict())
-                if name != "torch.nn":
-                    fastrnn.accelerate(model)
+def training_step(cell: str, shape: Shape, vocabulary: int) -> Work:
+    """Loss, gradients, clipping and SGD on random words."""
+    text = torch.randint(vocabulary, (shape.T + 1, shape.B))
+    tokens, targets = text[:-1], text[1:]
+    options = ModelOptions(cell, shape.I, shape.H, shape.L, tied=False, dropout=0.0)
+    trainers = LanguageModel(vocabulary, options)
+    models = {name: WordModel(cell, shape, vocabulary) for name in ("accelerated", "torch.nn")}
+    for model in models.values():
+        model.load_state_dict(trainers.state_dict())
+    fastrnn.accelerate(models["accelerated"])
+    optimizer = make_optimizer(trainers, TrainingOptions(optimizer="sgd", lr=RATE))
 
-            def step(name: str, models=models) -> None:
-                model = models[name]
-                model.zero_grad()
-                model.loss(tokens[:-1], tokens[1:], fused=name == "ours").backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 0.25)
-                with torch.no_grad():
-                    for parameter in model.parameters():
-                        parameter.add_(parameter.grad, alpha=-0.1)
+    def trainer_step() -> Tensor:
+        """As `fastrnn.lm.loop` takes it."""
+        loss, _ = trainers.loss(tokens, targets, None)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainers.parameters(), CLIP, foreach=True)
+        optimizer.step()
+        return loss.detach()
 
-            runs = {name: lambda step=step, name=name: step(name) for name in models}
-            case = {"model": kind.__name__, "size": size, "layers": 2, "vocabulary": VOCABULARY}
-            row = compare(case, runs, None, 8 if quick else 20)
-            row["tokens_per_s"] = {
-                name: round(STEPS * BATCH / row[name]["p50"] * 1e3) for name in runs
-            }
-            yield row
+    def plain_step(model: WordModel) -> Tensor:
+        """As pytorch's word_language_model takes it."""
+        model.zero_grad()
+        loss = model.loss(tokens, targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        for parameter in model.parameters():
+            parameter.data.add_(parameter.grad, alpha=-RATE)
+        return loss.detach()
+
+    runs = {"ours": trainer_step}
+    runs |= {name: partial(plain_step, model) for name, model in models.items()}
+
+    def check() -> None:
+        """Losses of a step, and weights after it."""
+        losses = {name: run() for name, run in runs.items()}
+        weights = {name: list(m.parameters()) for name, m in (("ours", trainers), *models.items())}
+        for name in models:
+            assert_close([losses["ours"]], [losses[name]])
+            found, expected = ([w.detach() for w in weights[n]] for n in ("ours", name))
+            assert_close(found, expected)
+
+    rows = shape.T * shape.B
+    products = forward_multiply_adds(cell, shape) + rows * shape.H * vocabulary
+    numbers = forward_numbers(cell, shape) + vocabulary * (shape.I + shape.H + 1)
+    return Work(
+        runs, check, 3 * products, bytes=12 * numbers, barriers=2 * shape.T * shape.L, tokens=rows
+    )

@@ -1,114 +1,113 @@
-"""Interleaved timing, and the row that is kept of it."""
+"""Interleaved timing: what is compared meets the same noise, and disturbed rounds are left out."""
 
 from __future__ import annotations
 
-import json
-import platform
+import gc
+import os
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
-
-import fastrnn
-from fastrnn import _library
-
-RESULTS = Path(__file__).parent / "results"
 Run = Callable[[], object]
 
+SAMPLE = 5e-4  # seconds; what is shorter runs several times a sample, or the clock is what is seen
+TOLERATED = 0.02  # of a round's time may pass waiting for a processor
 
-def interleaved(runs: dict[str, Run], rounds: int, warmup: int = 3) -> dict[str, list[float]]:
-    """Time every run once per round, so that all meet the same noise.
+
+@dataclass
+class Times:
+    """What `interleaved` measured.
 
     Args:
-        runs: name -> what to time.
-        rounds: counted rounds.
+        milliseconds: name -> one number per round that counts.
+        rejected: rounds left out because something else ran on our processors.
+        disturbed: too few rounds were clean, so those that were not count, too.
+    """
+
+    milliseconds: dict[str, list[float]] = field(default_factory=dict)
+    rejected: int = 0
+    disturbed: bool = False
+
+
+def waited() -> dict[str, float]:
+    """Seconds that each thread of this process was ready to run but did not, since it began; and
+    those that the hypervisor took ("steal"). Empty where the system does not say."""
+    found = {}
+    try:
+        for task in Path("/proc/self/task").iterdir():
+            found[task.name] = int((task / "schedstat").read_text().split()[1]) * 1e-9
+        steal = int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8])
+        found["steal"] = steal / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError):
+        pass  # a thread that has just ended, or no Linux
+    return found
+
+
+def interleaved(
+    runs: dict[str, Run],
+    rounds: int = 60,
+    seconds: float = 1.0,
+    at_least: int = 5,
+    warmup: int = 2,
+) -> Times:
+    """Time every run once per round, in turns forwards and backwards.
+
+    Args:
+        runs: name -> what to time; it returns when the work is done.
+        rounds: stop after so many clean ones.
+        seconds: or after this time, if `at_least` rounds are clean; after three times this, in any
+            case, when `at_least` rounds of either kind are done.
+        at_least: rounds that count, at the least.
         warmup: rounds before them.
 
     Returns:
-        name -> milliseconds [rounds].
+        Milliseconds of the rounds in which no other program took our processors.
     """
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(warmup + rounds):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            if round_ >= warmup:
-                times[name].append((time.perf_counter() - begin) * 1e3)
-    return times
+    repeats = {}
+    for name, run in runs.items():
+        for _ in range(warmup):
+            took = _seconds(run, 1)
+        repeats[name] = max(1, round(SAMPLE / max(took, 1e-7)))
+    clean: list[dict[str, float]] = []
+    other: list[dict[str, float]] = []
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        while len(clean) < rounds:
+            spent = time.perf_counter() - start
+            if spent > seconds and len(clean) >= at_least:
+                break
+            if spent > 3 * seconds and len(clean) + len(other) >= at_least:
+                break
+            names = list(runs) if (len(clean) + len(other)) % 2 == 0 else list(runs)[::-1]
+            before, began = waited(), time.perf_counter()
+            found = {name: _seconds(runs[name], repeats[name]) * 1e3 for name in names}
+            took, after = time.perf_counter() - began, waited()
+            lost = sum(after[key] - before.get(key, 0.0) for key in after)
+            (clean if lost <= TOLERATED * took else other).append(found)
+    finally:
+        if collecting:
+            gc.enable()
+    disturbed = len(clean) < at_least
+    counted = clean + other if disturbed else clean
+    samples = {name: [found[name] for found in counted] for name in runs}
+    return Times(samples, 0 if disturbed else len(other), disturbed)
+
+
+def _seconds(run: Run, repeats: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - begin) / repeats
 
 
 def percentiles(milliseconds: list[float]) -> dict[str, float]:
-    """p20, p50 and p80."""
+    """p20, p50 and p80, and how many numbers they are of."""
     cuts = statistics.quantiles(milliseconds, n=5, method="inclusive")
-    return {
-        "p20": round(cuts[0], 4),
-        "p50": round(statistics.median(milliseconds), 4),
-        "p80": round(cuts[3], 4),
+    found = {"p20": cuts[0], "p50": statistics.median(milliseconds), "p80": cuts[3]}
+    return {name: float(f"{value:.5g}") for name, value in found.items()} | {
+        "rounds": len(milliseconds)
     }
-
-
-def measured_peak() -> float:
-    """float32 GFLOP/s of the processor's multiply-add units now, best of a few tries."""
-    return max(torch.ops.fastrnn.cpu_peak.default() for _ in range(5))
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, for every row."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
-    return {
-        "fastrnn": fastrnn.__version__,
-        "commit": described.stdout.strip(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "instruction_set": _library.instruction_set,
-    }
-
-
-def compare(
-    case: dict[str, Any],
-    runs: dict[str, Run],
-    floor_ms: float | None,
-    rounds: int,
-) -> dict[str, Any]:
-    """Time ours against the peers and make the row.
-
-    Args:
-        case: what is measured, as columns.
-        runs: "ours" and the peers, by name.
-        floor_ms: what the hardware needs at least, in milliseconds; None if not known.
-        rounds: counted rounds.
-
-    Returns:
-        The row: percentiles by name, each peer's ratio to ours (above 1: ours is faster), and the
-        fraction of the floor.
-    """
-    times = interleaved(runs, rounds)
-    row: dict[str, Any] = dict(case)
-    row |= {name: percentiles(ms) for name, ms in times.items()}
-    ours = row["ours"]["p50"]
-    row["ratio"] = {name: round(row[name]["p50"] / ours, 3) for name in runs if name != "ours"}
-    if floor_ms is not None:
-        row["floor_ms"] = round(floor_ms, 4)
-        row["floor_fraction"] = round(floor_ms / ours, 3)
-    return row
-
-
-def keep(rows: list[dict[str, Any]], name: str) -> Path:
-    """Append rows, with the environment, to benchmarks/results/NAME.jsonl."""
-    path = RESULTS / f"{name}.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    facts = environment()
-    with path.open("a") as file:
-        for row in rows:
-            file.write(json.dumps(row | facts) + "\n")
-    return path

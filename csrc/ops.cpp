@@ -345,12 +345,12 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("pack_weights", TORCH_BOX(&pack_weights));
   m.impl("recurrence_packed", TORCH_BOX(&recurrence_packed));
   m.impl("recurrence_step", TORCH_BOX(&recurrence_step));
+  m.impl("cpu_bandwidth", TORCH_BOX(&cpu_bandwidth));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&cpu_instruction_set));
   m.impl("cpu_peak", TORCH_BOX(&cpu_peak));
-  m.impl("cpu_bandwidth", TORCH_BOX(&cpu_bandwidth));
   m.impl("cpu_barrier", TORCH_BOX(&cpu_barrier));
   m.impl("cuda_device", TORCH_BOX(&cuda_device));
 }

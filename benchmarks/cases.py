@@ -1,0 +1,156 @@
+"""What a benchmark case is, and how one is measured: checked first, then timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from benchmarks import machine
+from benchmarks.memory import peak_memory
+from benchmarks.timing import Run, interleaved, percentiles
+from fastrnn import _library
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a case runs.
+
+    Args:
+        runs: name -> what to time, "ours" first; the others are what it is compared with.
+        check: raises AssertionError unless the runs compute the same.
+        multiply_adds: of the products that cannot be avoided; default None: no floor.
+        itemsize: bytes of a number.
+        bytes: what must be read and written at the least.
+        barriers: how often the threads must meet.
+        tokens: what one run takes in, for tokens per second.
+    """
+
+    runs: dict[str, Run]
+    check: Callable[[], None]
+    multiply_adds: int | None = None
+    itemsize: int = 4
+    bytes: int = 0
+    barriers: int = 0
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row to be.
+
+    Args:
+        suite: the file it comes from.
+        label: its name within the suite.
+        build: makes the work; called in the process that measures.
+        columns: what tells it apart, beside the name.
+        quick: whether it belongs to the quick run.
+        threads: threads of torch; default None: as many as torch takes.
+        malloc: settings to measure it under.
+        seconds: time for its rounds.
+    """
+
+    suite: str
+    label: str
+    build: Callable[[], Work]
+    columns: dict[str, Any] = field(default_factory=dict)
+    quick: bool = False
+    threads: int | None = None
+    malloc: tuple[str, ...] = ("default", "kept")
+    seconds: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """What `python -m benchmarks NAME` measures."""
+        return f"{self.suite}/{self.label}"
+
+
+def measure(case: Case, quick: bool = False) -> Row:
+    """Check, then time a case.
+
+    Args:
+        case: what to measure.
+        quick: few rounds.
+
+    Returns:
+        The row. One whose check failed has `error` and no times.
+    """
+    row: Row = {"case": case.name, "suite": case.suite, **case.columns, "quick": quick}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(case.threads or threads)
+    torch.manual_seed(0)
+    row["threads"] = torch.get_num_threads()
+    try:
+        work = case.build()
+        work.check()
+        return row | _timed(work, 0.2 if quick else case.seconds)
+    except Exception as error:  # a row that cannot be measured says so, the others go on
+        first = (str(error).strip() or repr(error)).splitlines()[0]
+        return row | {"error": f"{type(error).__name__}: {first}"}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _timed(work: Work, seconds: float) -> Row:
+    times = interleaved(work.runs, seconds=seconds)
+    found = {name: percentiles(ms) for name, ms in times.milliseconds.items()}
+    ours = found["ours"]["p50"]
+    memory = {name: _memory(run) for name, run in work.runs.items()}
+    row: Row = {
+        "times": found,
+        "ratio": {name: round(found[name]["p50"] / ours, 3) for name in found if name != "ours"},
+        "rejected": times.rejected,
+        "disturbed": times.disturbed,
+        "memory": memory,
+        "bytes": work.bytes,
+    }
+    if work.tokens is not None:
+        row["tokens_per_s"] = {
+            name: round(work.tokens / t["p50"] * 1e3) for name, t in found.items()
+        }
+    if work.multiply_adds is not None and _library.unavailable is None:
+        row["floor"] = floor(work, ours)
+    return row
+
+
+def _memory(run: Run) -> int | None:
+    """The first run in a new thread also starts its team of threads: the second counts."""
+    peak_memory(run)
+    return peak_memory(run)
+
+
+def floor(work: Work, milliseconds: float) -> Row:
+    """The least that the work takes on this machine, as measured now.
+
+    Args:
+        work: with its multiply-adds.
+        milliseconds: what ours took.
+
+    Returns:
+        The rates; milliseconds of the products, of reading and writing, and of the barriers; the
+        floor (the larger of the first two); and its fraction of our time.
+    """
+    assert work.multiply_adds is not None
+    gflops = machine.product_rate() * 4 / work.itemsize
+    gbytes, meet = machine.bandwidth(work.bytes), machine.barrier()
+    products = 2 * work.multiply_adds / gflops * 1e-6
+    traffic = work.bytes / gbytes * 1e-6
+    least = max(products, traffic)
+    return {
+        "gflops": round(gflops, 1),
+        "gbytes": round(gbytes, 1),
+        "barrier_us": round(meet, 3),
+        "products_ms": _digits(products),
+        "bytes_ms": _digits(traffic),
+        "barriers_ms": _digits(work.barriers * meet * 1e-3),
+        "ms": _digits(least),
+        "fraction": round(least / milliseconds, 3),
+    }
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.4g}")

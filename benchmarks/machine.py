@@ -1,0 +1,75 @@
+"""The machine and the program: their names, and the rates that floors are made of."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastrnn
+from fastrnn import _library
+
+ROOT = Path(__file__).parent.parent
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+def cpu_name() -> str:
+    """The processor as the system calls it, with what tells its generation."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", text, re.M))
+    family = f" (family {found['cpu family']}, model {found['model']})" if len(found) == 3 else ""
+    return found.get("model name", platform.machine()) + family
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit, for every row; what a run itself writes makes no tree dirty."""
+    changed = _git(
+        "status", "--porcelain", "--untracked-files=no", ".", ":!benchmarks/results", ":!docs"
+    )
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": _git("rev-parse", "--short", "HEAD") or "unknown",
+        "dirty": bool(changed),
+        "fastrnn": fastrnn.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": cpu_name(),
+        "instruction_set": _library.instruction_set or "none",
+    }
+
+
+def product_rate() -> float:
+    """float32 GFLOP/s of the processor's multiply-add units now, best of a few tries."""
+    return max(torch.ops.fastrnn.cpu_peak.default() for _ in range(5))
+
+
+def bandwidth(size: int) -> float:
+    """GB/s at which all threads read `size` bytes again and again, best of a few tries."""
+    # Powers of two from 16 KiB to 256 MiB: less is no other level of memory, more only takes time.
+    size = min(max(size, 1 << 14), 1 << 28)
+    return _bandwidth(1 << (size - 1).bit_length(), torch.get_num_threads())
+
+
+@functools.cache
+def _bandwidth(size: int, threads: int) -> float:
+    memory = torch.ones(size // 4)
+    return max(torch.ops.fastrnn.cpu_bandwidth.default(memory) for _ in range(5))
+
+
+def barrier() -> float:
+    """Microseconds in which all threads meet, best of a few tries."""
+    return min(torch.ops.fastrnn.cpu_barrier.default() for _ in range(3))
