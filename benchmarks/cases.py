@@ -109,9 +109,8 @@ def _timed(work: Work, seconds: float) -> Row:
         "bytes": work.bytes,
     }
     if work.tokens is not None:
-        row["tokens_per_s"] = {
-            name: round(work.tokens / t["p50"] * 1e3) for name, t in found.items()
-        }
+        speeds = {name: round(work.tokens / ms["p50"] * 1e3) for name, ms in found.items()}
+        row["tokens_per_s"] = speeds
     if work.multiply_adds is not None and _library.unavailable is None:
         row["floor"] = floor(work, ours)
     return row

@@ -1,4 +1,4 @@
-"""Output layer and cross entropy, with gradients: ours, torch's two operators, torch's chunked one."""
+"""Output layer and cross entropy, with gradients, against torch's operators."""
 
 from __future__ import annotations
 

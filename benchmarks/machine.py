@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import platform
 import re
+import statistics
 import subprocess
 import time
 from pathlib import Path
@@ -71,5 +72,5 @@ def _bandwidth(size: int, threads: int) -> float:
 
 
 def barrier() -> float:
-    """Microseconds in which all threads meet, best of a few tries."""
-    return min(torch.ops.fastrnn.cpu_barrier.default() for _ in range(3))
+    """Microseconds in which all threads meet, the median of a few tries."""
+    return statistics.median(torch.ops.fastrnn.cpu_barrier.default() for _ in range(5))

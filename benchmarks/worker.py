@@ -85,7 +85,7 @@ class Worker:
 
 
 def main() -> None:
-    """Answer every line of standard input, a case's name, with a line of standard output, its row."""
+    """Answer every line of standard input, a case's name, with its row on standard output."""
     from benchmarks.suites import all_cases
 
     answers = os.fdopen(os.dup(1), "w")
