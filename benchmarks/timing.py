@@ -13,6 +13,7 @@ from pathlib import Path
 Run = Callable[[], object]
 
 SAMPLE = 5e-4  # seconds; what is shorter runs several times a sample, or the clock is what is seen
+GRACE = 2.0  # seconds more, for clean rounds to come
 TOLERATED = 0.02  # of a round's time may pass waiting for a processor
 
 
@@ -57,7 +58,7 @@ def interleaved(
     Args:
         runs: name -> what to time; it returns when the work is done.
         rounds: stop after so many clean ones.
-        seconds: or after this time, if `at_least` rounds are clean; after three times this, in any
+        seconds: or after this time, if `at_least` rounds are clean; and GRACE seconds later in any
             case, when `at_least` rounds of either kind are done.
         at_least: rounds that count, at the least.
         warmup: rounds before them.
@@ -80,7 +81,7 @@ def interleaved(
             spent = time.perf_counter() - start
             if spent > seconds and len(clean) >= at_least:
                 break
-            if spent > 3 * seconds and len(clean) + len(other) >= at_least:
+            if spent > seconds + GRACE and len(clean) + len(other) >= at_least:
                 break
             names = list(runs) if (len(clean) + len(other)) % 2 == 0 else list(runs)[::-1]
             before, began = waited(), time.perf_counter()

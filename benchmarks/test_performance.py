@@ -1,0 +1,14 @@
+"""Every case is right before it is timed; how fast it is, no test asserts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.cases import Row
+from benchmarks.results import wrong_with
+
+
+def test_case(measured: Callable[[str, str], Row], name: str, malloc: str) -> None:
+    row = measured(name, malloc)
+    assert "error" not in row, row["error"]
+    assert wrong_with(row) is None
