@@ -52,6 +52,7 @@ class Case:
         threads: threads of torch; default None: as many as torch takes.
         malloc: settings to measure it under.
         seconds: time for its rounds.
+        rounds: of them, at the least.
     """
 
     suite: str
@@ -62,6 +63,7 @@ class Case:
     threads: int | None = None
     malloc: tuple[str, ...] = ("default", "kept")
     seconds: float = 1.0
+    rounds: int = 5
 
     @property
     def name(self) -> str:
@@ -87,7 +89,7 @@ def measure(case: Case, quick: bool = False) -> Row:
     try:
         work = case.build()
         work.check()
-        return row | _timed(work, 0.2 if quick else case.seconds)
+        return row | _timed(work, min(case.seconds, 0.2) if quick else case.seconds, case.rounds)
     except Exception as error:  # a row that cannot be measured says so, the others go on
         first = (str(error).strip() or repr(error)).splitlines()[0]
         return row | {"error": f"{type(error).__name__}: {first}"}
@@ -95,11 +97,11 @@ def measure(case: Case, quick: bool = False) -> Row:
         torch.set_num_threads(threads)
 
 
-def _timed(work: Work, seconds: float) -> Row:
-    times = interleaved(work.runs, seconds=seconds)
+def _timed(work: Work, seconds: float, rounds: int) -> Row:
+    times = interleaved(work.runs, seconds=seconds, at_least=rounds)
     found = {name: percentiles(ms) for name, ms in times.milliseconds.items()}
     ours = found["ours"]["p50"]
-    memory = {name: _memory(run) for name, run in work.runs.items()}
+    memory = {name: peak_memory(run) for name, run in work.runs.items()}
     row: Row = {
         "times": found,
         "ratio": {name: round(found[name]["p50"] / ours, 3) for name in found if name != "ours"},
@@ -114,12 +116,6 @@ def _timed(work: Work, seconds: float) -> Row:
     if work.multiply_adds is not None and _library.unavailable is None:
         row["floor"] = floor(work, ours)
     return row
-
-
-def _memory(run: Run) -> int | None:
-    """The first run in a new thread also starts its team of threads: the second counts."""
-    peak_memory(run)
-    return peak_memory(run)
 
 
 def floor(work: Work, milliseconds: float) -> Row:

@@ -37,20 +37,21 @@ SHAPES = (
 )
 WORDS = SHAPES[0]
 ONE_STEP = Shape(1, 20, 200, 200, 2)
+CELLS_OF_TORCH = ("lstm", "gru", "rnn_tanh")
 MODES = ("train", "infer")
 # Each is here to be seen beside the main rows: at the word model's shape only.
 OTHERS = (
     ("gru_reset_before", "float32", "native"),
     ("rnn_relu", "float32", "native"),
-    *((cell, "float64", "native") for cell in ("lstm", "gru", "rnn_tanh")),
-    *((cell, "float32", "reference") for cell in ("lstm", "gru", "rnn_tanh")),
+    *((cell, "float64", "native") for cell in CELLS_OF_TORCH),
+    *((cell, "float32", "reference") for cell in CELLS_OF_TORCH),
 )
 
 
 def cases() -> Iterator[Case]:
     """Every row of this suite."""
     for shape in (*SHAPES, ONE_STEP):
-        for cell in ("lstm", "gru", "rnn_tanh"):
+        for cell in CELLS_OF_TORCH:
             for mode in MODES:
                 yield _case(cell, mode, shape, quick=shape.H == 200)
     for cell, dtype, backend in OTHERS:

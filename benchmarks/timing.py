@@ -13,6 +13,7 @@ from pathlib import Path
 Run = Callable[[], object]
 
 SAMPLE = 5e-4  # seconds; what is shorter runs several times a sample, or the clock is what is seen
+LONG = 0.3  # seconds of a run that needs one warm-up
 GRACE = 2.0  # seconds more, for clean rounds to come
 TOLERATED = 0.02  # of a round's time may pass waiting for a processor
 
@@ -61,7 +62,7 @@ def interleaved(
         seconds: or after this time, if `at_least` rounds are clean; and GRACE seconds later in any
             case, when `at_least` rounds of either kind are done.
         at_least: rounds that count, at the least.
-        warmup: rounds before them.
+        warmup: runs before them; one, if it takes long.
 
     Returns:
         Milliseconds of the rounds in which no other program took our processors.
@@ -70,6 +71,8 @@ def interleaved(
     for name, run in runs.items():
         for _ in range(warmup):
             took = _seconds(run, 1)
+            if took > LONG:
+                break
         repeats[name] = max(1, round(SAMPLE / max(took, 1e-7)))
     clean: list[dict[str, float]] = []
     other: list[dict[str, float]] = []

@@ -1,0 +1,171 @@
+"""Pictures of rows, as SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.cases import Row
+from benchmarks.growth import slope
+
+OURS, PEER, PALE, INK = "#1f6feb", "#8b949e", "#9cc4ff", "#24292f"
+SETTINGS = {"default": PALE, "kept": OURS}
+STYLE = {
+    "svg.fonttype": "none",  # letters stay letters: small files
+    "svg.hashsalt": "fastrnn",  # the same rows give the same bytes
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": PEER,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def svg(figure: Figure) -> str:
+    """A figure as the text of an SVG file."""
+    file = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(file, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    return file.getvalue()
+
+
+def _bars(
+    groups: Sequence[tuple[str, dict[str, float]]],
+    colors: dict[str, str],
+    axis_label: str,
+    mark: float,
+    form: str,
+) -> Figure:
+    """Horizontal bars, a group per name, its number at the end of each.
+
+    Args:
+        groups: name -> series -> value; from the top down.
+        colors: series -> color, the legend.
+        axis_label: of the values.
+        mark: a value that a line marks.
+        form: format of a number.
+    """
+    with matplotlib.rc_context(STYLE):
+        count = len(colors)
+        figure = Figure(figsize=(8, 0.7 + 0.2 * (count + 0.6) * len(groups)))
+        axes = figure.subplots()
+        highest = max((v for _, found in groups for v in found.values()), default=1.0)
+        for place, (_, found) in enumerate(groups):
+            for rank, (series, color) in enumerate(colors.items()):
+                if series in found:
+                    y = place * (count + 0.6) + rank
+                    axes.barh(y, found[series], height=0.9, color=color)
+                    text = form.format(found[series])
+                    axes.text(found[series] + 0.01 * highest, y, text, va="center", fontsize=8)
+        centers = [place * (count + 0.6) + (count - 1) / 2 for place in range(len(groups))]
+        axes.set_yticks(centers, [name for name, _ in groups])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(groups) * (count + 0.6) - 0.9, -0.8)
+        axes.set_xlim(0, highest * 1.1)
+        axes.axvline(mark, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.set_xlabel(axis_label)
+        handles = [matplotlib.patches.Patch(color=c, label=s) for s, c in colors.items()]
+        axes.legend(
+            handles=handles,
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            ncols=count,
+            frameon=False,
+        )
+    return figure
+
+
+def by_setting(
+    rows: Sequence[Row], label: str, value: str, mark: float, percent: bool = False
+) -> Figure:
+    """A number of each case, under both malloc settings.
+
+    Args:
+        rows: with columns cell and sizes.
+        label: of the axis.
+        value: "ratio" (to torch.nn) or "fraction" (of the floor).
+        mark: a value that a line marks.
+        percent: how numbers are written.
+    """
+    groups: dict[str, dict[str, float]] = {}
+    for row in rows:
+        sizes = "x".join(str(row[letter]) for letter in "TBIHL")
+        name = f"{row['cell'].replace('rnn_tanh', 'rnn').upper()}  {sizes}"
+        number = row["ratio"]["torch.nn"] if value == "ratio" else row["floor"]["fraction"]
+        groups.setdefault(name, {})[f"malloc {row['malloc']}"] = number
+    colors = {f"malloc {setting}": color for setting, color in SETTINGS.items()}
+    return _bars(list(groups.items()), colors, label, mark, "{:.0%}" if percent else "{:.2f}")
+
+
+def tokens(rows: Sequence[Row]) -> Figure:
+    """Tokens per second of the word model's training step."""
+    names = {
+        "ours": ("the trainer", OURS),
+        "accelerated": ("torch loop, accelerate()", PALE),
+        "torch.nn": ("torch loop", PEER),
+    }
+    groups = [
+        (
+            f"{row['cell'].upper()} 2x{row['H']}, malloc {row['malloc']}",
+            {names[name][0]: float(value) for name, value in row["tokens_per_s"].items()},
+        )
+        for row in rows
+    ]
+    return _bars(groups, dict(names.values()), "tokens per second", 0.0, "{:,.0f}")
+
+
+AXIS_LABELS = {
+    "T": "steps T",
+    "B": "batch B",
+    "H": "hidden size H (and input size)",
+    "L": "layers",
+}
+
+
+def growth(rows: Sequence[Row], axis: str) -> Figure:
+    """Time against one size, by threads, with the slope of each line and the floor.
+
+    Args:
+        rows: of one axis.
+        axis: its letter.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 4))
+        axes: Axes = figure.subplots()
+        for name, color in (("ours", OURS), ("torch.nn", PEER)):
+            for threads, line in ((1, "--"), (2, "-")):
+                points = lines(rows, name, threads)
+                if len(points) > 1:
+                    text = f"{name}, {threads} thread{'s' * (threads > 1)}: slope "
+                    text += f"{slope(*zip(*points, strict=True)):.2f}"
+                    axes.plot(*zip(*points, strict=True), line, marker="o", markersize=3)
+                    axes.lines[-1].set(color=color, label=text, linewidth=1.5)
+        most = max((row["threads"] for row in rows), default=1)
+        least = [(r["value"], r["floor"]["ms"]) for r in rows if r["threads"] == most]
+        if least:
+            axes.plot(*zip(*sorted(least), strict=True), ":", color=INK, linewidth=1)
+            axes.lines[-1].set_label(f"floor, {most} threads")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        ticks = sorted({row["value"] for row in rows})
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_xlabel(AXIS_LABELS[axis])
+        axes.set_ylabel("milliseconds, forward and backward")
+        axes.grid(axis="y", color="#d0d7de", linewidth=0.5)
+        axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def lines(rows: Sequence[Row], name: str, threads: int) -> list[tuple[int, float]]:
+    """Points (size, milliseconds) of one line, ascending."""
+    chosen = [row for row in rows if row["threads"] == threads and name in row["times"]]
+    return sorted((row["value"], row["times"][name]["p50"]) for row in chosen)

@@ -1,0 +1,247 @@
+"""What the report says, as sections of text, tables and pictures; how it looks is report.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from benchmarks import growth, layers, plots, targets
+from benchmarks.cases import Row
+
+Rows = list[Row]
+Table = list[list[str]]
+
+
+@dataclass
+class Section:
+    """A part of the report.
+
+    Args:
+        title: its heading.
+        text: what stands under it; markdown's `code` is understood.
+        table: lines of cells, the first the heads; the first column is text.
+        pictures: name -> SVG.
+    """
+
+    title: str
+    text: str = ""
+    table: Table = field(default_factory=list)
+    pictures: dict[str, str] = field(default_factory=dict)
+
+
+def sections(rows: Rows) -> Iterator[Section]:
+    """The whole report.
+
+    Args:
+        rows: one of each case and malloc setting, of one machine.
+    """
+    yield _machine(rows)
+    sound = [row for row in rows if "error" not in row]
+    if any(targets.asked(row) for row in sound):
+        yield _targets(sound)
+    yield from _layers(rows)
+    for suite, title, text in SUITES:
+        chosen = [row for row in rows if row["suite"] == suite]
+        if chosen:
+            section = Section(title, text, table(chosen))
+            spoken = [row for row in chosen if "tokens_per_s" in row]
+            if spoken:
+                section.pictures["tokens"] = plots.svg(plots.tokens(spoken))
+            yield section
+    grown = [row for row in sound if row["suite"] == "growth"]
+    if grown:
+        yield from _growth(grown)
+
+
+SUITES = (
+    (
+        "features",
+        "What features cost",
+        "A training step of an LSTM with the feature, beside the same layers without it (plain; "
+        "ratio: plain / with it) and torch.nn's. `lengths` has a mean of half the maximum; its "
+        "torch.nn is packed input. `recompute` trades time for memory held.",
+    ),
+    (
+        "loss",
+        "Output layer and cross entropy",
+        "Forward and backward: `linear_cross_entropy` beside torch's `linear` and `cross_entropy`, "
+        "and torch's own chunked operator.",
+    ),
+    (
+        "language_model",
+        "A word model's whole training step",
+        "Embedding, two layers, output layer of 10,000 words, loss, clipping, SGD: the trainer's "
+        "step, and a torch.nn loop (as pytorch's word_language_model) with and without "
+        "`accelerate()` on its model.",
+    ),
+)
+
+
+def _machine(rows: Rows) -> Section:
+    last = rows[-1]
+    commits = sorted({row["commit"] + "+" * row["dirty"] for row in rows})
+    text = (
+        f"{last['cpu'] or 'processor not recorded'}, {last['instruction_set']}; fastrnn "
+        f"{last['fastrnn']}, torch {last['torch']}, Python {last['python']}; {last['date'][:10]}, "
+        f"commit {', '.join(commits)} (+: with changes). Rates, measured with every row; least, "
+        "median and greatest of them:"
+    )
+    found = [row for row in rows if "gflops" in row.get("floor", {})]
+    lines = [["threads", "products, float32", "reading what a case reads", "one barrier"]]
+    for threads in sorted({row["threads"] for row in found}):
+        here = [row for row in found if row["threads"] == threads]
+        float32 = [row for row in here if row.get("dtype", "float32") == "float32"]
+        lines.append(
+            [
+                str(threads),
+                _range([row["floor"]["gflops"] for row in float32], "GFLOP/s"),
+                _range([row["floor"]["gbytes"] for row in here], "GB/s"),
+                _range([row["floor"]["barrier_us"] for row in here], "us"),
+            ]
+        )
+    return Section("Machine", text, lines if len(lines) > 1 else [])
+
+
+def _range(values: Sequence[float], unit: str) -> str:
+    if not values:
+        return ""
+    middle = sorted(values)[len(values) // 2]
+    return f"{min(values):.3g}, {middle:.3g}, {max(values):.3g} {unit}"
+
+
+def _targets(rows: Rows) -> Section:
+    lines = [["case", "malloc", "target", "measured", ""]]
+    met = count = 0
+    for row in rows:
+        for target in targets.asked(row):
+            value = target.measured(row)
+            if value is None:
+                continue
+            count += 1
+            if target.met(value):
+                met += 1
+                verdict = "met"
+            else:
+                verdict = _shortfall(target, row)
+            bound = "at most " if target.what in ("memory", "ms") else "at least "
+            asked = bound + target.text(target.number)
+            lines.append([f"`{row['case']}`", row["malloc"], asked, target.text(value), verdict])
+    text = (
+        f"{met} of {count} are met. Ratios were set for two Zen 5 cores, fractions of the floor "
+        "hold anywhere."
+    )
+    return Section("Targets", text, lines)
+
+
+def _shortfall(target: targets.Target, row: Row) -> str:
+    """Below target, and why."""
+    parts = ["below"]
+    needs = target.needs(row)
+    if needs is not None:
+        at = row["floor"]["fraction"]
+        beyond = ", which no kernel can reach" if needs > 1 else ""
+        parts.append(f"it needs {needs:.0%} of the floor{beyond}; this is {at:.0%}")
+    if targets.why(row):
+        parts.append(targets.why(row))
+    return ": ".join([parts[0], "; ".join(parts[1:])]) if len(parts) > 1 else parts[0]
+
+
+def _layers(rows: Rows) -> Iterator[Section]:
+    titles = {
+        "train": "Layers: forward and backward",
+        "infer": "Layers: forward without gradients",
+        "frozen": "Layers: frozen, forward without gradients",
+        "stream": "Layers: one step of a stream",
+    }
+    for mode, title in titles.items():
+        chosen = [r for r in rows if r["suite"] == "layers" and r.get("mode") == mode]
+        if not chosen:
+            continue
+        section = Section(title, "", table(chosen))
+        drawn = [row for row in chosen if _main(row)]
+        if drawn:
+            section.pictures = {
+                f"ratio-{mode}": plots.svg(
+                    plots.by_setting(drawn, "torch.nn's time / ours", "ratio", 1.0)
+                ),
+                f"floor-{mode}": plots.svg(
+                    plots.by_setting(drawn, "floor / our time", "fraction", 1.0, percent=True)
+                ),
+            }
+        yield section
+
+
+def _main(row: Row) -> bool:
+    """Whether a row is in the pictures: float32, our kernels, beside torch.nn."""
+    return (
+        "error" not in row
+        and row["dtype"] == "float32"
+        and row["backend"] == "native"
+        and row["cell"] in layers.CELLS_OF_TORCH
+        and "floor" in row
+    )
+
+
+def _growth(rows: Rows) -> Iterator[Section]:
+    start = layers.Shape(*(growth.START))
+    for axis in growth.AXES:
+        chosen = [row for row in rows if row["axis"] == axis]
+        if len({row["value"] for row in chosen}) < 2:
+            continue
+        found = []
+        for threads in sorted({row["threads"] for row in chosen}):
+            for name in ("ours", "torch.nn"):
+                points = plots.lines(chosen, name, threads)
+                power = growth.slope(*zip(*points, strict=True))
+                found.append(f"{name} {power:.2f} on {threads} thread{'s' * (threads > 1)}")
+        text = (
+            f"An LSTM's training step from {start} (T x B x I x H x layers), malloc kept. Over the "
+            f"upper half of the sizes time grows with the power: {'; '.join(found)}."
+        )
+        section = Section(f"Growth with {plots.AXIS_LABELS[axis]}", text, table(chosen))
+        section.pictures[f"growth-{axis}"] = plots.svg(plots.growth(chosen, axis))
+        yield section
+
+
+def table(rows: Rows) -> Table:
+    """What rows of a kind have, a line each; two columns for every peer that any of them has."""
+    peers = list(dict.fromkeys(name for row in rows for name in row.get("ratio", {})))
+    heads = ["case", "malloc", "p20", "p50", "p80"]
+    for peer in peers:
+        heads += [peer, "ratio"]
+    heads += ["floor", "of it", "MB moved", "MB held"]
+    tokens = any("tokens_per_s" in row for row in rows)
+    heads += ["tokens/s"] * tokens
+    lines = [heads]
+    for row in rows:
+        start = [f"`{row['case']}`", row["malloc"]]
+        if "error" in row:
+            lines.append(start + [row["error"]] + [""] * (len(heads) - 3))
+            continue
+        times, floor = row["times"], row.get("floor")
+        line = [_ms(times["ours"][p]) for p in ("p20", "p50", "p80")]
+        if row["disturbed"]:
+            line[1] += " (disturbed)"
+        for peer in peers:
+            seen = peer in times
+            line += [_ms(times[peer]["p50"]), f"{row['ratio'][peer]:.2f}"] if seen else ["", ""]
+        line += [_ms(floor["ms"]), f"{floor['fraction']:.0%}"] if floor else ["", ""]
+        line += [_mb(row.get("bytes")), _held(row)]
+        line += [f"{row['tokens_per_s']['ours']:,}"] * tokens
+        lines.append(start + line)
+    return lines
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _mb(size: float | None) -> str:
+    return "" if size is None else f"{size / 1e6:.3g}"
+
+
+def _held(row: Row) -> str:
+    """Peak memory of ours, and of each peer."""
+    held = row.get("memory", {})
+    others = [_mb(held[name]) for name in row["ratio"] if held.get(name) is not None]
+    return _mb(held.get("ours")) + (f" ({', '.join(others)})" if others else "")
