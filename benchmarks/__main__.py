@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ import fastrnn
 from benchmarks import results, suites
 from benchmarks.cases import Row
 from benchmarks.machine import environment
-from benchmarks.worker import MALLOC, Worker
+from benchmarks.worker import MALLOC, Workers
 
 
 def line(row: Row) -> str:
@@ -55,12 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(fastrnn.show_config(), flush=True)
     path = options.out or (results.QUICK if options.quick else results.FULL)
     facts, began, errors = environment(), time.perf_counter(), 0
-    with contextlib.ExitStack() as stack:
-        workers = {m: stack.enter_context(Worker(m)) for m in options.malloc or MALLOC}
+    with Workers() as workers:
         for case in cases:
             for malloc in case.malloc:
-                if malloc in workers:
-                    row = workers[malloc].measure(case.name, options.quick) | facts
+                if malloc in (options.malloc or MALLOC):
+                    row = workers.measure(case, malloc, options.quick) | facts
                     results.append([row], path)
                     errors += "error" in row
                     print(line(row), flush=True)

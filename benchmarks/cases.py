@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,7 @@ class Case:
         malloc: settings to measure it under.
         seconds: time for its rounds.
         rounds: of them, at the least.
+        memory: whether to look at it.
     """
 
     suite: str
@@ -64,6 +66,7 @@ class Case:
     malloc: tuple[str, ...] = ("default", "kept")
     seconds: float = 1.0
     rounds: int = 5
+    memory: bool = True
 
     @property
     def name(self) -> str:
@@ -79,35 +82,53 @@ def measure(case: Case, quick: bool = False) -> Row:
         quick: few rounds.
 
     Returns:
-        The row. One whose check failed has `error` and no times.
+        What the case's row gets; only `error` and threads if it cannot be built or its check fails.
     """
-    row: Row = {"case": case.name, "suite": case.suite, **case.columns, "quick": quick}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(case.threads or threads)
+    seconds = min(case.seconds, 0.2) if quick else case.seconds
+    with _threads(case.threads):
+        row: Row = {"threads": torch.get_num_threads()}
+        try:
+            work = _built(case)
+            work.check()
+            return row | _timed(work, seconds, case.rounds)
+        except Exception as error:  # this row says so, the others go on
+            first = (str(error).strip() or repr(error)).splitlines()[0]
+            return row | {"error": f"{type(error).__name__}: {first}"}
+
+
+def held(case: Case) -> Row:
+    """What each run holds at its highest beyond what is there before and after it."""
+    with _threads(case.threads):
+        work = _built(case)
+        for run in work.runs.values():
+            run()  # the first makes what stays: gradients
+        return {"memory": {name: peak_memory(run) for name, run in work.runs.items()}}
+
+
+def _built(case: Case) -> Work:
     torch.manual_seed(0)
-    row["threads"] = torch.get_num_threads()
+    return case.build()
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
     try:
-        work = case.build()
-        work.check()
-        return row | _timed(work, min(case.seconds, 0.2) if quick else case.seconds, case.rounds)
-    except Exception as error:  # a row that cannot be measured says so, the others go on
-        first = (str(error).strip() or repr(error)).splitlines()[0]
-        return row | {"error": f"{type(error).__name__}: {first}"}
+        yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def _timed(work: Work, seconds: float, rounds: int) -> Row:
     times = interleaved(work.runs, seconds=seconds, at_least=rounds)
     found = {name: percentiles(ms) for name, ms in times.milliseconds.items()}
     ours = found["ours"]["p50"]
-    memory = {name: peak_memory(run) for name, run in work.runs.items()}
     row: Row = {
         "times": found,
         "ratio": {name: round(found[name]["p50"] / ours, 3) for name in found if name != "ours"},
         "rejected": times.rejected,
         "disturbed": times.disturbed,
-        "memory": memory,
         "bytes": work.bytes,
     }
     if work.tokens is not None:

@@ -3,7 +3,6 @@ rows and files as `python -m benchmarks`; `-k` chooses."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,9 +10,9 @@ import pytest
 
 from benchmarks import results, suites
 from benchmarks.__main__ import line
-from benchmarks.cases import Row
+from benchmarks.cases import Case, Row
 from benchmarks.machine import environment
-from benchmarks.worker import MALLOC, Worker
+from benchmarks.worker import Workers
 
 LINES = pytest.StashKey[list[str]]()
 
@@ -28,20 +27,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = suites.chosen([], metafunc.config.getoption("quick"))
-    found = [(case.name, malloc) for case in cases for malloc in case.malloc]
-    metafunc.parametrize(("name", "malloc"), found, ids=[" ".join(pair) for pair in found])
+    found = [(case, malloc) for case in cases for malloc in case.malloc]
+    ids = [f"{case.name} {malloc}" for case, malloc in found]
+    metafunc.parametrize(("case", "malloc"), found, ids=ids)
 
 
 @pytest.fixture(scope="session")
-def measured(pytestconfig: pytest.Config) -> Iterator[Callable[[str, str], Row]]:
+def measured(pytestconfig: pytest.Config) -> Iterator[Callable[[Case, str], Row]]:
     """Measures a case under a setting, keeps the row, and shows it at the end."""
     quick, facts = pytestconfig.getoption("quick"), environment()
     path = results.QUICK if quick else results.FULL
-    with contextlib.ExitStack() as stack:
-        workers = {malloc: stack.enter_context(Worker(malloc)) for malloc in MALLOC}
+    with Workers() as workers:
 
-        def measure(name: str, malloc: str) -> Row:
-            row = workers[malloc].measure(name, quick) | facts
+        def measure(case: Case, malloc: str) -> Row:
+            row = workers.measure(case, malloc, quick) | facts
             results.append([row], path)
             pytestconfig.stash[LINES].append(line(row))
             return row

@@ -48,6 +48,7 @@ def _case(axis: str, value: int, threads: int) -> Case:
         malloc=("kept",),
         seconds=0.25,
         rounds=3,
+        memory=False,
     )
 
 

@@ -227,7 +227,8 @@ def table(rows: Rows) -> Table:
             line += [_ms(times[peer]["p50"]), f"{row['ratio'][peer]:.2f}"] if seen else ["", ""]
         line += [_ms(floor["ms"]), f"{floor['fraction']:.0%}"] if floor else ["", ""]
         line += [_mb(row.get("bytes")), _held(row)]
-        line += [f"{row['tokens_per_s']['ours']:,}"] * tokens
+        if tokens:
+            line.append(f"{row['tokens_per_s']['ours']:,}")
         lines.append(start + line)
     return lines
 

@@ -60,7 +60,7 @@ class Target(NamedTuple):
 
 def asked(row: Row) -> list[Target]:
     """The targets of a row."""
-    return [t for t in _TARGETS[row["case"]] if t.malloc in (None, row["malloc"])]
+    return [t for t in TARGETS.get(row["case"], []) if t.malloc in (None, row["malloc"])]
 
 
 def why(row: Row) -> str:
@@ -106,4 +106,4 @@ def _targets() -> dict[str, list[Target]]:
     return found
 
 
-_TARGETS = _targets()
+TARGETS = dict(_targets())

@@ -95,7 +95,7 @@ def interleaved(
     finally:
         if collecting:
             gc.enable()
-    disturbed = len(clean) < at_least
+    disturbed = len(clean) < min(at_least, rounds)
     counted = clean + other if disturbed else clean
     samples = {name: [found[name] for found in counted] for name in runs}
     return Times(samples, 0 if disturbed else len(other), disturbed)

@@ -1,4 +1,4 @@
-"""A process that measures under one malloc setting: a setting reaches the peer, too."""
+"""Processes that measure, one per malloc setting: a setting reaches the peer, too."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 from types import TracebackType
+from typing import Any
 
-from benchmarks.cases import Row, measure
+from benchmarks.cases import Case, Row, held, measure
 from benchmarks.machine import ROOT
 
 # glibc gives large freed buffers back to the system at once; "kept" stops it.
@@ -17,32 +18,36 @@ MALLOC = {
     "default": {},
     "kept": {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_THRESHOLD_": "4294967296"},
 }
+# Memory is seen where every buffer is the system's again as soon as it is freed, whichever thread
+# made it: elsewhere the same run was seen to add 9 or 44 MB.
+_EXACT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 PATIENCE = 180.0  # seconds for a case
 
 
-class Worker:
-    """Measures cases one after the other in a process of its own.
+class _Worker:
+    """A process that answers questions about cases.
 
     Args:
-        malloc: a key of MALLOC.
+        settings: its environment, beside ours.
     """
 
-    def __init__(self, malloc: str) -> None:
-        self._malloc = malloc
+    def __init__(self, settings: dict[str, str]) -> None:
+        self._settings = settings
         self._process: subprocess.Popen[str] | None = None
 
-    def measure(self, name: str, quick: bool) -> Row:
-        """The row of a case; a process that dies or hangs makes it an error, the next starts anew.
+    def ask(self, what: str, name: str, quick: bool) -> dict[str, Any]:
+        """The answer; `error` if the process dies or hangs, the next question starts another.
 
         Args:
-            name: the case's.
+            what: "times" or "memory".
+            name: a case's.
             quick: few rounds.
         """
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.worker"],
                 cwd=ROOT,
-                env=os.environ | MALLOC[self._malloc],
+                env=os.environ | self._settings,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -52,7 +57,7 @@ class Worker:
         patience = threading.Timer(PATIENCE, process.kill)
         patience.start()
         try:
-            process.stdin.write(json.dumps({"name": name, "quick": quick}) + "\n")
+            process.stdin.write(json.dumps([what, name, quick]) + "\n")
             process.stdin.flush()
             answer = process.stdout.readline()
         except BrokenPipeError:
@@ -60,40 +65,64 @@ class Worker:
         finally:
             patience.cancel()
         if not answer:
-            return {
-                "case": name,
-                "suite": name.partition("/")[0],
-                "quick": quick,
-                "malloc": self._malloc,
-                "error": f"the process ended with code {process.wait()}",
-            }
-        row: Row = json.loads(answer)
-        return row | {"malloc": self._malloc}
+            return {"error": f"the process ended with code {process.wait()}"}
+        return dict(json.loads(answer))
 
-    def __enter__(self) -> Worker:
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait()
+
+
+class Workers:
+    """Measures cases under every setting; a context that ends its processes."""
+
+    def __init__(self) -> None:
+        self._workers = {name: _Worker(settings) for name, settings in MALLOC.items()}
+        self._exact = _Worker(_EXACT)
+        self._held: tuple[str, dict[str, Any]] = ("", {})  # of the last case
+
+    def measure(self, case: Case, malloc: str, quick: bool) -> Row:
+        """A case's row under a malloc setting.
+
+        Args:
+            case: what to measure.
+            malloc: a key of MALLOC.
+            quick: few rounds, and no memory.
+        """
+        start: Row = {"case": case.name, "suite": case.suite, **case.columns, "malloc": malloc}
+        row = self._workers[malloc].ask("times", case.name, quick)
+        if "error" not in row and case.memory and not quick:
+            if self._held[0] != case.name:
+                self._held = (case.name, self._exact.ask("memory", case.name, quick))
+            row |= self._held[1]
+        return start | {"quick": quick} | row
+
+    def __enter__(self) -> Workers:
         return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        tb: TracebackType | None,
+        trace: TracebackType | None,
     ) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-            self._process.wait()
+        for worker in (*self._workers.values(), self._exact):
+            worker.close()
 
 
 def main() -> None:
-    """Answer every line of standard input, a case's name, with its row on standard output."""
+    """Answer each line of standard input, a question, with a line of standard output."""
     from benchmarks.suites import all_cases
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     cases = all_cases()
     for line in sys.stdin:
-        asked = json.loads(line)
-        print(json.dumps(measure(cases[asked["name"]], asked["quick"])), file=answers, flush=True)
+        what, name, quick = json.loads(line)
+        answer = measure(cases[name], quick) if what == "times" else held(cases[name])
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

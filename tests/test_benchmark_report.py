@@ -1,0 +1,65 @@
+"""The report of a few made-up rows."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+from benchmark_rows import made_up, scaled
+
+from benchmarks import report, results
+
+
+class TestReport:
+    def rows(self):
+        yield made_up()
+        yield made_up(malloc="kept", ratio={"torch.nn": 1.23})
+        yield made_up("layers/gru/train/35x20x650x650x2/float32/native", error="it broke")
+        for value, axis in ((1, "T"), (16, "T"), (256, "T"), (1, "B"), (8, "B")):
+            for threads in (1, 2):
+                name = f"growth/lstm/{axis}={value}/threads={threads}"
+                row = scaled(made_up(name, "kept", threads=threads), value / threads)
+                yield row | {"axis": axis, "value": value}
+        speeds = {"ours": 20_000, "accelerated": 15_000, "torch.nn": 10_000}
+        name = "language_model/lstm/35x20x200x200x2"
+        times = {n: made_up()["times"]["ours"] for n in speeds}
+        ratio = {n: 1.0 for n in speeds if n != "ours"}
+        yield made_up(name, tokens_per_s=speeds, times=times, ratio=ratio)
+
+    def test_from_a_file_of_rows(self, tmp_path):
+        path, docs, page = tmp_path / "rows.jsonl", tmp_path / "docs", tmp_path / "report.html"
+        results.append(self.rows(), path)
+        assert report.main([str(path), "--docs", str(docs), "--html", str(page)]) == 0
+        text = (docs / "performance.md").read_text()
+        case = "`layers/lstm/train/35x20x200x200x2/float32/native`"
+        held = "12 | 10 (20) |"
+        assert f"| {case} | default | 9.9 | 10 | 10.1 | 15 | 1.50 | 6 | 60% | {held}" in text
+        below = "below: it needs 80% of the floor; this is 60% |"
+        assert f"| {case} | default | at least 2.00x torch.nn | 1.50x torch.nn | {below}" in text
+        assert f"| {case} | kept | at least 1.23x torch.nn | 1.23x torch.nn | met |" in text
+        assert "2 of 6 are met" in text and "| it broke |" in text
+        assert "ours 1.00 on 1 thread; torch.nn 0.00 on 1 thread" in text
+
+    def test_every_picture_stands_beside_the_page_and_inside_it(self, tmp_path):
+        path, docs, page = tmp_path / "rows.jsonl", tmp_path / "docs", tmp_path / "report.html"
+        results.append(self.rows(), path)
+        report.write(path, docs, page)
+        named = set(re.findall(r"\]\((pictures/.*?\.svg)\)", (docs / "performance.md").read_text()))
+        made = {f"pictures/{p.name}" for p in (docs / "pictures").iterdir()}
+        assert named == made and len(made) == 5
+        for name in made:
+            ElementTree.parse(docs / name)
+            assert (docs / name).stat().st_size < 100_000
+        text = page.read_text()
+        assert text.count("<svg") == 5
+        ids = re.findall(r'\bid="([^"]*)"', text)
+        assert len(ids) == len(set(ids))
+        fetched = re.findall(r'(?:src|href)="([^"#][^"]*)"|url\((?!#)', text)
+        assert not fetched, "the page must need nothing else"
+
+    def test_the_same_rows_give_the_same_files(self, tmp_path):
+        path = tmp_path / "rows.jsonl"
+        results.append(self.rows(), path)
+        for name in "ab":
+            report.write(path, tmp_path / name, tmp_path / f"{name}.html")
+        for file in ("performance.md", "pictures/growth-T.svg"):
+            assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+        assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()

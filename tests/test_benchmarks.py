@@ -1,0 +1,198 @@
+"""The benchmarks themselves, on tiny cases; no test asserts a time."""
+
+import itertools
+import re
+
+import pytest
+import torch
+from benchmark_rows import made_up
+
+from benchmarks import (
+    cases,
+    features,
+    growth,
+    language_model,
+    layers,
+    loss,
+    machine,
+    results,
+    suites,
+    targets,
+    timing,
+)
+from benchmarks.__main__ import main
+from benchmarks.layers import Shape
+from benchmarks.memory import peak_memory
+from benchmarks.worker import MALLOC, Workers, _Worker
+from fastrnn import _library
+
+TINY = Shape(3, 2, 5, 4, 2)
+native = pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class TestTiming:
+    def test_every_round_times_each_run_in_turns(self, monkeypatch):
+        monkeypatch.setattr(timing, "waited", dict)
+        order = []
+        runs = {name: lambda name=name: order.append(name) for name in "ab"}
+        times = timing.interleaved(runs, rounds=4, seconds=60, warmup=1)
+        assert {name: len(ms) for name, ms in times.milliseconds.items()} == {"a": 4, "b": 4}
+        short = [name for name, _ in itertools.groupby(order[2:])]
+        assert short == ["a", "b", "a", "b", "a"]  # forwards, backwards, forwards, backwards
+        assert order.count("a") > 100  # what is short runs many times a sample
+
+    def test_rounds_that_waited_for_a_processor_do_not_count(self, monkeypatch):
+        calls = iter([0, 0, 0, 9, 9, 9, 9, 18, 18, 18] + [18] * 100)
+        monkeypatch.setattr(timing, "waited", lambda: {"1": float(next(calls))})
+        times = timing.interleaved({"a": lambda: None}, rounds=4, seconds=60)
+        # Pairs of before and after: (0, 0) (0, 9) (9, 9) (9, 18) (18, 18) (18, 18).
+        assert (len(times.milliseconds["a"]), times.rejected, times.disturbed) == (4, 2, False)
+
+    def test_when_no_round_is_clean_all_count_and_it_says_so(self, monkeypatch):
+        clock = itertools.count()
+        monkeypatch.setattr(timing, "waited", lambda: {"1": float(next(clock))})
+        monkeypatch.setattr(timing, "GRACE", 0.0)
+        times = timing.interleaved({"a": lambda: None}, seconds=0.0)
+        assert (len(times.milliseconds["a"]), times.rejected, times.disturbed) == (5, 0, True)
+
+    def test_percentiles(self):
+        found = timing.percentiles([float(n) for n in range(1, 12)])
+        assert found == {"p20": 3.0, "p50": 6.0, "p80": 9.0, "rounds": 11}
+
+    def test_peak_memory_sees_what_is_freed_before_the_end(self):
+        found = peak_memory(lambda: torch.ones(2**24).sum())
+        assert found is None or 2**26 <= found < 2**26 + 2**24
+
+
+class TestCases:
+    @pytest.mark.parametrize("mode", layers.MODES)
+    @pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh"])
+    def test_layers(self, cell, mode):
+        runs_and_checks(layers.layers(cell, mode, TINY, torch.float64, "auto"))
+
+    @pytest.mark.parametrize("name", features.FEATURES)
+    def test_features(self, name):
+        work = features.feature(name, Shape(6, 4, 5, 4, 2))
+        runs_and_checks(work)
+        assert list(work.runs)[:2] == ["ours", "plain"]
+
+    def test_loss(self):
+        runs_and_checks(loss.loss(6, 5, 11))
+
+    @pytest.mark.parametrize("cell", ["lstm", "gru"])
+    def test_training_step(self, cell):
+        work = language_model.training_step(cell, TINY._replace(I=4), 11)
+        runs_and_checks(work)
+        assert (list(work.runs), work.tokens) == (["ours", "accelerated", "torch.nn"], 6)
+
+    def test_products_and_numbers_are_the_modules(self):
+        module = torch.nn.GRU(TINY.I, TINY.H, TINY.L)
+        weights = sum(p.numel() for n, p in module.named_parameters() if n.startswith("weight"))
+        every = sum(p.numel() for p in module.parameters())
+        rows = TINY.T * TINY.B
+        assert layers.forward_multiply_adds("gru", TINY) == rows * weights
+        moved = every + rows * (TINY.I + TINY.L * TINY.H)
+        assert layers.forward_numbers("gru", TINY) == moved
+
+    def test_lengths_have_a_mean_of_half_the_maximum(self):
+        for shape in (layers.WORDS, Shape(6, 4, 5, 4, 2)):
+            lengths = features.half_lengths(shape)
+            assert lengths.min() >= 1 and lengths.max() == shape.T
+            assert float(lengths.float().mean()) == shape.T / 2
+
+    def test_a_wrong_result_is_an_error_without_times(self):
+        def build():
+            work = loss.loss(6, 5, 11)
+            wrong = {"ours": lambda: torch.zeros(1), "torch.nn": lambda: torch.ones(1)}
+            check = lambda: layers.assert_close([wrong["ours"]()], [wrong["torch.nn"]()])  # noqa: E731
+            return cases.Work(wrong, check, work.multiply_adds)
+
+        row = cases.measure(cases.Case("loss", "wrong", build), quick=True)
+        assert row["error"].startswith("AssertionError") and set(row) == {"error", "threads"}
+
+    def test_threads_are_the_cases_and_set_back(self):
+        build = lambda: cases.Work({"ours": lambda: None}, lambda: None)  # noqa: E731
+        row = cases.measure(cases.Case("loss", "none", build, threads=2), quick=True)
+        assert (row["threads"], torch.get_num_threads()) == (2, 1)
+
+    def test_floor(self, monkeypatch):
+        rates = {"product_rate": lambda: 500.0, "bandwidth": lambda size: 100.0}
+        for name, rate in (rates | {"barrier": lambda: 0.5}).items():
+            monkeypatch.setattr(machine, name, rate)
+        work = cases.Work({}, lambda: None, 10**9, 8, 10**9, barriers=100)
+        found = cases.floor(work, 20.0)
+        # 2e9 operations at 250 GFLOP/s of float64; 1e9 bytes at 100 GB/s; 100 barriers.
+        assert (found["products_ms"], found["bytes_ms"], found["barriers_ms"]) == (8.0, 10.0, 0.05)
+        assert (found["ms"], found["fraction"]) == (10.0, 0.5)
+
+    def test_every_target_names_a_case(self):
+        assert not set(targets.TARGETS) - set(suites.all_cases())
+
+    def test_choosing(self):
+        names = [case.name for case in suites.chosen([], quick=False)]
+        assert len(set(names)) == len(names) == len(suites.all_cases())
+        assert all(n.startswith("loss/") for n in (c.name for c in suites.chosen(["loss"], False)))
+        assert suites.chosen(["growth/lstm/L=8/threads=1"], quick=True)[0].threads == 1
+        assert not suites.chosen(["growth"], quick=True)
+        with pytest.raises(ValueError, match="no case is called 'layer'; --list"):
+            suites.chosen(["layer"], False)
+
+    def test_slope(self):
+        sizes = [1, 2, 4, 8, 16, 32]
+        assert growth.slope(sizes, [3.0 * n**1.5 for n in sizes]) == pytest.approx(1.5)
+        assert growth.slope(sizes, [10.0, 10.0, 10.0, 8.0, 16.0, 32.0]) == pytest.approx(1.0)
+
+
+def runs_and_checks(work):
+    work.check()
+    for run in work.runs.values():
+        run()
+    assert next(iter(work.runs)) == "ours" and work.multiply_adds > 0
+
+
+class TestRates:
+    @native
+    def test_are_positive_and_cost_little(self):
+        assert machine.product_rate() > 0 and machine.bandwidth(1) > 0
+        assert machine.barrier() >= 0
+        for bad in (torch.ones(10), torch.ones(2048, dtype=torch.float64), torch.ones(64, 64).T):
+            with pytest.raises(RuntimeError, match="cpu_bandwidth: memory must be float32"):
+                torch.ops.fastrnn.cpu_bandwidth(bad)
+
+
+class TestRunner:
+    CASE = "growth/lstm/H=16/threads=1"
+
+    def test_a_run_adds_a_row_per_setting_it_is_for(self, tmp_path, capsys):
+        path = tmp_path / "rows.jsonl"
+        results.append([made_up()], path)
+        assert main([self.CASE, "--quick", "--out", str(path)]) == 0
+        first, row = results.read(path)
+        assert first == made_up()
+        assert (row["case"], row["malloc"], row["axis"], row["quick"]) == (
+            self.CASE,
+            "kept",
+            "H",
+            True,
+        )
+        assert set(row["times"]) == {"ours", "torch.nn"}
+        assert re.search(r"H=16/threads=1 \(kept\): [\d.e-]+ ms \[", capsys.readouterr().out)
+
+    def test_a_process_that_dies_is_an_error(self):
+        with Workers() as workers:
+            workers._workers = {m: _Worker({"FASTRNN_CPU": "none such"}) for m in MALLOC}
+            row = workers.measure(suites.all_cases()[self.CASE], "kept", quick=True)
+        assert row["error"] == "the process ended with code 1" and row["case"] == self.CASE
+
+    def test_a_name_that_is_none(self, capsys):
+        with pytest.raises(SystemExit) as ended:
+            main(["nothing"])
+        assert ended.value.code == 2 and "no case is called 'nothing'" in capsys.readouterr().err
