@@ -6,7 +6,6 @@ import io
 from collections.abc import Sequence
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.cases import Row
@@ -44,6 +43,7 @@ def _bars(
     axis_label: str,
     mark: float,
     form: str,
+    names: str = "",
 ) -> Figure:
     """Horizontal bars, a group per name, its number at the end of each.
 
@@ -53,6 +53,7 @@ def _bars(
         axis_label: of the values.
         mark: a value that a line marks.
         form: format of a number.
+        names: what the groups' names are.
     """
     with matplotlib.rc_context(STYLE):
         count = len(colors)
@@ -65,7 +66,9 @@ def _bars(
                     y = place * (count + 0.6) + rank
                     axes.barh(y, found[series], height=0.9, color=color)
                     text = form.format(found[series])
-                    axes.text(found[series] + 0.01 * highest, y, text, va="center", fontsize=8)
+                    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+                    end = found[series] + 0.01 * highest
+                    axes.text(end, y, text, va="center", fontsize=8, bbox=box)
         centers = [place * (count + 0.6) + (count - 1) / 2 for place in range(len(groups))]
         axes.set_yticks(centers, [name for name, _ in groups])
         axes.tick_params(axis="y", length=0)
@@ -73,6 +76,8 @@ def _bars(
         axes.set_xlim(0, highest * 1.1)
         axes.axvline(mark, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set_xlabel(axis_label)
+        axes.xaxis.set_major_formatter(lambda value, _: form.format(value))
+        axes.set_title(names, loc="left", fontsize=9)
         handles = [matplotlib.patches.Patch(color=c, label=s) for s, c in colors.items()]
         axes.legend(
             handles=handles,
@@ -82,6 +87,9 @@ def _bars(
             frameon=False,
         )
     return figure
+
+
+NAMES = "cell, T x B x I x H x layers"
 
 
 def by_setting(
@@ -103,7 +111,9 @@ def by_setting(
         number = row["ratio"]["torch.nn"] if value == "ratio" else row["floor"]["fraction"]
         groups.setdefault(name, {})[f"malloc {row['malloc']}"] = number
     colors = {f"malloc {setting}": color for setting, color in SETTINGS.items()}
-    return _bars(list(groups.items()), colors, label, mark, "{:.0%}" if percent else "{:.2f}")
+    return _bars(
+        list(groups.items()), colors, label, mark, "{:.0%}" if percent else "{:.2f}", NAMES
+    )
 
 
 def tokens(rows: Sequence[Row]) -> Figure:
@@ -132,37 +142,44 @@ AXIS_LABELS = {
 
 
 def growth(rows: Sequence[Row], axis: str) -> Figure:
-    """Time against one size, by threads, with the slope of each line and the floor.
+    """Against one size, by threads: time, with the slope of each line, and fraction of the floor.
 
     Args:
         rows: of one axis.
         axis: its letter.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 4))
-        axes: Axes = figure.subplots()
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
         for name, color in (("ours", OURS), ("torch.nn", PEER)):
-            for threads, line in ((1, "--"), (2, "-")):
+            for threads, dashes in ((1, "--"), (2, "-")):
                 points = lines(rows, name, threads)
-                if len(points) > 1:
-                    text = f"{name}, {threads} thread{'s' * (threads > 1)}: slope "
-                    text += f"{slope(*zip(*points, strict=True)):.2f}"
-                    axes.plot(*zip(*points, strict=True), line, marker="o", markersize=3)
-                    axes.lines[-1].set(color=color, label=text, linewidth=1.5)
-        most = max((row["threads"] for row in rows), default=1)
-        least = [(r["value"], r["floor"]["ms"]) for r in rows if r["threads"] == most]
-        if least:
-            axes.plot(*zip(*sorted(least), strict=True), ":", color=INK, linewidth=1)
-            axes.lines[-1].set_label(f"floor, {most} threads")
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        ticks = sorted({row["value"] for row in rows})
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.set_xlabel(AXIS_LABELS[axis])
-        axes.set_ylabel("milliseconds, forward and backward")
-        axes.grid(axis="y", color="#d0d7de", linewidth=0.5)
-        axes.legend(frameon=False, fontsize=9)
+                if len(points) < 2:
+                    continue
+                sizes, times = zip(*points, strict=True)
+                text = f"{name}, {threads} thread{'s' * (threads > 1)}"
+                look = {"color": color, "linestyle": dashes, "marker": "o", "markersize": 3}
+                left.plot(sizes, times, label=f"{text}: slope {slope(sizes, times):.2f}", **look)
+                floors = dict(_floors(rows, threads))
+                shares = [100 * floors[n] / t for n, t in points if n in floors]
+                right.plot(sizes[: len(shares)], shares, label=text, **look)
+        for axes in (left, right):
+            axes.set_xscale("log", base=2)
+            ticks = sorted({row["value"] for row in rows})
+            axes.set_xticks(ticks, [str(tick) for tick in ticks])
+            axes.set_xlabel(AXIS_LABELS[axis])
+            axes.grid(axis="y", color="#d0d7de", linewidth=0.5)
+        left.set_yscale("log")
+        left.set_ylabel("milliseconds, forward and backward")
+        left.legend(frameon=False, fontsize=9)
+        right.set_ylim(0, 105)
+        right.set_ylabel("floor / time, %")
     return figure
+
+
+def _floors(rows: Sequence[Row], threads: int) -> list[tuple[int, float]]:
+    chosen = [row for row in rows if row["threads"] == threads and "floor" in row]
+    return [(row["value"], row["floor"]["ms"]) for row in chosen]
 
 
 def lines(rows: Sequence[Row], name: str, threads: int) -> list[tuple[int, float]]:
