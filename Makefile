@@ -22,7 +22,8 @@ test-deep: $(VENV)/installed-test $(VENV)/native
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/installed-test $(VENV)/native
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS); measured=$$?; \
+	$(BIN)/python -m benchmarks.report && exit $$measured
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -111,9 +111,8 @@ def by_setting(
         number = row["ratio"]["torch.nn"] if value == "ratio" else row["floor"]["fraction"]
         groups.setdefault(name, {})[f"malloc {row['malloc']}"] = number
     colors = {f"malloc {setting}": color for setting, color in SETTINGS.items()}
-    return _bars(
-        list(groups.items()), colors, label, mark, "{:.0%}" if percent else "{:.2f}", NAMES
-    )
+    form = "{:.0%}" if percent else "{:.2f}"
+    return _bars(list(groups.items()), colors, label, mark, form, NAMES)
 
 
 def tokens(rows: Sequence[Row]) -> Figure:

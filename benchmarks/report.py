@@ -14,7 +14,8 @@ from pathlib import Path
 
 from benchmarks import results
 from benchmarks.machine import ROOT
-from benchmarks.sections import Section, Table, sections
+from benchmarks.sections import Section, sections
+from benchmarks.tables import Table
 
 INTRODUCTION = """`make bench` measures all of it again and writes this page;
 `python -m benchmarks CASE --malloc SETTING` measures one line of it, `pytest benchmarks/` every

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 
 from benchmarks import growth, layers, plots, targets
 from benchmarks.cases import Row
-
-Rows = list[Row]
-Table = list[list[str]]
+from benchmarks.tables import Rows, Table, table
 
 
 @dataclass
@@ -122,7 +120,7 @@ def _targets(rows: Rows) -> Section:
                 met += 1
                 verdict = "met"
             else:
-                verdict = _shortfall(target, row)
+                verdict = _shortfall(target, row, rows)
             bound = "at most " if target.what in ("memory", "ms") else "at least "
             asked = bound + target.text(target.number)
             lines.append([f"`{row['case']}`", row["malloc"], asked, target.text(value), verdict])
@@ -133,17 +131,40 @@ def _targets(rows: Rows) -> Section:
     return Section("Targets", text, lines)
 
 
-def _shortfall(target: targets.Target, row: Row) -> str:
+def _shortfall(target: targets.Target, row: Row, rows: Rows) -> str:
     """Below target, and why."""
-    parts = ["below"]
+    reasons = []
     needs = target.needs(row)
     if needs is not None:
         at = row["floor"]["fraction"]
         beyond = ", which no kernel can reach" if needs > 1 else ""
-        parts.append(f"it needs {needs:.0%} of the floor{beyond}; this is {at:.0%}")
-    if targets.why(row):
-        parts.append(targets.why(row))
-    return ": ".join([parts[0], "; ".join(parts[1:])]) if len(parts) > 1 else parts[0]
+        reasons.append(f"it needs {needs:.0%} of the floor{beyond}; this is {at:.0%}")
+    reasons += [text for text in (_phases(row, rows), targets.why(row)) if text]
+    return ": ".join(["below", "; ".join(reasons)]) if reasons else "below"
+
+
+def _phases(row: Row, rows: Rows) -> str:
+    """Where a training step's time goes, from the rows of inference at its shape and setting."""
+    if row["suite"] != "layers" or row["mode"] != "train":
+        return ""
+    same = {
+        other["mode"]: other
+        for other in rows
+        if other["suite"] == "layers"
+        and all(
+            other.get(k) == row.get(k) for k in ("cell", *"TBIHL", "dtype", "backend", "malloc")
+        )
+    }
+    if "infer" not in same or "floor" not in row:
+        return ""
+    forward, step = (r["times"]["ours"]["p50"] for r in (same["infer"], row))
+    floor = row["floor"]["ms"]
+    text = f"forward is at {floor / 3 / forward:.0%}, backward at "
+    text += f"{floor * 2 / 3 / max(step - forward, 1e-9):.0%}"
+    if "frozen" in same:
+        packing = forward - same["frozen"]["times"]["ours"]["p50"]
+        text += f"; packing weights takes {max(packing, 0.0) / step:.0%} of the time"
+    return text
 
 
 def _layers(rows: Rows) -> Iterator[Section]:
@@ -201,48 +222,3 @@ def _growth(rows: Rows) -> Iterator[Section]:
         section = Section(f"Growth with {plots.AXIS_LABELS[axis]}", text, table(chosen))
         section.pictures[f"growth-{axis}"] = plots.svg(plots.growth(chosen, axis))
         yield section
-
-
-def table(rows: Rows) -> Table:
-    """What rows of a kind have, a line each; two columns for every peer that any of them has."""
-    peers = list(dict.fromkeys(name for row in rows for name in row.get("ratio", {})))
-    heads = ["case", "malloc", "p20", "p50", "p80"]
-    for peer in peers:
-        heads += [peer, "ratio"]
-    heads += ["floor", "of it", "MB moved", "MB held"]
-    tokens = any("tokens_per_s" in row for row in rows)
-    heads += ["tokens/s"] * tokens
-    lines = [heads]
-    for row in rows:
-        start = [f"`{row['case']}`", row["malloc"]]
-        if "error" in row:
-            lines.append(start + [row["error"]] + [""] * (len(heads) - 3))
-            continue
-        times, floor = row["times"], row.get("floor")
-        line = [_ms(times["ours"][p]) for p in ("p20", "p50", "p80")]
-        if row["disturbed"]:
-            line[1] += " (disturbed)"
-        for peer in peers:
-            seen = peer in times
-            line += [_ms(times[peer]["p50"]), f"{row['ratio'][peer]:.2f}"] if seen else ["", ""]
-        line += [_ms(floor["ms"]), f"{floor['fraction']:.0%}"] if floor else ["", ""]
-        line += [_mb(row.get("bytes")), _held(row)]
-        if tokens:
-            line.append(f"{row['tokens_per_s']['ours']:,}")
-        lines.append(start + line)
-    return lines
-
-
-def _ms(value: float) -> str:
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-
-def _mb(size: float | None) -> str:
-    return "" if size is None else f"{size / 1e6:.3g}"
-
-
-def _held(row: Row) -> str:
-    """Peak memory of ours, and of each peer."""
-    held = row.get("memory", {})
-    others = [_mb(held[name]) for name in row["ratio"] if held.get(name) is not None]
-    return _mb(held.get("ours")) + (f" ({', '.join(others)})" if others else "")
