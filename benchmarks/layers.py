@@ -37,8 +37,9 @@ SHAPES = (
 )
 WORDS = SHAPES[0]
 ONE_STEP = Shape(1, 20, 200, 200, 2)
+STREAMS = (Shape(1, 1, 256, 256, 1), Shape(1, 1, 650, 650, 2))
 CELLS_OF_TORCH = ("lstm", "gru", "rnn_tanh")
-MODES = ("train", "infer")
+MODES = ("train", "infer", "frozen")
 # Each is here to be seen beside the main rows: at the word model's shape only.
 OTHERS = (
     ("gru_reset_before", "float32", "native"),
@@ -54,8 +55,11 @@ def cases() -> Iterator[Case]:
         for cell in CELLS_OF_TORCH:
             for mode in MODES:
                 yield _case(cell, mode, shape, quick=shape.H == 200)
+    for shape in STREAMS:
+        for cell in CELLS_OF_TORCH:
+            yield _case(cell, "stream", shape, quick=shape.L == 1)
     for cell, dtype, backend in OTHERS:
-        for mode in MODES:
+        for mode in MODES[:2]:
             yield _case(cell, mode, WORDS, dtype, backend)
 
 
@@ -68,7 +72,11 @@ def _case(
     quick: bool = False,
 ) -> Case:
     columns = {"cell": cell, "mode": mode, **shape._asdict(), "dtype": dtype, "backend": backend}
-    build = partial(layers, cell, mode, shape, getattr(torch, dtype), backend)
+    kind = getattr(torch, dtype)
+    if mode == "stream":
+        build = partial(stream, cell, shape, kind)
+    else:
+        build = partial(layers, cell, mode, shape, kind, backend)
     return Case("layers", f"{cell}/{mode}/{shape}/{dtype}/{backend}", build, columns, quick)
 
 
@@ -79,6 +87,8 @@ def layers(
     ours, peer = pair(cell, shape, dtype)
     name, other = ("reference", "reference") if type(ours) is type(peer) else ("torch.nn", "auto")
     x = torch.randn(shape.T, shape.B, shape.I, dtype=dtype)
+    if mode == "frozen":
+        ours.freeze()
     run = trained(x, shape.H) if mode == "train" else inferred(x)
     look = gradients if mode == "train" else outputs
 
@@ -97,6 +107,36 @@ def layers(
         dtype.itemsize,
         passes * forward_numbers(cell, shape) * dtype.itemsize,
         (2 if mode == "train" else 1) * shape.T * shape.L,
+    )
+
+
+def stream(cell: str, shape: Shape, dtype: torch.dtype = torch.float32) -> Work:
+    """One step, states carried on, against torch.nn called with a sequence of one."""
+    ours, peer = pair(cell, shape, dtype)
+    x = torch.randn(shape.T, shape.B, shape.I, dtype=dtype)
+    streaming = ours.stream(shape.B)
+    state = None
+
+    def ours_step() -> Tensor:
+        return streaming.step(x[0])
+
+    def peer_step() -> Tensor:
+        nonlocal state
+        with torch.no_grad():
+            output, state = peer(x, state)
+        return output[0]
+
+    def check() -> None:
+        for _ in range(3):
+            assert_close([ours_step()], [peer_step()])
+
+    return Work(
+        {"ours": ours_step, "torch.nn": peer_step},
+        check,
+        forward_multiply_adds(cell, shape),
+        dtype.itemsize,
+        forward_numbers(cell, shape) * dtype.itemsize,
+        shape.L,
     )
 
 

@@ -41,7 +41,7 @@ def sections(rows: Rows) -> Iterator[Section]:
     for suite, title, text in SUITES:
         chosen = [row for row in rows if row["suite"] == suite]
         if chosen:
-            section = Section(title, text, table(chosen))
+            section = Section(title, f"{text} {_command(suite)}", table(chosen))
             spoken = [row for row in chosen if "tokens_per_s" in row]
             if spoken:
                 section.pictures["tokens"] = plots.svg(plots.tokens(spoken))
@@ -75,14 +75,24 @@ SUITES = (
 )
 
 
+def _command(pattern: str) -> str:
+    return f"All of it: `python -m benchmarks '{pattern}'`."
+
+
 def _machine(rows: Rows) -> Section:
     last = rows[-1]
     commits = sorted({row["commit"] + "+" * row["dirty"] for row in rows})
+    timed = [row for row in rows if "error" not in row]
+    count = sum(row["times"]["ours"].get("rounds", 0) for row in timed)
+    rejected = sum(row["rejected"] or 0 for row in timed)
+    disturbed = sum(row["disturbed"] for row in timed)
     text = (
         f"{last['cpu'] or 'processor not recorded'}, {last['instruction_set']}; fastrnn "
         f"{last['fastrnn']}, torch {last['torch']}, Python {last['python']}; {last['date'][:10]}, "
-        f"commit {', '.join(commits)} (+: with changes). Rates, measured with every row; least, "
-        "median and greatest of them:"
+        f"commit {', '.join(commits)} (+: with changes). {len(rows)} rows, "
+        f"{len(rows) - len(timed)} errors; {count} rounds count, {rejected} were left out, "
+        f"{disturbed} rows had too few undisturbed ones and are marked. Rates, measured with "
+        "every row; least, median and greatest of them:"
     )
     found = [row for row in rows if "gflops" in row.get("floor", {})]
     lines = [["threads", "products, float32", "reading what a case reads", "one barrier"]]
@@ -178,7 +188,7 @@ def _layers(rows: Rows) -> Iterator[Section]:
         chosen = [r for r in rows if r["suite"] == "layers" and r.get("mode") == mode]
         if not chosen:
             continue
-        section = Section(title, "", table(chosen))
+        section = Section(title, _command(f"layers/*/{mode}/*"), table(chosen))
         drawn = [row for row in chosen if _main(row)]
         if drawn:
             section.pictures = {
@@ -217,7 +227,8 @@ def _growth(rows: Rows) -> Iterator[Section]:
                 found.append(f"{name} {power:.2f} on {threads} thread{'s' * (threads > 1)}")
         text = (
             f"An LSTM's training step from {start} (T x B x I x H x layers), malloc kept. Over the "
-            f"upper half of the sizes time grows with the power: {'; '.join(found)}."
+            f"upper half of the sizes time grows with the power: {'; '.join(found)}. "
+            f"{_command(f'growth/lstm/{axis}=*')}"
         )
         section = Section(f"Growth with {plots.AXIS_LABELS[axis]}", text, table(chosen))
         section.pictures[f"growth-{axis}"] = plots.svg(plots.growth(chosen, axis))

@@ -73,9 +73,15 @@ class TestTiming:
 
 
 class TestCases:
+    @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+    def test_stream(self, cell):
+        runs_and_checks(layers.stream(cell, Shape(1, 2, 5, 4, 2)))
+
     @pytest.mark.parametrize("mode", layers.MODES)
     @pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh"])
     def test_layers(self, cell, mode):
+        if mode == "frozen" and _library.unavailable is not None:
+            pytest.skip("no compiled kernels")
         runs_and_checks(layers.layers(cell, mode, TINY, torch.float64, "auto"))
 
     @pytest.mark.parametrize("name", features.FEATURES)
