@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import platform
 import re
 import statistics
@@ -60,14 +59,8 @@ def product_rate() -> float:
 
 def bandwidth(size: int) -> float:
     """GB/s at which all threads read `size` bytes again and again, best of a few tries."""
-    # Powers of two from 16 KiB to 256 MiB: less is no other level of memory, more only takes time.
-    size = min(max(size, 1 << 14), 1 << 28)
-    return _bandwidth(1 << (size - 1).bit_length(), torch.get_num_threads())
-
-
-@functools.cache
-def _bandwidth(size: int, threads: int) -> float:
-    memory = torch.ones(size // 4)
+    # From 16 KiB to 128 MiB: less is no other level of memory, more only takes time.
+    memory = torch.ones(min(max(size, 1 << 14), 1 << 27) // 4)
     return max(torch.ops.fastrnn.cpu_bandwidth.default(memory) for _ in range(5))
 
 
