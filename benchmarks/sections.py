@@ -149,7 +149,7 @@ def _shortfall(target: targets.Target, row: Row, rows: Rows) -> str:
         at = row["floor"]["fraction"]
         beyond = ", which no kernel can reach" if needs > 1 else ""
         reasons.append(f"it needs {needs:.0%} of the floor{beyond}; this is {at:.0%}")
-    reasons += [text for text in (_phases(row, rows), targets.why(row)) if text]
+    reasons += [text for text in (_phases(row, rows), targets.why(target, row)) if text]
     return ": ".join(["below", "; ".join(reasons)]) if reasons else "below"
 
 
