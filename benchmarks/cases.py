@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ class Work:
         tokens: what one run takes in, for tokens per second.
     """
 
-    runs: dict[str, Run]
+    runs: Mapping[str, Run]
     check: Callable[[], None]
     multiply_adds: int | None = None
     itemsize: int = 4

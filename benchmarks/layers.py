@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -155,7 +155,7 @@ def pair(
     return modules[0], modules[1]
 
 
-def trained(x: Tensor, hidden: int) -> Run:
+def trained(x: Tensor, hidden: int) -> Callable[[nn.Module], None]:
     """Forward and backward of a module, to every gradient."""
     x = x.clone().requires_grad_()
     grad = torch.randn(*x.shape[:2], hidden, dtype=x.dtype)
@@ -168,7 +168,7 @@ def trained(x: Tensor, hidden: int) -> Run:
     return run
 
 
-def inferred(x: Tensor) -> Run:
+def inferred(x: Tensor) -> Callable[[nn.Module], None]:
     """Forward of a module without gradients."""
 
     def run(module: nn.Module) -> None:

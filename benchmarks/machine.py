@@ -58,10 +58,13 @@ def product_rate() -> float:
 
 
 def bandwidth(size: int) -> float:
-    """GB/s at which all threads read `size` bytes again and again, best of a few tries."""
+    """GB/s at which all threads read `size` bytes again and again, best of some tries."""
     # From 16 KiB to 128 MiB: less is no other level of memory, more only takes time.
     memory = torch.ones(min(max(size, 1 << 14), 1 << 27) // 4)
-    return max(torch.ops.fastrnn.cpu_bandwidth.default(memory) for _ in range(5))
+    tries, end = [], time.perf_counter() + 0.03
+    while len(tries) < 3 or time.perf_counter() < end:
+        tries.append(torch.ops.fastrnn.cpu_bandwidth.default(memory))
+    return max(tries)
 
 
 def barrier() -> float:

@@ -27,14 +27,14 @@ times ours and each peer once, in turns forwards and backwards; rounds in which 
 took the processors are left out. p20, p50 and p80 are ours, of the rounds that count; peers show
 their p50, and ratio is a peer's p50 over ours: above 1, ours is faster. The floor is the time of
 the multiply-adds at the measured rate, or of reading and writing each input, weight, output and
-gradient once at the measured bandwidth, whichever is longer. Memory held is the highest that a run
-adds to weights and gradients, ours (and each peer's).
+gradient once ("MB moved") at the measured bandwidth, whichever is longer. "MB held" is the most
+memory that a run adds to weights and gradients, ours (and each peer's).
 
 A malloc setting reaches the peer, too, so each is measured in a process of its own: "default"
 hands large buffers back to the system every time, "kept" keeps them
 (MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ at 4294967296)."""
 
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:96rem;margin:2rem auto;padding:0 1rem;
 color:#24292f;background:#fff}table{border-collapse:collapse;font-size:13px;margin:1rem 0;
 display:block;overflow-x:auto}td,th{padding:.2rem .6rem;border-bottom:1px solid #d0d7de;
 text-align:right;white-space:nowrap}td:first-child,th:first-child,td.t,th.t{text-align:left}
@@ -91,8 +91,8 @@ def page(parts: Iterable[Section]) -> str:
 
 
 def _is_text(table: Table, column: int) -> bool:
-    """Whether a column's cells are words, as the first one shows."""
-    return len(table) < 2 or not table[1][column][:1].isdigit()
+    """Whether a column holds words: anything but numbers and blanks."""
+    return not all(line[column][:1].isdigit() for line in table[1:] if line[column])
 
 
 def _html_table(table: Table) -> str:

@@ -6,7 +6,7 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def waited() -> dict[str, float]:
 
 
 def interleaved(
-    runs: dict[str, Run],
+    runs: Mapping[str, Run],
     rounds: int = 60,
     seconds: float = 1.0,
     at_least: int = 5,
