@@ -18,9 +18,12 @@ from fastrnn import _library
 ROOT = Path(__file__).parent.parent
 
 
-def _git(*arguments: str) -> str:
-    command = ["git", *arguments]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def git(*arguments: str) -> str:
+    """What git says of this repository; nothing without git, or outside of one."""
+    try:
+        found = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return ""
     return found.stdout.strip()
 
 
@@ -37,12 +40,12 @@ def cpu_name() -> str:
 
 def environment() -> dict[str, Any]:
     """Versions, machine and commit, for every row; what a run itself writes makes no tree dirty."""
-    changed = _git(
+    changed = git(
         "status", "--porcelain", "--untracked-files=no", ".", ":!benchmarks/results", ":!docs"
     )
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": _git("rev-parse", "--short", "HEAD") or "unknown",
+        "commit": git("rev-parse", "--short", "HEAD") or "unknown",
         "dirty": bool(changed),
         "fastrnn": fastrnn.__version__,
         "torch": torch.__version__,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.cases import Row
-from benchmarks.machine import ROOT
+from benchmarks.machine import ROOT, git
 
 FOLDER = ROOT / "benchmarks" / "results"
 FULL, QUICK = FOLDER / "cpu.jsonl", FOLDER / "quick.jsonl"  # the second is not committed
@@ -90,9 +89,7 @@ def find(name: str, path: Path = FULL) -> list[Row]:
     """
     if Path(name).is_file():
         return read(Path(name))
-    command = ["git", "rev-parse", "--short", f"{name}^{{commit}}"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    commit = found.stdout.strip() or name
+    commit = git("rev-parse", "--short", "--quiet", "--verify", f"{name}^{{commit}}") or name
     rows = [row for row in read(path) if _same(row["commit"], commit)] if path.exists() else []
     if not rows:
         raise ValueError(f"benchmarks: {name!r} is no file and no commit with rows in {path}")

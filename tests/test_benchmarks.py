@@ -2,6 +2,8 @@
 
 import itertools
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -197,6 +199,12 @@ class TestRunner:
             workers._workers = {m: _Worker({"FASTRNN_CPU": "none such"}) for m in MALLOC}
             row = workers.measure(suites.all_cases()[self.CASE], "kept", quick=True)
         assert row["error"] == "the process ended with code 1" and row["case"] == self.CASE
+
+    def test_pytest_collects_a_test_per_case_and_setting(self):
+        command = [sys.executable, "-m", "pytest", "benchmarks", "--quick", "--collect-only", "-q"]
+        done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, check=True)
+        cases = suites.chosen([], quick=True)
+        assert f"{sum(len(case.malloc) for case in cases)} tests collected" in done.stdout
 
     def test_a_name_that_is_none(self, capsys):
         with pytest.raises(SystemExit) as ended:
