@@ -30,7 +30,7 @@ the multiply-adds at the measured rate, or of reading and writing each input, we
 gradient once ("MB moved") at the measured bandwidth, whichever is longer. "MB held" is the most
 memory that a run adds to weights and gradients, ours (and each peer's).
 
-A malloc setting reaches the peer, too, so each is measured in a process of its own: "default"
+A malloc setting reaches the peer, too, so each case has a new process under each: "default"
 hands large buffers back to the system every time, "kept" keeps them
 (MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ at 4294967296)."""
 

@@ -1,14 +1,17 @@
-"""Processes that measure, one per malloc setting: a setting reaches the peer, too."""
+"""Processes that measure, under each malloc setting: a setting reaches the peer, too."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
-import threading
 from types import TracebackType
 from typing import Any
+
+import torch
 
 from benchmarks.cases import Case, Row, held, measure
 from benchmarks.machine import ROOT
@@ -21,11 +24,12 @@ MALLOC = {
 # Memory is seen where every buffer is the system's again as soon as it is freed, whichever thread
 # made it: elsewhere the same run was seen to add 9 or 44 MB.
 _EXACT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-PATIENCE = 180.0  # seconds for a case
+PATIENCE = 180  # seconds for a case
 
 
 class _Worker:
-    """A process that answers questions about cases.
+    """A process that answers questions about cases, each from a copy of itself that has run nothing
+    yet: what malloc, or a library, learns from one case would change the next.
 
     Args:
         settings: its environment, beside ours.
@@ -36,14 +40,14 @@ class _Worker:
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, what: str, name: str, quick: bool) -> dict[str, Any]:
-        """The answer; `error` if the process dies or hangs, the next question starts another.
+        """The answer, or `error`.
 
         Args:
             what: "times" or "memory".
             name: a case's.
             quick: few rounds.
         """
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.worker"],
                 cwd=ROOT,
@@ -54,25 +58,24 @@ class _Worker:
             )
         process = self._process
         assert process.stdin is not None and process.stdout is not None
-        patience = threading.Timer(PATIENCE, process.kill)
-        patience.start()
         try:
             process.stdin.write(json.dumps([what, name, quick]) + "\n")
             process.stdin.flush()
             answer = process.stdout.readline()
         except BrokenPipeError:
             answer = ""
-        finally:
-            patience.cancel()
-        if not answer:
-            return {"error": f"the process ended with code {process.wait()}"}
-        return dict(json.loads(answer))
+        if answer:
+            return dict(json.loads(answer))
+        return {"error": f"the worker ended with code {process.wait()}"}
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
+        if self._process is not None:
+            assert self._process.stdin is not None and self._process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
             self._process.wait()
+            self._process.stdout.close()
 
 
 class Workers:
@@ -116,13 +119,29 @@ def main() -> None:
     """Answer each line of standard input, a question, with a line of standard output."""
     from benchmarks.suites import all_cases
 
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.dup(1)
     os.dup2(2, 1)  # what libraries print is no answer
     cases = all_cases()
+    torch.testing.assert_close(
+        torch.ones(1), torch.ones(1)
+    )  # imports 500 modules: once, not per case
     for line in sys.stdin:
         what, name, quick = json.loads(line)
-        answer = measure(cases[name], quick) if what == "times" else held(cases[name])
-        print(json.dumps(answer), file=answers, flush=True)
+        child = os.fork()  # before anything has started threads
+        if child == 0:
+            signal.alarm(PATIENCE)
+            case = cases[name]
+            _answer(answers, measure(case, quick) if what == "times" else held(case))
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code:
+            how = f"signal {-code}" if code < 0 else f"code {code}"
+            _answer(answers, {"error": f"the process ended with {how}"})
+
+
+def _answer(file: int, answer: dict[str, Any]) -> None:
+    with os.fdopen(os.dup(file), "w") as stream:
+        stream.write(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":

@@ -198,7 +198,13 @@ class TestRunner:
         with Workers() as workers:
             workers._workers = {m: _Worker({"FASTRNN_CPU": "none such"}) for m in MALLOC}
             row = workers.measure(suites.all_cases()[self.CASE], "kept", quick=True)
-        assert row["error"] == "the process ended with code 1" and row["case"] == self.CASE
+        assert row["error"] == "the worker ended with code 1" and row["case"] == self.CASE
+
+    def test_a_case_that_crashes_is_an_error_and_the_next_is_not(self):
+        worker = _Worker({})
+        assert worker.ask("times", "none such", True)["error"] == "the process ended with code 1"
+        assert "times" in worker.ask("times", self.CASE, True)
+        worker.close()
 
     def test_pytest_collects_a_test_per_case_and_setting(self):
         command = [sys.executable, "-m", "pytest", "benchmarks", "--quick", "--collect-only", "-q"]
