@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from benchmarks import machine
+from benchmarks.apart import Apart, in_a_copy
 from benchmarks.memory import peak_memory
-from benchmarks.timing import Run, interleaved, percentiles
+from benchmarks.timing import Run, Times, interleaved, percentiles
 from fastrnn import _library
 
 Row = dict[str, Any]
@@ -55,6 +56,8 @@ class Case:
         seconds: time for its rounds.
         rounds: of them, at the least.
         memory: whether to look at it.
+        apart: names of the runs, "ours" first, if each is to have a process of its own; default
+            none: in turns in one process.
     """
 
     suite: str
@@ -67,6 +70,7 @@ class Case:
     seconds: float = 1.0
     rounds: int = 5
     memory: bool = True
+    apart: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -88,12 +92,27 @@ def measure(case: Case, quick: bool = False) -> Row:
     with _threads(case.threads):
         row: Row = {"threads": torch.get_num_threads()}
         try:
-            work = _built(case)
-            work.check()
-            return row | _timed(work, seconds, case.rounds)
+            if case.apart:
+                in_a_copy(lambda: _built(case).check())
+                times = _timed_apart(case, seconds)
+                work = _built(case)
+            else:
+                work = _built(case)
+                work.check()
+                times = interleaved(work.runs, seconds=seconds, at_least=case.rounds)
+            return row | _numbers(work, times)
         except Exception as error:  # this row says so, the others go on
             first = (str(error).strip() or repr(error)).splitlines()[0]
             return row | {"error": f"{type(error).__name__}: {first}"}
+
+
+def _timed_apart(case: Case, seconds: float) -> Times:
+    with contextlib.ExitStack() as stack:
+        runs = {}
+        for name in case.apart:
+            runs[name] = Apart(lambda name=name: _built(case).runs[name])
+            stack.callback(runs[name].close)
+        return interleaved(runs, seconds=seconds, at_least=case.rounds)
 
 
 def held(case: Case) -> Row:
@@ -120,8 +139,7 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _timed(work: Work, seconds: float, rounds: int) -> Row:
-    times = interleaved(work.runs, seconds=seconds, at_least=rounds)
+def _numbers(work: Work, times: Times) -> Row:
     found = {name: percentiles(ms) for name, ms in times.milliseconds.items()}
     ours = found["ours"]["p50"]
     row: Row = {

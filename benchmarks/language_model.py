@@ -29,7 +29,15 @@ def cases() -> Iterator[Case]:
             columns = {"cell": cell, "mode": "train", **shape._asdict(), "V": VOCABULARY}
             build = partial(training_step, cell, shape, VOCABULARY)
             label = f"{cell}/{shape}"
-            yield Case("language_model", label, build, columns, quick=size == 200, seconds=3.0)
+            yield Case(
+                "language_model",
+                label,
+                build,
+                columns,
+                quick=size == 200,
+                seconds=3.0,
+                apart=("ours", "accelerated", "torch.nn"),
+            )
 
 
 class WordModel(nn.Module):

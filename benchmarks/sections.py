@@ -70,7 +70,7 @@ SUITES = (
         "A word model's whole training step",
         "Embedding, two layers, output layer of 10,000 words, loss, clipping, SGD: the trainer's "
         "step, and a torch.nn loop (as pytorch's word_language_model) with and without "
-        "`accelerate()` on its model.",
+        "`accelerate()` on its model; each in a process of its own.",
     ),
 )
 

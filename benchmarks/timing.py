@@ -8,14 +8,16 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 Run = Callable[[], object]
 
 SAMPLE = 5e-4  # seconds; what is shorter runs several times a sample, or the clock is what is seen
 LONG = 0.3  # seconds of a run that needs one warm-up
 GRACE = 2.0  # seconds more, for clean rounds to come
-TOLERATED = 0.02  # of a round's time may pass waiting for a processor
+TOLERATED = 0.02  # of a sample's time may pass waiting for a processor
 
 
 @dataclass
@@ -47,8 +49,37 @@ def waited() -> dict[str, float]:
     return found
 
 
+class Sample(NamedTuple):
+    """Some runs in a row, timed together.
+
+    Args:
+        seconds: of one.
+        lost: the part of the time that our threads waited for a processor.
+    """
+
+    seconds: float
+    lost: float
+
+
+class Sampled(Protocol):
+    """What is run elsewhere."""
+
+    def sample(self, repeats: int) -> Sample:
+        """Run `repeats` times in a row."""
+
+
+def sample(run: Run, repeats: int) -> Sample:
+    """Run `repeats` times in a row."""
+    before, begin = waited(), time.perf_counter()
+    for _ in range(repeats):
+        run()
+    took, after = time.perf_counter() - begin, waited()
+    lost = sum(after[key] - before.get(key, 0.0) for key in after)
+    return Sample(took / repeats, lost / took)
+
+
 def interleaved(
-    runs: Mapping[str, Run],
+    runs: Mapping[str, Run | Sampled],
     rounds: int = 60,
     seconds: float = 1.0,
     at_least: int = 5,
@@ -67,15 +98,18 @@ def interleaved(
     Returns:
         Milliseconds of the rounds in which no other program took our processors.
     """
+    samplers = {
+        name: partial(sample, run) if callable(run) else run.sample for name, run in runs.items()
+    }
     repeats = {}
-    for name, run in runs.items():
+    for name, sampler in samplers.items():
         for _ in range(warmup):
-            took = _seconds(run, 1)
+            took = sampler(1).seconds
             if took > LONG:
                 break
         repeats[name] = max(1, round(SAMPLE / max(took, 1e-7)))
-    clean: list[dict[str, float]] = []
-    other: list[dict[str, float]] = []
+    clean: list[dict[str, Sample]] = []
+    other: list[dict[str, Sample]] = []
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -87,25 +121,16 @@ def interleaved(
             if spent > seconds + GRACE and len(clean) + len(other) >= at_least:
                 break
             names = list(runs) if (len(clean) + len(other)) % 2 == 0 else list(runs)[::-1]
-            before, began = waited(), time.perf_counter()
-            found = {name: _seconds(runs[name], repeats[name]) * 1e3 for name in names}
-            took, after = time.perf_counter() - began, waited()
-            lost = sum(after[key] - before.get(key, 0.0) for key in after)
-            (clean if lost <= TOLERATED * took else other).append(found)
+            found = {name: samplers[name](repeats[name]) for name in names}
+            undisturbed = all(each.lost <= TOLERATED for each in found.values())
+            (clean if undisturbed else other).append(found)
     finally:
         if collecting:
             gc.enable()
     disturbed = len(clean) < min(at_least, rounds)
     counted = clean + other if disturbed else clean
-    samples = {name: [found[name] for found in counted] for name in runs}
+    samples = {name: [found[name].seconds * 1e3 for found in counted] for name in runs}
     return Times(samples, 0 if disturbed else len(other), disturbed)
-
-
-def _seconds(run: Run, repeats: int) -> float:
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return (time.perf_counter() - begin) / repeats
 
 
 def percentiles(milliseconds: list[float]) -> dict[str, float]:

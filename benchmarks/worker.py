@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.apart import PATIENCE
 from benchmarks.cases import Case, Row, held, measure
 from benchmarks.machine import ROOT
 
@@ -24,7 +25,6 @@ MALLOC = {
 # Memory is seen where every buffer is the system's again as soon as it is freed, whichever thread
 # made it: elsewhere the same run was seen to add 9 or 44 MB.
 _EXACT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-PATIENCE = 180  # seconds for a case
 
 
 class _Worker:

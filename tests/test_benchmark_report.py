@@ -3,6 +3,7 @@
 import re
 import xml.etree.ElementTree as ElementTree
 
+import pytest
 from benchmark_rows import made_up, scaled
 
 from benchmarks import report, results
@@ -26,11 +27,17 @@ class TestReport:
         ratio = {n: 1.0 for n in speeds if n != "ours"}
         yield made_up(name, tokens_per_s=speeds, times=times, ratio=ratio)
 
-    def test_from_a_file_of_rows(self, tmp_path):
-        path, docs, page = tmp_path / "rows.jsonl", tmp_path / "docs", tmp_path / "report.html"
+    @pytest.fixture(scope="class")
+    def made(self, tmp_path_factory):
+        """The folder of a report, and its page in one file."""
+        folder = tmp_path_factory.mktemp("report")
+        path, page = folder / "rows.jsonl", folder / "report.html"
         results.append(self.rows(), path)
-        assert report.main([str(path), "--docs", str(docs), "--html", str(page)]) == 0
-        text = (docs / "performance.md").read_text()
+        assert report.main([str(path), "--docs", str(folder), "--html", str(page)]) == 0
+        return folder, page
+
+    def test_tables(self, made):
+        text = (made[0] / "performance.md").read_text()
         case = "`layers/lstm/train/35x20x200x200x2/float32/native`"
         held = "12 | 10 (20) |"
         assert f"| {case} | default | 9.9 | 10 | 10.1 | 15 | 1.50 | 6 | 60% | {held}" in text
@@ -42,14 +49,12 @@ class TestReport:
         assert "2 of 6 are met" in text and "| it broke |" in text
         assert "ours 1.00 on 1 thread; torch.nn 0.00 on 1 thread" in text
 
-    def test_every_picture_stands_beside_the_page_and_inside_it(self, tmp_path):
-        path, docs, page = tmp_path / "rows.jsonl", tmp_path / "docs", tmp_path / "report.html"
-        results.append(self.rows(), path)
-        report.write(path, docs, page)
+    def test_every_picture_stands_beside_the_page_and_inside_it(self, made):
+        docs, page = made
         named = set(re.findall(r"\]\((pictures/.*?\.svg)\)", (docs / "performance.md").read_text()))
-        made = {f"pictures/{p.name}" for p in (docs / "pictures").iterdir()}
-        assert named == made and len(made) == 7
-        for name in made:
+        drawn = {f"pictures/{p.name}" for p in (docs / "pictures").iterdir()}
+        assert named == drawn and len(drawn) == 7
+        for name in drawn:
             ElementTree.parse(docs / name)
             assert (docs / name).stat().st_size < 100_000
         text = page.read_text()
@@ -59,11 +64,9 @@ class TestReport:
         fetched = re.findall(r'(?:src|href)="([^"#][^"]*)"|url\((?!#)', text)
         assert not fetched, "the page must need nothing else"
 
-    def test_the_same_rows_give_the_same_files(self, tmp_path):
-        path = tmp_path / "rows.jsonl"
-        results.append(self.rows(), path)
-        for name in "ab":
-            report.write(path, tmp_path / name, tmp_path / f"{name}.html")
+    def test_the_same_rows_give_the_same_files(self, made, tmp_path):
+        docs, page = made
+        report.write(docs / "rows.jsonl", tmp_path, tmp_path / "again.html")
         for file in ("performance.md", "pictures/growth-T.svg"):
-            assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-        assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+            assert (tmp_path / file).read_bytes() == (docs / file).read_bytes()
+        assert (tmp_path / "again.html").read_bytes() == page.read_bytes()

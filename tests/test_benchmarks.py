@@ -1,6 +1,5 @@
 """The benchmarks themselves, on tiny cases; no test asserts a time."""
 
-import itertools
 import re
 import subprocess
 import sys
@@ -20,11 +19,9 @@ from benchmarks import (
     results,
     suites,
     targets,
-    timing,
 )
 from benchmarks.__main__ import main
 from benchmarks.layers import Shape
-from benchmarks.memory import peak_memory
 from benchmarks.worker import MALLOC, Workers, _Worker
 from fastrnn import _library
 
@@ -38,40 +35,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-class TestTiming:
-    def test_every_round_times_each_run_in_turns(self, monkeypatch):
-        monkeypatch.setattr(timing, "waited", dict)
-        order = []
-        runs = {name: lambda name=name: order.append(name) for name in "ab"}
-        times = timing.interleaved(runs, rounds=4, seconds=60, warmup=1)
-        assert {name: len(ms) for name, ms in times.milliseconds.items()} == {"a": 4, "b": 4}
-        short = [name for name, _ in itertools.groupby(order[2:])]
-        assert short == ["a", "b", "a", "b", "a"]  # forwards, backwards, forwards, backwards
-        assert order.count("a") > 100  # what is short runs many times a sample
-
-    def test_rounds_that_waited_for_a_processor_do_not_count(self, monkeypatch):
-        calls = iter([0, 0, 0, 9, 9, 9, 9, 18, 18, 18] + [18] * 100)
-        monkeypatch.setattr(timing, "waited", lambda: {"1": float(next(calls))})
-        times = timing.interleaved({"a": lambda: None}, rounds=4, seconds=60)
-        # Pairs of before and after: (0, 0) (0, 9) (9, 9) (9, 18) (18, 18) (18, 18).
-        assert (len(times.milliseconds["a"]), times.rejected, times.disturbed) == (4, 2, False)
-
-    def test_when_no_round_is_clean_all_count_and_it_says_so(self, monkeypatch):
-        clock = itertools.count()
-        monkeypatch.setattr(timing, "waited", lambda: {"1": float(next(clock))})
-        monkeypatch.setattr(timing, "GRACE", 0.0)
-        times = timing.interleaved({"a": lambda: None}, seconds=0.0)
-        assert (len(times.milliseconds["a"]), times.rejected, times.disturbed) == (5, 0, True)
-
-    def test_percentiles(self):
-        found = timing.percentiles([float(n) for n in range(1, 12)])
-        assert found == {"p20": 3.0, "p50": 6.0, "p80": 9.0, "rounds": 11}
-
-    def test_peak_memory_sees_what_is_freed_before_the_end(self):
-        found = peak_memory(lambda: torch.ones(2**24).sum())
-        assert found is None or 2**26 <= found < 2**26 + 2**24
 
 
 class TestCases:
