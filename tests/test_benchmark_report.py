@@ -9,64 +9,65 @@ from benchmark_rows import made_up, scaled
 from benchmarks import report, results
 
 
-class TestReport:
-    def rows(self):
-        yield made_up()
-        yield made_up(malloc="kept", ratio={"torch.nn": 1.23})
-        forward = made_up("layers/lstm/infer/35x20x200x200x2/float32/native", mode="infer")
-        yield scaled(forward, 0.4)
-        yield made_up("layers/gru/train/35x20x650x650x2/float32/native", error="it broke")
-        for value, axis in ((1, "T"), (16, "T"), (256, "T"), (1, "B"), (8, "B")):
-            for threads in (1, 2):
-                name = f"growth/lstm/{axis}={value}/threads={threads}"
-                row = scaled(made_up(name, "kept", threads=threads), value / threads)
-                yield row | {"axis": axis, "value": value}
-        speeds = {"ours": 20_000, "accelerated": 15_000, "torch.nn": 10_000}
-        name = "language_model/lstm/35x20x200x200x2"
-        times = {n: made_up()["times"]["ours"] for n in speeds}
-        ratio = {n: 1.0 for n in speeds if n != "ours"}
-        yield made_up(name, tokens_per_s=speeds, times=times, ratio=ratio)
+def rows():
+    yield made_up()
+    yield made_up(malloc="kept", ratio={"torch.nn": 1.23})
+    forward = made_up("layers/lstm/infer/35x20x200x200x2/float32/native", mode="infer")
+    yield scaled(forward, 0.4)
+    yield made_up("layers/gru/train/35x20x650x650x2/float32/native", error="it broke")
+    for value, axis in ((1, "T"), (16, "T"), (256, "T"), (1, "B"), (8, "B")):
+        for threads in (1, 2):
+            name = f"growth/lstm/{axis}={value}/threads={threads}"
+            row = scaled(made_up(name, "kept", threads=threads), value / threads)
+            yield row | {"axis": axis, "value": value}
+    speeds = {"ours": 20_000, "accelerated": 15_000, "torch.nn": 10_000}
+    name = "language_model/lstm/35x20x200x200x2"
+    times = {n: made_up()["times"]["ours"] for n in speeds}
+    ratio = {n: 1.0 for n in speeds if n != "ours"}
+    yield made_up(name, tokens_per_s=speeds, times=times, ratio=ratio)
 
-    @pytest.fixture(scope="class")
-    def made(self, tmp_path_factory):
-        """The folder of a report, and its page in one file."""
-        folder = tmp_path_factory.mktemp("report")
-        path, page = folder / "rows.jsonl", folder / "report.html"
-        results.append(self.rows(), path)
-        assert report.main([str(path), "--docs", str(folder), "--html", str(page)]) == 0
-        return folder, page
 
-    def test_tables(self, made):
-        text = (made[0] / "performance.md").read_text()
-        case = "`layers/lstm/train/35x20x200x200x2/float32/native`"
-        held = "12 | 10 (20) |"
-        assert f"| {case} | default | 9.9 | 10 | 10.1 | 15 | 1.50 | 6 | 60% | {held}" in text
-        below = (
-            "below: it needs 80% of the floor; this is 60%; forward is at 50%, backward at 67% |"
-        )
-        assert f"| {case} | default | at least 2.00x torch.nn | 1.50x torch.nn | {below}" in text
-        assert f"| {case} | kept | at least 1.23x torch.nn | 1.23x torch.nn | met |" in text
-        assert "2 of 6 are met" in text and "| it broke |" in text
-        assert "ours 1.00 on 1 thread; torch.nn 0.00 on 1 thread" in text
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The folder of a report, and its page in one file."""
+    folder = tmp_path_factory.mktemp("report")
+    path, page = folder / "rows.jsonl", folder / "report.html"
+    results.append(rows(), path)
+    assert report.main([str(path), "--docs", str(folder), "--html", str(page)]) == 0
+    return folder, page
 
-    def test_every_picture_stands_beside_the_page_and_inside_it(self, made):
-        docs, page = made
-        named = set(re.findall(r"\]\((pictures/.*?\.svg)\)", (docs / "performance.md").read_text()))
-        drawn = {f"pictures/{p.name}" for p in (docs / "pictures").iterdir()}
-        assert named == drawn and len(drawn) == 7
-        for name in drawn:
-            ElementTree.parse(docs / name)
-            assert (docs / name).stat().st_size < 100_000
-        text = page.read_text()
-        assert text.count("<svg") == 7
-        ids = re.findall(r'\bid="([^"]*)"', text)
-        assert len(ids) == len(set(ids))
-        fetched = re.findall(r'(?:src|href)="([^"#][^"]*)"|url\((?!#)', text)
-        assert not fetched, "the page must need nothing else"
 
-    def test_the_same_rows_give_the_same_files(self, made, tmp_path):
-        docs, page = made
-        report.write(docs / "rows.jsonl", tmp_path, tmp_path / "again.html")
-        for file in ("performance.md", "pictures/growth-T.svg"):
-            assert (tmp_path / file).read_bytes() == (docs / file).read_bytes()
-        assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
+def test_tables(made):
+    text = (made[0] / "performance.md").read_text()
+    case = "`layers/lstm/train/35x20x200x200x2/float32/native`"
+    held = "12 | 10 (20) |"
+    assert f"| {case} | default | 9.9 | 10 | 10.1 | 15 | 1.50 | 6 | 60% | {held}" in text
+    below = "below: it needs 80% of the floor; this is 60%; forward is at 50%, backward at 67% |"
+    assert f"| {case} | default | at least 2.00x torch.nn | 1.50x torch.nn | {below}" in text
+    assert f"| {case} | kept | at least 1.23x torch.nn | 1.23x torch.nn | met |" in text
+    assert "2 of 6 are met" in text and "| it broke |" in text
+    assert "ours 1.00 on 1 thread; torch.nn 0.00 on 1 thread" in text
+
+
+def test_every_picture_stands_beside_the_page_and_inside_it(made):
+    docs, page = made
+    named = set(re.findall(r"\]\((pictures/.*?\.svg)\)", (docs / "performance.md").read_text()))
+    drawn = {f"pictures/{p.name}" for p in (docs / "pictures").iterdir()}
+    assert named == drawn and len(drawn) == 7
+    for name in drawn:
+        ElementTree.parse(docs / name)
+        assert (docs / name).stat().st_size < 100_000
+    text = page.read_text()
+    assert text.count("<svg") == 7
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+    fetched = re.findall(r'(?:src|href)="([^"#][^"]*)"|url\((?!#)', text)
+    assert not fetched, "the page must need nothing else"
+
+
+def test_the_same_rows_give_the_same_files(made, tmp_path):
+    docs, page = made
+    report.write(docs / "rows.jsonl", tmp_path, tmp_path / "again.html")
+    for file in ("performance.md", "pictures/growth-T.svg"):
+        assert (tmp_path / file).read_bytes() == (docs / file).read_bytes()
+    assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
