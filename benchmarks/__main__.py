@@ -51,17 +51,19 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list:
         print(*(case.name for case in cases), sep="\n")
         return 0
+    settings = options.malloc or list(MALLOC)
+    asked = [(case, malloc) for case in cases for malloc in case.malloc if malloc in settings]
+    if not asked:
+        parser.error(f"{cases[0].name} is measured under --malloc {cases[0].malloc[0]} only")
     print(fastrnn.show_config(), flush=True)
     path = options.out or (results.QUICK if options.quick else results.FULL)
     facts, began, errors = environment(), time.perf_counter(), 0
     with Workers() as workers:
-        for case in cases:
-            for malloc in case.malloc:
-                if malloc in (options.malloc or MALLOC):
-                    row = workers.measure(case, malloc, options.quick) | facts
-                    results.append([row], path)
-                    errors += "error" in row
-                    print(line(row), flush=True)
+        for case, malloc in asked:
+            row = workers.measure(case, malloc, options.quick) | facts
+            results.append([row], path)
+            errors += "error" in row
+            print(line(row), flush=True)
     print(f"{time.perf_counter() - began:.0f} s, rows added to {path}; {errors} errors")
     return 1 if errors else 0
 

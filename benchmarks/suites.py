@@ -23,7 +23,7 @@ def chosen(patterns: list[str], quick: bool) -> list[Case]:
         quick: of those, the quick ones; named in full, any.
 
     Raises:
-        ValueError: a pattern chooses nothing.
+        ValueError: a pattern chooses nothing, or nothing is left.
     """
     cases = all_cases()
     found: dict[str, Case] = {}
@@ -32,4 +32,8 @@ def chosen(patterns: list[str], quick: bool) -> list[Case]:
         if not hits:
             raise ValueError(f"benchmarks: no case is called {pattern!r}; --list names them all")
         found |= {n: cases[n] for n in hits if not quick or cases[n].quick or n == pattern}
+    if not found:
+        raise ValueError(
+            f"benchmarks: none of {', '.join(map(repr, patterns))} is in the quick run"
+        )
     return list(found.values())

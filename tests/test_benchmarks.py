@@ -112,7 +112,6 @@ class TestCases:
         assert len(set(names)) == len(names) == len(suites.all_cases())
         assert all(n.startswith("loss/") for n in (c.name for c in suites.chosen(["loss"], False)))
         assert suites.chosen(["growth/lstm/L=8/threads=1"], quick=True)[0].threads == 1
-        assert not suites.chosen(["growth"], quick=True)
         with pytest.raises(ValueError, match="no case is called 'layer'; --list"):
             suites.chosen(["layer"], False)
 
@@ -175,7 +174,15 @@ class TestRunner:
         cases = suites.chosen([], quick=True)
         assert f"{sum(len(case.malloc) for case in cases)} tests collected" in done.stdout
 
-    def test_a_name_that_is_none(self, capsys):
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["nothing"], "no case is called 'nothing'; --list names them all"),
+            ([CASE, "--malloc", "default"], f"{CASE} is measured under --malloc kept only"),
+            (["growth", "--quick"], "none of 'growth' is in the quick run"),
+        ],
+    )
+    def test_mistakes(self, capsys, arguments, message):
         with pytest.raises(SystemExit) as ended:
-            main(["nothing"])
-        assert ended.value.code == 2 and "no case is called 'nothing'" in capsys.readouterr().err
+            main(arguments)
+        assert ended.value.code == 2 and message in capsys.readouterr().err
