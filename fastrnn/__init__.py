@@ -2,6 +2,7 @@
 
 from fastrnn import init, onnx
 from fastrnn._version import __version__
+from fastrnn.attention import masked_attention
 from fastrnn.backends import show_config, use_backend
 from fastrnn.cells import CELLS
 from fastrnn.functional import explain, recurrence
@@ -22,6 +23,7 @@ __all__ = [
     "explain",
     "init",
     "linear_cross_entropy",
+    "masked_attention",
     "onnx",
     "recurrence",
     "show_config",
