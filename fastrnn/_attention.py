@@ -76,15 +76,18 @@ def _kept(seed: Tensor, dropout_p: float, weights: Tensor) -> Tensor:
     return words.view(weights.shape) >= min(round(dropout_p * 2**32), _LARGEST_WORD)
 
 
-def _like(shape: torch.Size, query: Tensor) -> Tensor:
-    """An output of this shape: in the query's own layout where the shapes agree."""
-    return torch.empty_like(query) if shape == query.shape else query.new_empty(shape)
+def _empty_rows(like: Tensor, width: int) -> Tensor:
+    """A result for rows of `width`, its heads inside its rows in memory where `like`'s are."""
+    batch, heads, rows, _ = like.shape
+    if like.stride(1) >= like.stride(2):
+        return like.new_empty(batch, heads, rows, width)
+    return like.new_empty(batch, rows, heads, width).transpose(1, 2)
 
 
 def _default_forward(*args: Any) -> tuple[Tensor, ...]:
     detached: Any = [a.detach() if isinstance(a, Tensor) else a for a in args]
     output, logsumexp = reference(*detached)
-    return _like(output.shape, args[0]).copy_(output), logsumexp
+    return _empty_rows(args[0], output.size(-1)).copy_(output), logsumexp
 
 
 def _default_backward(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
@@ -97,9 +100,11 @@ def _default_backward(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
     with autograd_on, torch.enable_grad():
         leaves: Any = [None if t is None else t.detach() for t in tensors]
         wanted = [t.requires_grad_() for t in leaves[: 4 if mask_grad else 3] if t is not None]
-        output = reference(*leaves, seed, is_causal, dropout_p, scale)[0]
+        leaves += [seed, is_causal, dropout_p, scale]
+        output = reference(*leaves)[0]
         found = torch.autograd.grad(output, wanted, grad_output.detach())
-    like = [torch.empty_like(t).copy_(g) for t, g in zip(wanted[:3], found[:3], strict=True)]
+    rows = zip(wanted[:3], found[:3], strict=True)
+    like = [_empty_rows(t, t.size(-1)).copy_(g) for t, g in rows]
     none = grad_output.new_empty(0)
     return *like, found[3].contiguous() if mask_grad else none
 
@@ -110,15 +115,15 @@ LIBRARY.impl("masked_attention_backward", _default_backward, "CompositeExplicitA
 
 @torch.library.register_fake("fastrnn::masked_attention")
 def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    shape = query.shape[:-1]
-    return _like(torch.Size((*shape, value.size(-1))), query), query.new_empty(shape)
+    return _empty_rows(query, value.size(-1)), query.new_empty(query.shape[:-1])
 
 
 @torch.library.register_fake("fastrnn::masked_attention_backward")
 def _fake_backward(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
     query, key, value, mask = args[:4]
     shape = mask.shape if args[-1] else (0,)
-    return *map(torch.empty_like, (query, key, value)), query.new_empty(shape)
+    like = (_empty_rows(t, t.size(-1)) for t in (query, key, value))
+    return *like, query.new_empty(shape)
 
 
 def below_autograd(*args: Any) -> tuple[Tensor, ...]:

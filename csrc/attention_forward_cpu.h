@@ -1,0 +1,167 @@
+// Attention's forward pass: for a block of queries, key block by key block, the scores, their
+// weights against the largest so far, and the weighted sum of the values.
+#pragma once
+
+#include "attention_tiles_cpu.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+template <class T>
+class AttentionForwardLoop : AttentionTiles<T> {
+  using Tiles = AttentionTiles<T>;
+  using Tiles::infinity, Tiles::block_panels, Tiles::panels, Tiles::padded;
+  using Tiles::NV, Tiles::w, Tiles::panel_width, Tiles::most_rows, Tiles::key_block, Tiles::used;
+  using typename Tiles::Needed, typename Tiles::V;
+  static constexpr Index query_block = 4 * most_rows;
+
+ public:
+  AttentionForwardLoop(const AttentionForward& arguments, char* workspace, int threads)
+      : Tiles(arguments), s_(arguments), workspace_(workspace), threads_(threads) {
+    Arena arena(nullptr);
+    take(arena);
+    bytes_ = arena.bytes();
+  }
+
+  Index bytes() const { return bytes_ * threads_; }
+
+  void run(const Team& team) {
+    Arena arena(workspace_ + team.rank * bytes_);
+    take(arena);
+    const Index blocks = ceil_div(s_.queries, query_block), items = s_.batch * s_.heads * blocks;
+    Index packed = -1;
+    for (Index item = team.begin(items); item < team.end(items); ++item) {
+      const Index head = item / blocks, i = item % blocks;
+      if (head != packed) {
+        Tiles::pack_columns(this->template at<T>(s_.key, head), s_.key.row, s_.keys, s_.size,
+                            keys_);
+        Tiles::pack_panels(this->template at<T>(s_.value, head), s_.value.row, s_.keys,
+                           s_.value_size, T(1), values_);
+        packed = head;
+      }
+      // From both ends in turns: halves of a causal head weigh the same.
+      const Index block = i % 2 ? blocks - 1 - i / 2 : i / 2;
+      queries(head, block * query_block);
+    }
+  }
+
+ private:
+  void take(Arena& arena) {
+    keys_ = arena.take<T>(padded(s_.keys) * s_.size);
+    values_ = arena.take<T>(padded(s_.value_size) * s_.keys);
+    queries_ = arena.take<T>(query_block * s_.size);
+    sums_ = arena.take<T>(padded(s_.value_size) * query_block);
+    most_ = arena.take<T>(query_block);
+    totals_ = arena.take<T>(query_block * w);
+    scores_ = arena.take<T>(block_panels * most_rows * panel_width);
+    weights_ = arena.take<T>(most_rows * key_block);
+    kept_ = arena.take<T>(key_block);
+  }
+
+  void queries(Index head, Index first) {
+    const Index count = smaller(query_block, s_.queries - first), size = s_.size;
+    Tiles::pack_rows(this->template at<T>(s_.query, head) + first * s_.query.row, s_.query.row,
+                     count, size, T(s_.scale), queries_);
+    for (Index i = 0; i < padded(s_.value_size) * query_block; i += w) V(T(0)).store(sums_ + i);
+    for (Index r = 0; r < count; ++r) most_[r] = -infinity, V(T(0)).store(totals_ + r * w);
+    const RowBlocks<NV> tiles(count);
+    for (Index key = 0; key < s_.keys; key += key_block)
+      for (Index t = 0; t < tiles.count; ++t) {
+        const Index row = tiles.start(t), rows = tiles.start(t + 1) - row;
+        const Needed needed = Tiles::needed(head, first + row, rows, key);
+        if (needed.none()) continue;
+        scores(head, first + row, row, rows, key, needed);
+        for (Index r = 0; r < rows; ++r) weigh(head, first + row, row, r, key, needed);
+        sum_values(row, rows, key, needed);
+      }
+    finish(head, first, count);
+  }
+
+  void scores(Index head, Index query, Index row, Index rows, Index key, const Needed& needed) {
+    for (Index p = needed.begin; p < needed.end; ++p) {
+      T* const tile = scores_ + p * most_rows * panel_width;
+      const int vectors = used(needed.keys - p * panel_width);
+      zero_tile<T, NV>(tile, 0, rows, 0);
+      tile_product<T, NV>(vectors, rows, queries_ + row * s_.size, s_.size, 1,
+                          keys_ + (key + p * panel_width) * s_.size, s_.size, tile);
+      this->mask_scores(head, query, rows, key + p * panel_width, vectors, tile);
+    }
+  }
+
+  // Row r of the tile: its weights, exp(score - the largest score so far).
+  void weigh(Index head, Index query, Index row, Index r, Index key, const Needed& needed) {
+    const T before = most_[row + r];
+    V high(before);
+    each(needed, r, [&](Index, const T* score) { high = Larger()(high, V::load(score)); });
+    const T most = horizontal(high, Larger());
+    const T base = most == -infinity ? T(0) : most;
+    T* const total = totals_ + (row + r) * w;
+    if (most > before && before > -infinity) {
+      const V fading = exp_or_zero(V(before - base));
+      (V::load(total) * fading).store(total);
+      for (Index v = 0; v < ceil_div(s_.value_size, w); ++v) {
+        T* const sum = sums_ + (v / NV * query_block + row + r) * panel_width + v % NV * w;
+        (V::load(sum) * fading).store(sum);
+      }
+    }
+    most_[row + r] = most;
+    V sum = V::load(total);
+    T* const weights = weights_ + r * key_block;
+    each(needed, r, [&](Index column, const T* score) {
+      const V weight = exp_or_zero(V::load(score) - V(base));
+      sum = sum + weight;
+      weight.store(weights + column);
+    });
+    sum.store(total);
+    if (s_.dropout == 0) return;
+    const Index first = needed.begin * panel_width;
+    this->kept(head, query + r, key + first, needed.keys - first, kept_ + first);
+    each(needed, r, [&](Index column, const T*) {
+      (V::load(weights + column) * V::load(kept_ + column)).store(weights + column);
+    });
+  }
+
+  // Calls with the place of each vector of row r among the block's keys, and its scores.
+  template <class Call>
+  FASTRNN_INLINE void each(const Needed& needed, Index r, const Call& call) const {
+    for (Index p = needed.begin; p < needed.end; ++p)
+      for (int v = 0; v < used(needed.keys - p * panel_width); ++v)
+        call(p * panel_width + v * w, scores_ + (p * most_rows + r) * panel_width + v * w);
+  }
+
+  void sum_values(Index row, Index rows, Index key, const Needed& needed) {
+    const Index first = needed.begin * panel_width;
+    for (Index p = 0; p < panels(s_.value_size); ++p)
+      tile_product<T, NV>(used(s_.value_size - p * panel_width), rows, weights_ + first, key_block,
+                          1, values_ + (p * s_.keys + key + first) * panel_width,
+                          needed.keys - first, sums_ + (p * query_block + row) * panel_width);
+  }
+
+  void finish(Index head, Index first, Index count) {
+    T* const out = this->template at<T>(s_.output, head) + first * s_.output.row;
+    T* const logs = static_cast<T*>(s_.logsumexp) + head * s_.queries + first;
+    alignas(64) T total[query_block];
+    for (Index r = 0; r < count; ++r) {
+      total[r] = horizontal(V::load(totals_ + r * w), Add());
+      const V share(total[r] == 0 ? T(0) : 1 / total[r]);
+      for (Index v = 0; v < ceil_div(s_.value_size, w); ++v)
+        (V::load(sums_ + (v / NV * query_block + r) * panel_width + v % NV * w) * share)
+            .store(out + r * s_.output.row + v * w, s_.value_size - v * w);
+    }
+    for (Index r = 0; r < count; r += w) {
+      const V sum = V::load(total + r), none(infinity);
+      const V log = V::load(most_ + r) + log_positive(sum);
+      V(sum.v == V(T(0)).v ? none.v : log.v).store(logs + r, count - r);
+    }
+  }
+
+  const AttentionForward& s_;
+  char* const workspace_;
+  const int threads_;
+  Index bytes_;
+  T *keys_, *values_;             // [panels][E][panel_width], [panels(D)][Lk][panel_width]
+  T *queries_, *sums_;            // [block, E], scaled; [panels(D)][block][panel_width]
+  T *most_, *totals_;             // [block], [block, w]: largest score, sums of weights by lane
+  T *scores_, *weights_, *kept_;  // [panels][rows][panel_width], [rows][key_block], [key_block]
+};
+
+}  // namespace fastrnn::FASTRNN_ISA
