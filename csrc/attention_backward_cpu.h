@@ -33,18 +33,18 @@ class AttentionBackwardLoop : AttentionTiles<T> {
     // each sum in the same order.
     if (ceil_div(heads, team.size) * team.size * 5 <= heads * 7) {
       for (Index head = team.begin(heads); head < team.end(heads); ++head) {
-        open(head);
+        pack(head);
         gradients({0, query_blocks}, {0, key_blocks}, true, true);
       }
     } else {
       Index items = heads * key_blocks;
       for (Index item = team.begin(items); item < team.end(items); ++item) {
-        open(item / key_blocks);
+        pack(item / key_blocks);
         gradients({0, query_blocks}, {item % key_blocks, item % key_blocks + 1}, false, true);
       }
       items = heads * query_blocks;
       for (Index item = team.begin(items); item < team.end(items); ++item) {
-        open(item / query_blocks);
+        pack(item / query_blocks);
         gradients({item % query_blocks, item % query_blocks + 1}, {0, key_blocks}, true, false);
       }
     }
@@ -76,15 +76,14 @@ class AttentionBackwardLoop : AttentionTiles<T> {
   }
 
   // Packs a head's operands, unless they are; and rowsum(grad_output * output), the mean slope.
-  void open(Index head) {
-    if (head == head_) return;
-    head_ = head;
+  void pack(Index head) {
+    if (head == packed_) return;
+    packed_ = head;
+    this->open(head);
     const Index E = s_.size, D = s_.value_size, Lq = s_.queries, Lk = s_.keys;
-    const T *query = this->template at<T>(s_.query, head),
-            *key = this->template at<T>(s_.key, head);
-    const T *value = this->template at<T>(s_.value, head),
-            *out = this->template at<T>(s_.output, head);
-    const T* grad = this->template at<T>(s_.grad_output, head);
+    const T *query = this->at(s_.query), *key = this->at(s_.key);
+    const T *value = this->at(s_.value), *out = this->at(s_.output);
+    const T* grad = this->at(s_.grad_output);
     Tiles::pack_columns(key, s_.key.row, Lk, E, keys_by_column_);
     Tiles::pack_columns(value, s_.value.row, Lk, D, values_by_column_);
     Tiles::pack_panels(key, s_.key.row, Lk, E, T(1), keys_);
@@ -106,13 +105,14 @@ class AttentionBackwardLoop : AttentionTiles<T> {
   void gradients(Blocks query_blocks, Blocks key_blocks, bool of_queries, bool of_keys) {
     const Index E = s_.size, D = s_.value_size, begin = query_blocks.begin * query_block;
     const Index end = smaller(s_.queries, query_blocks.end * query_block);
-    if (of_queries)
-      for (Index p = 0; p < panels(E); ++p)
-        zero(grad_queries_ + (p * s_.queries + begin) * panel_width, end - begin);
+    if (of_queries) zero(grad_queries_ + begin * panel_width, s_.queries, end - begin, E);
     for (Index key = key_blocks.begin * key_block;
          key < smaller(s_.keys, key_blocks.end * key_block); key += key_block) {
-      if (of_keys)
-        zero(grad_keys_, panels(E) * key_block), zero(grad_values_, panels(D) * key_block);
+      const Index count = smaller(key_block, s_.keys - key);
+      if (of_keys) {
+        zero(grad_keys_, key_block, count, E);
+        zero(grad_values_, key_block, count, D);
+      }
       for (Index query = begin; query < end; query += query_block) {
         const Block block = slopes(query, key, of_queries);
         if (!of_keys || block.none()) continue;
@@ -121,22 +121,21 @@ class AttentionBackwardLoop : AttentionTiles<T> {
         transposed(block, slopes_, queries_, first, E, grad_keys_);
       }
       if (!of_keys) continue;
-      const Index count = smaller(key_block, s_.keys - key);
-      Tiles::unpack(grad_keys_, key_block, count, E, T(1), row(s_.grad_key, key), s_.grad_key.row);
-      Tiles::unpack(grad_values_, key_block, count, D, T(1), row(s_.grad_value, key),
+      Tiles::unpack(grad_keys_, key_block, count, E, T(1), this->at(s_.grad_key, key),
+                    s_.grad_key.row);
+      Tiles::unpack(grad_values_, key_block, count, D, T(1), this->at(s_.grad_value, key),
                     s_.grad_value.row);
     }
     if (of_queries)
       Tiles::unpack(grad_queries_ + begin * panel_width, s_.queries, end - begin, E, T(s_.scale),
-                    row(s_.grad_query, begin), s_.grad_query.row);
+                    this->at(s_.grad_query, begin), s_.grad_query.row);
   }
 
-  T* row(const Heads& tensor, Index i) const {
-    return this->template at<T>(tensor, head_) + i * tensor.row;
-  }
-
-  static void zero(T* panel, Index rows) {
-    for (Index i = 0; i < rows * panel_width; i += w) V(T(0)).store(panel + i);
+  // The first n rows of [panels(width)][stride][panel_width].
+  static void zero(T* panel, Index stride, Index n, Index width) {
+    for (Index p = 0; p < panels(width); ++p)
+      for (Index i = 0; i < n * panel_width; i += w)
+        V(T(0)).store(panel + p * stride * panel_width + i);
   }
 
   // The rows and columns of a block outside which its weights are 0.
@@ -149,24 +148,23 @@ class AttentionBackwardLoop : AttentionTiles<T> {
   // is returned. Adds the slopes' share to the gradient of the queries if that is wanted.
   Block slopes(Index query, Index key, bool of_queries) {
     const Index count = smaller(query_block, s_.queries - query);
+    const Index keys = smaller(key_block, s_.keys - key);
     const RowBlocks<NV> tiles(count);
     Block block{{count, 0}, {key_block, 0}};
     for (Index t = 0; t < tiles.count; ++t) {
       const Index first = tiles.start(t), rows = tiles.start(t + 1) - first;
-      const Needed needed = Tiles::needed(head_, query + first, rows, key);
+      const Needed needed = Tiles::needed(query + first, rows, key);
       const Index begin = needed.begin * panel_width;
-      for (T* values : {weights_ + first * key_block, slopes_ + first * key_block})
-        for (Index r = 0; r < rows; ++r) {
-          for (Index c = 0; c < begin; c += w) V(T(0)).store(values + r * key_block + c);
-          for (Index c = ceil_div(needed.keys, w) * w; c < key_block; c += w)
-            V(T(0)).store(values + r * key_block + c);
+      for (Index r = first; r < first + rows; ++r)
+        for (T* row : {weights_ + r * key_block, slopes_ + r * key_block}) {
+          for (Index c = 0; c < begin; c += w) V(T(0)).store(row + c);
+          for (Index c = ceil_div(needed.keys, w) * w; c < keys; c += w) V(T(0)).store(row + c);
         }
       if (needed.none()) continue;
       block.rows = {smaller(block.rows.begin, first), first + rows};
       block.columns.begin = smaller(block.columns.begin, begin);
       block.columns.end = needed.keys > block.columns.end ? needed.keys : block.columns.end;
-      for (Index p = needed.begin; p < needed.end; ++p)
-        tile_slopes(query, first, rows, key, p * panel_width, used(needed.keys - p * panel_width));
+      tile_slopes(query, first, rows, key, needed);
       if (!of_queries) continue;
       for (Index p = 0; p < panels(s_.size); ++p)
         tile_product<T, NV>(used(s_.size - p * panel_width), rows,
@@ -177,31 +175,53 @@ class AttentionBackwardLoop : AttentionTiles<T> {
     return block;
   }
 
-  // One tile, rows from `first` on by the panel at `column`.
-  void tile_slopes(Index query, Index first, Index rows, Index key, Index column, int vectors) {
+  FASTRNN_INLINE void prefetch(Index row) const {
     const Index E = s_.size, D = s_.value_size;
-    alignas(64) T scores[most_rows * panel_width], gains[most_rows * panel_width];
-    zero_tile<T, NV>(scores, 0, rows, 0);
-    zero_tile<T, NV>(gains, 0, rows, 0);
+    Tiles::prefetch(s_.query, row, E);
+    Tiles::prefetch(s_.key, row, E);
+    Tiles::prefetch(s_.value, row, D);
+    Tiles::prefetch(s_.grad_output, row, D);
+    Tiles::prefetch(s_.output, row, D);
+    Tiles::template prefetch<1>(s_.grad_query, row, E);
+    Tiles::template prefetch<1>(s_.grad_key, row, E);
+    Tiles::template prefetch<1>(s_.grad_value, row, D);
+  }
+
+  // One tile: rows from `first` on of the block's weights and slopes.
+  void tile_slopes(Index query, Index first, Index rows, Index key, const Needed& needed) {
+    const Index E = s_.size, D = s_.value_size;
     const Index E_row = panels(E) == 1 ? panel_width : E, D_row = panels(D) == 1 ? panel_width : D;
+    T *weights = weights_ + first * key_block, *slopes = slopes_ + first * key_block;
     query += first;
-    tile_product<T, NV>(vectors, rows, query_rows_ + query * E_row, E_row, 1,
-                        keys_by_column_ + (key + column) * E, E, scores);
-    tile_product<T, NV>(vectors, rows, grad_rows_ + query * D_row, D_row, 1,
-                        values_by_column_ + (key + column) * D, D, gains);
-    this->mask_scores(head_, query, rows, key + column, vectors, scores);
-    const T* logs = static_cast<const T*>(s_.logsumexp) + head_ * s_.queries + query;
-    for (Index r = 0; r < rows; ++r) {
-      const V log(logs[r]), mean(means_[query + r]);
-      const Index place = (first + r) * key_block + column;
-      if (s_.dropout > 0) this->kept(head_, query + r, key + column, vectors * w, kept_);
-      for (int v = 0; v < vectors; ++v) {
-        const V weight = exp_or_zero(V::load(scores + r * panel_width + v * w) - log);
-        const V kept = s_.dropout > 0 ? V::load(kept_ + v * w) : V(T(1));
-        const V gain = V::load(gains + r * panel_width + v * w) * kept;
-        (weight * kept).store(weights_ + place + v * w);
-        (weight * (gain - mean)).store(slopes_ + place + v * w);
+    for (Index p = needed.begin; p < needed.end; ++p) {
+      const Index column = p * panel_width;
+      const int vectors = used(needed.keys - column);
+      tile_product<T, NV>(vectors, rows, query_rows_ + query * E_row, E_row, 1,
+                          keys_by_column_ + (key + column) * E, E, weights + column, key_block,
+                          true);
+      tile_product<T, NV>(vectors, rows, grad_rows_ + query * D_row, D_row, 1,
+                          values_by_column_ + (key + column) * D, D, slopes + column, key_block,
+                          true);
+      this->mask_scores(query, rows, key + column, vectors, weights + column, key_block);
+    }
+    const T* logs = static_cast<const T*>(s_.logsumexp) + packed_ * s_.queries + query;
+    const T* means = means_ + query;
+    T* const kept = kept_;
+    const bool drops = s_.dropout > 0;
+    const Index begin = needed.begin * panel_width, end = needed.keys;
+    for (Index r = 0; r < rows; ++r, weights += key_block, slopes += key_block) {
+      if (s_.queries <= query_block && s_.keys <= key_block) prefetch(query + r);
+      if (drops) {
+        this->kept(query + r, key + begin, end - begin, kept + begin);
+        Tiles::multiply(slopes + begin, kept + begin, end - begin);
       }
+      const V log(logs[r]), mean(means[r]);
+      for (Index c = begin; c < end; c += w) {
+        const V weight = exp_or_zero(V::load(weights + c) - log);
+        weight.store(weights + c);
+        (weight * (V::load(slopes + c) - mean)).store(slopes + c);
+      }
+      if (drops) Tiles::multiply(weights + begin, kept + begin, end - begin);
     }
   }
 
@@ -232,7 +252,7 @@ class AttentionBackwardLoop : AttentionTiles<T> {
       for (Index head = 0; head < s_.batch * s_.heads; ++head) {
         const Index b = grad.batch ? head / s_.heads : 0, h = grad.head ? head % s_.heads : 0;
         if (b * (masks / batches) + h != mask) continue;
-        open(head);
+        pack(head);
         for (Index i = grad.row ? part : 0; i < (grad.row ? part + 1 : blocks); ++i)
           for (Index key = 0; key < s_.keys; key += key_block) add_slopes(i * query_block, key);
       }
@@ -242,7 +262,7 @@ class AttentionBackwardLoop : AttentionTiles<T> {
   void add_slopes(Index query, Index key) {
     const Block block = slopes(query, key, false);
     for (Index r = block.rows.begin; r < block.rows.end; ++r) {
-      T* const out = row(s_.grad_mask, query + r) + key * s_.grad_mask_column;
+      T* const out = this->at(s_.grad_mask, query + r) + key * s_.grad_mask_column;
       V sum(T(0));
       for (Index c = block.columns.begin; c < block.columns.end; c += w) {
         const Index lanes = block.columns.end - c;
@@ -259,7 +279,7 @@ class AttentionBackwardLoop : AttentionTiles<T> {
   const AttentionBackward& s_;
   char* const workspace_;
   const int threads_;
-  Index bytes_, head_ = -1;                // the open head
+  Index bytes_, packed_ = -1;              // the packed head
   T *keys_by_column_, *values_by_column_;  // [panels(Lk)][E or D][panel_width]
   T *keys_, *queries_, *grads_;            // [panels(E or D)][Lk or Lq][panel_width]
   T *query_rows_, *grad_rows_;             // [Lq, E or D], or padded to the one panel's width

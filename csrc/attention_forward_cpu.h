@@ -32,10 +32,9 @@ class AttentionForwardLoop : AttentionTiles<T> {
     for (Index item = team.begin(items); item < team.end(items); ++item) {
       const Index head = item / blocks, i = item % blocks;
       if (head != packed) {
-        Tiles::pack_columns(this->template at<T>(s_.key, head), s_.key.row, s_.keys, s_.size,
-                            keys_);
-        Tiles::pack_panels(this->template at<T>(s_.value, head), s_.value.row, s_.keys,
-                           s_.value_size, T(1), values_);
+        this->open(head);
+        Tiles::pack_columns(this->at(s_.key), s_.key.row, s_.keys, s_.size, keys_);
+        Tiles::pack_panels(this->at(s_.value), s_.value.row, s_.keys, s_.value_size, T(1), values_);
         packed = head;
       }
       // From both ends in turns: halves of a causal head weigh the same.
@@ -52,92 +51,94 @@ class AttentionForwardLoop : AttentionTiles<T> {
     sums_ = arena.take<T>(padded(s_.value_size) * query_block);
     most_ = arena.take<T>(query_block);
     totals_ = arena.take<T>(query_block * w);
-    scores_ = arena.take<T>(block_panels * most_rows * panel_width);
-    weights_ = arena.take<T>(most_rows * key_block);
+    scores_ = arena.take<T>(most_rows * key_block);
     kept_ = arena.take<T>(key_block);
   }
 
   void queries(Index head, Index first) {
     const Index count = smaller(query_block, s_.queries - first), size = s_.size;
-    Tiles::pack_rows(this->template at<T>(s_.query, head) + first * s_.query.row, s_.query.row,
-                     count, size, T(s_.scale), queries_);
+    Tiles::pack_rows(this->at(s_.query, first), s_.query.row, count, size, T(s_.scale), queries_);
     for (Index i = 0; i < padded(s_.value_size) * query_block; i += w) V(T(0)).store(sums_ + i);
     for (Index r = 0; r < count; ++r) most_[r] = -infinity, V(T(0)).store(totals_ + r * w);
     const RowBlocks<NV> tiles(count);
     for (Index key = 0; key < s_.keys; key += key_block)
       for (Index t = 0; t < tiles.count; ++t) {
         const Index row = tiles.start(t), rows = tiles.start(t + 1) - row;
-        const Needed needed = Tiles::needed(head, first + row, rows, key);
+        const Needed needed = Tiles::needed(first + row, rows, key);
         if (needed.none()) continue;
-        scores(head, first + row, row, rows, key, needed);
-        for (Index r = 0; r < rows; ++r) weigh(head, first + row, row, r, key, needed);
+        scores(first + row, row, rows, key, needed);
+        weigh(first + row, row, rows, key, needed);
         sum_values(row, rows, key, needed);
       }
     finish(head, first, count);
   }
 
-  void scores(Index head, Index query, Index row, Index rows, Index key, const Needed& needed) {
+  FASTRNN_INLINE void prefetch(Index row) const {
+    Tiles::prefetch(s_.query, row, s_.size);
+    Tiles::prefetch(s_.key, row, s_.size);
+    Tiles::prefetch(s_.value, row, s_.value_size);
+    Tiles::template prefetch<1>(s_.output, row, s_.value_size);
+  }
+
+  // scores_ [rows][key_block] of the tile.
+  void scores(Index query, Index row, Index rows, Index key, const Needed& needed) {
     for (Index p = needed.begin; p < needed.end; ++p) {
-      T* const tile = scores_ + p * most_rows * panel_width;
+      T* const tile = scores_ + p * panel_width;
       const int vectors = used(needed.keys - p * panel_width);
-      zero_tile<T, NV>(tile, 0, rows, 0);
       tile_product<T, NV>(vectors, rows, queries_ + row * s_.size, s_.size, 1,
-                          keys_ + (key + p * panel_width) * s_.size, s_.size, tile);
-      this->mask_scores(head, query, rows, key + p * panel_width, vectors, tile);
+                          keys_ + (key + p * panel_width) * s_.size, s_.size, tile, key_block,
+                          true);
+      this->mask_scores(query, rows, key + p * panel_width, vectors, tile, key_block);
     }
   }
 
-  // Row r of the tile: its weights, exp(score - the largest score so far).
-  void weigh(Index head, Index query, Index row, Index r, Index key, const Needed& needed) {
-    const T before = most_[row + r];
-    V high(before);
-    each(needed, r, [&](Index, const T* score) { high = Larger()(high, V::load(score)); });
-    const T most = horizontal(high, Larger());
-    const T base = most == -infinity ? T(0) : most;
-    T* const total = totals_ + (row + r) * w;
-    if (most > before && before > -infinity) {
-      const V fading = exp_or_zero(V(before - base));
-      (V::load(total) * fading).store(total);
-      for (Index v = 0; v < ceil_div(s_.value_size, w); ++v) {
-        T* const sum = sums_ + (v / NV * query_block + row + r) * panel_width + v % NV * w;
-        (V::load(sum) * fading).store(sum);
+  // Turns the tile's scores into weights, exp(score - the row's largest so far).
+  void weigh(Index query, Index row, Index rows, Index key, const Needed& needed) {
+    const Index begin = needed.begin * panel_width, end = needed.keys;
+    for (Index r = 0; r < rows; ++r) {
+      T* const scores = scores_ + r * key_block;
+      if (s_.queries <= query_block && s_.keys <= key_block) prefetch(row + r);
+      const T before = most_[row + r];
+      V high(before);
+      for (Index c = begin; c < end; c += w) high = Larger()(high, V::load(scores + c));
+      const T most = horizontal(high, Larger());
+      const V base(most == -infinity ? T(0) : most);
+      if (most > before) fade(row + r, before, most);
+      V total = V::load(totals_ + (row + r) * w);
+      for (Index c = begin; c < end; c += w) {
+        const V weight = exp_or_zero(V::load(scores + c) - base);
+        total = total + weight;
+        weight.store(scores + c);
       }
+      total.store(totals_ + (row + r) * w);
+      if (s_.dropout == 0) continue;
+      this->kept(query + r, key + begin, end - begin, kept_ + begin);
+      Tiles::multiply(scores + begin, kept_ + begin, end - begin);
     }
-    most_[row + r] = most;
-    V sum = V::load(total);
-    T* const weights = weights_ + r * key_block;
-    each(needed, r, [&](Index column, const T* score) {
-      const V weight = exp_or_zero(V::load(score) - V(base));
-      sum = sum + weight;
-      weight.store(weights + column);
-    });
-    sum.store(total);
-    if (s_.dropout == 0) return;
-    const Index first = needed.begin * panel_width;
-    this->kept(head, query + r, key + first, needed.keys - first, kept_ + first);
-    each(needed, r, [&](Index column, const T*) {
-      (V::load(weights + column) * V::load(kept_ + column)).store(weights + column);
-    });
   }
 
-  // Calls with the place of each vector of row r among the block's keys, and its scores.
-  template <class Call>
-  FASTRNN_INLINE void each(const Needed& needed, Index r, const Call& call) const {
-    for (Index p = needed.begin; p < needed.end; ++p)
-      for (int v = 0; v < used(needed.keys - p * panel_width); ++v)
-        call(p * panel_width + v * w, scores_ + (p * most_rows + r) * panel_width + v * w);
+  // What was summed against a smaller score, against the larger.
+  void fade(Index row, T before, T most) {
+    most_[row] = most;
+    if (before == -infinity) return;  // nothing was
+    const V share = exp_or_zero(V(before - most));
+    (V::load(totals_ + row * w) * share).store(totals_ + row * w);
+    for (Index v = 0; v < ceil_div(s_.value_size, w); ++v) {
+      T* const sum = sums_ + (v / NV * query_block + row) * panel_width + v % NV * w;
+      (V::load(sum) * share).store(sum);
+    }
   }
 
   void sum_values(Index row, Index rows, Index key, const Needed& needed) {
     const Index first = needed.begin * panel_width;
     for (Index p = 0; p < panels(s_.value_size); ++p)
-      tile_product<T, NV>(used(s_.value_size - p * panel_width), rows, weights_ + first, key_block,
+      tile_product<T, NV>(used(s_.value_size - p * panel_width), rows, scores_ + first, key_block,
                           1, values_ + (p * s_.keys + key + first) * panel_width,
                           needed.keys - first, sums_ + (p * query_block + row) * panel_width);
   }
 
   void finish(Index head, Index first, Index count) {
-    T* const out = this->template at<T>(s_.output, head) + first * s_.output.row;
+    T* const out = this->at(s_.output, first);
     T* const logs = static_cast<T*>(s_.logsumexp) + head * s_.queries + first;
     alignas(64) T total[query_block];
     for (Index r = 0; r < count; ++r) {
@@ -158,10 +159,10 @@ class AttentionForwardLoop : AttentionTiles<T> {
   char* const workspace_;
   const int threads_;
   Index bytes_;
-  T *keys_, *values_;             // [panels][E][panel_width], [panels(D)][Lk][panel_width]
-  T *queries_, *sums_;            // [block, E], scaled; [panels(D)][block][panel_width]
-  T *most_, *totals_;             // [block], [block, w]: largest score, sums of weights by lane
-  T *scores_, *weights_, *kept_;  // [panels][rows][panel_width], [rows][key_block], [key_block]
+  T *keys_, *values_;   // [panels][E][panel_width], [panels(D)][Lk][panel_width]
+  T *queries_, *sums_;  // [block, E], scaled; [panels(D)][block][panel_width]
+  T *most_, *totals_;   // [block], [block, w]: largest score, sums of weights by lane
+  T *scores_, *kept_;   // [rows][key_block], also as weights; [key_block]
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

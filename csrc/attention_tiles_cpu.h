@@ -28,10 +28,25 @@ class AttentionTiles {
   static constexpr Index padded(Index columns) { return panels(columns) * panel_width; }
   static constexpr int used(Index columns) { return int(smaller(NV, ceil_div(columns, w))); }
 
-  template <class Value = T>
-  Value* at(const Heads& tensor, Index head) const {
-    return static_cast<Value*>(tensor.data) + head / a_.heads * tensor.batch +
-           head % a_.heads * tensor.head;
+  // Of the open head.
+  T* at(const Heads& tensor, Index row = 0) const {
+    return static_cast<T*>(tensor.data) + offset(tensor) + row * tensor.row;
+  }
+
+  void open(Index head) {
+    batch_ = head / a_.heads, head_ = head % a_.heads;
+    const Index next = head + 1 < a_.batch * a_.heads ? head + 1 : head;
+    next_batch_ = next / a_.heads, next_head_ = next % a_.heads;
+    const Index bytes = a_.mask_kind == Mask::boolean ? 1 : sizeof(T);
+    mask_ = static_cast<const char*>(a_.mask.data) + offset(a_.mask) * bytes;
+  }
+
+  // Asks for a row of the next head.
+  template <int Write = 0>
+  FASTRNN_INLINE void prefetch(const Heads& tensor, Index row, Index width) const {
+    const T* p = static_cast<const T*>(tensor.data) + next_batch_ * tensor.batch +
+                 next_head_ * tensor.head + row * tensor.row;
+    for (Index c = 0; c < width; c += 64 / sizeof(T)) __builtin_prefetch(p + c, Write, 3);
   }
 
   // [n, k] to out [panels(n)][k][panel_width]: row i becomes column i.
@@ -70,27 +85,29 @@ class AttentionTiles {
     Index begin, end, keys;
     bool none() const { return begin >= end; }
   };
-  Needed needed(Index head, Index query, Index rows, Index key) const {
+  Needed needed(Index query, Index rows, Index key) const {
     Index keys = smaller(key_block, a_.keys - key);
     if (a_.causal) keys = smaller(keys, query + rows - key);
     if (keys <= 0) return {0, 0, 0};
     Index begin = 0, end = panels(keys);
     if (a_.mask_kind != Mask::none) {
-      while (begin < end && masked_out(head, query, rows, key + begin * panel_width)) ++begin;
-      while (begin < end && masked_out(head, query, rows, key + (end - 1) * panel_width)) --end;
+      while (begin < end && masked_out(query, rows, key + begin * panel_width)) ++begin;
+      while (begin < end && masked_out(query, rows, key + (end - 1) * panel_width)) --end;
     }
     return {begin, end, smaller(keys, end * panel_width)};
   }
 
-  // tile[rows][panel_width], products of scaled queries and keys, to scores: -inf where a query
-  // does not attend, and beyond the last key.
-  void mask_scores(Index head, Index query, Index rows, Index key, int vectors, T* tile) const {
+  // tile[rows][stride], a panel's products of scaled queries and keys, to scores: -inf where a
+  // query does not attend, and beyond the last key.
+  void mask_scores(Index query, Index rows, Index key, int vectors, T* tile, Index stride) const {
     if (a_.mask_kind != Mask::none)
-      for (Index r = 0; r < rows; ++r)
+      for (Index r = 0; r < rows; ++r) {
+        const char* mask = mask_at(query + r, key);
         for (int v = 0; v < vectors; ++v) {
-          T* const here = tile + r * panel_width + v * w;
-          masked(V::load(here), head, query + r, key + v * w).store(here);
+          T* const here = tile + r * stride + v * w;
+          masked(V::load(here), mask, v * w, a_.keys - key).store(here);
         }
+      }
     const Index last = a_.keys - key, lanes = vectors * w;
     if (last >= lanes && !(a_.causal && key + lanes > query + 1)) return;
     Bits lane;
@@ -98,7 +115,7 @@ class AttentionTiles {
     for (Index r = 0; r < rows; ++r) {
       const Index allowed = a_.causal ? smaller(last, query + r + 1 - key) : last;
       for (int v = 0; v < vectors; ++v) {
-        T* const here = tile + r * panel_width + v * w;
+        T* const here = tile + r * stride + v * w;
         const Bits attends = lane < typename C::Whole(allowed - v * w);
         V(attends ? V::load(here).v : V(-infinity).v).store(here);
       }
@@ -107,57 +124,58 @@ class AttentionTiles {
 
   // 0 where dropout takes a weight of the query away, else 1 / (1 - dropout), for `count` keys from
   // a multiple of 4 on; out has room for a multiple of 4.
-  void kept(Index head, Index query, Index key, Index count, T* out) const {
+  void kept(Index query, Index key, Index count, T* out) const {
     alignas(64) std::uint32_t words[key_block];
     const Index quads = ceil_div(count, 4);
-    random_words(a_.seed, std::uint32_t(head), std::uint32_t(query), std::uint32_t(key / 4), quads,
-                 words);
+    random_words(a_.seed, std::uint32_t(batch_ * a_.heads + head_), std::uint32_t(query),
+                 std::uint32_t(key / 4), quads, words);
     const T keep = T(1 / (1 - a_.dropout));
     for (Index i = 0; i < quads * 4; ++i) out[i] = words[i] < a_.dropped_below ? T(0) : keep;
+  }
+
+  // x *= y, whole vectors.
+  static void multiply(T* x, const T* y, Index count) {
+    for (Index i = 0; i < count; i += w) (V::load(x + i) * V::load(y + i)).store(x + i);
   }
 
   const Attention& a_;
 
  private:
-  // Lanes of x whose key the query attends to, -inf in the others; or x with the mask added.
-  FASTRNN_INLINE V masked(V x, Index head, Index query, Index key) const {
-    const Index lanes = a_.keys - key;
+  // Lanes of x from `place` on whose key the query attends to, -inf in the others; or x with the
+  // mask added. The mask's row has `left` keys.
+  FASTRNN_INLINE V masked(V x, const char* mask, Index place, Index left) const {
     if (a_.mask_kind == Mask::boolean) {
-      const std::uint8_t* p = mask_at<std::uint8_t>(head, query, key);
-      if (a_.mask_column == 0) return *p ? x : V(-infinity);
-      return attends(p, lanes) ? x.v : V(-infinity).v;
+      if (a_.mask_column == 0) return *mask ? x : V(-infinity);
+      return V(Bits(V::bytes(mask + place, left - place)) != 0 ? x.v : V(-infinity).v);
     }
-    const T* p = mask_at<T>(head, query, key);
-    return x + (a_.mask_column == 0 ? V(*p) : V::load(p, lanes));
+    const T* const values = reinterpret_cast<const T*>(mask);
+    return x + (a_.mask_column == 0 ? V(*values) : V::load(values + place, left - place));
   }
 
   // Whether the mask leaves none of a panel's keys to any of these queries.
-  bool masked_out(Index head, Index query, Index rows, Index key) const {
+  bool masked_out(Index query, Index rows, Index key) const {
     if (a_.mask.row == 0) rows = 1;
     const Index lanes = a_.mask_column == 0 ? 1 : smaller(panel_width, a_.keys - key);
-    for (Index r = 0; r < rows; ++r)
+    for (Index r = 0; r < rows; ++r) {
+      const char* mask = mask_at(query + r, key);
       for (Index v = 0; v < lanes; v += w) {
-        V x = masked(V(T(0)), head, query + r, key + v);
+        const V x = masked(V(T(0)), mask, v, a_.keys - key);
         for (int i = 0; i < smaller(w, lanes - v); ++i)
           if (!(x.v[i] == -infinity)) return false;
       }
+    }
     return true;
   }
 
-  template <class Value>
-  const Value* mask_at(Index head, Index query, Index key) const {
-    return at<const Value>(a_.mask, head) + query * a_.mask.row + key * a_.mask_column;
+  const char* mask_at(Index query, Index key) const {
+    const Index bytes = a_.mask_kind == Mask::boolean ? 1 : sizeof(T);
+    return mask_ + (query * a_.mask.row + key * a_.mask_column) * bytes;
   }
 
-  // All bits of the lanes whose byte at p is not 0; lanes from n on attend to nothing.
-  static FASTRNN_INLINE Bits attends(const std::uint8_t* p, Index n) {
-    typename C::Bytes bytes{};
-    if (n >= w)
-      __builtin_memcpy(&bytes, p, w);
-    else
-      for (Index i = 0; i < n; ++i) bytes[i] = p[i];
-    return __builtin_convertvector(bytes, Bits) != 0;
-  }
+  Index offset(const Heads& tensor) const { return batch_ * tensor.batch + head_ * tensor.head; }
+
+  Index batch_ = 0, head_ = 0, next_batch_, next_head_;  // the open head
+  const char* mask_ = nullptr;                           // its mask
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

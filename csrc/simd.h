@@ -33,7 +33,6 @@ struct Constants<float> {
   typedef float Register __attribute__((vector_size(vector_bytes)));
   typedef std::int32_t Whole;
   typedef Whole Bits __attribute__((vector_size(vector_bytes)));
-  typedef std::int8_t Bytes __attribute__((vector_size(vector_bytes / sizeof(float))));  // a lane
   static constexpr int mantissa = 23, bias = 127, degree = 7;
   static constexpr float round = 0x1.8p23f;  // adding it leaves the integer in the low bits
   static constexpr float ln2_high = 0x1.63p-1f, ln2_low = -0x1.bd0106p-13f;
@@ -45,7 +44,6 @@ struct Constants<double> {
   typedef double Register __attribute__((vector_size(vector_bytes)));
   typedef std::int64_t Whole;
   typedef Whole Bits __attribute__((vector_size(vector_bytes)));
-  typedef std::int8_t Bytes __attribute__((vector_size(vector_bytes / sizeof(double))));  // a lane
   static constexpr int mantissa = 52, bias = 1023, degree = 13;
   static constexpr double round = 0x1.8p52;
   static constexpr double ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;
@@ -95,6 +93,25 @@ struct Vec {
       _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), __m512d(v));
 #else
     for (Index i = 0; i < n; ++i) p[i] = v[i];
+#endif
+  }
+
+  // The first n bytes at p, each as a lane of its sign; 0 in the others.
+  static FASTRNN_INLINE typename Constants<T>::Bits bytes(const char* p, Index n) {
+#ifdef __AVX512F__
+    const __mmask16 some = __mmask16(n >= 16 ? 0xFFFF : (1u << n) - 1);
+    const __m128i b = _mm_maskz_loadu_epi8(some & ((1u << width) - 1), p);
+    if constexpr (sizeof(T) == 4)
+      return typename Constants<T>::Bits(_mm512_maskz_cvtepi8_epi32(0xFFFF, b));
+    else
+      return typename Constants<T>::Bits(_mm512_maskz_cvtepi8_epi64(0xFF, b));
+#else
+    typename Constants<T>::Bits r{};
+    if (n >= width)
+      for (int i = 0; i < width; ++i) r[i] = p[i];
+    else
+      for (Index i = 0; i < n; ++i) r[i] = p[i];
+    return r;
 #endif
   }
 
