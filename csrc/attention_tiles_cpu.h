@@ -41,12 +41,15 @@ class AttentionTiles {
     mask_ = static_cast<const char*>(a_.mask.data) + offset(a_.mask) * bytes;
   }
 
-  // Asks for a row of the next head.
+  // Of the head that comes next.
+  const T* next(const Heads& tensor, Index row) const {
+    return static_cast<const T*>(tensor.data) + next_batch_ * tensor.batch +
+           next_head_ * tensor.head + row * tensor.row;
+  }
+
   template <int Write = 0>
-  FASTRNN_INLINE void prefetch(const Heads& tensor, Index row, Index width) const {
-    const T* p = static_cast<const T*>(tensor.data) + next_batch_ * tensor.batch +
-                 next_head_ * tensor.head + row * tensor.row;
-    for (Index c = 0; c < width; c += 64 / sizeof(T)) __builtin_prefetch(p + c, Write, 3);
+  static FASTRNN_INLINE void prefetch(const T* row, Index width) {
+    for (Index c = 0; c < width; c += 64 / sizeof(T)) __builtin_prefetch(row + c, Write, 3);
   }
 
   // [n, k] to out [panels(n)][k][panel_width]: row i becomes column i.
@@ -123,10 +126,10 @@ class AttentionTiles {
   }
 
   // 0 where dropout takes a weight of the query away, else 1 / (1 - dropout), for `count` keys from
-  // a multiple of 4 on; out has room for a multiple of 4.
+  // a multiple of 4 on and the rest of the last vector.
   void kept(Index query, Index key, Index count, T* out) const {
     alignas(64) std::uint32_t words[key_block];
-    const Index quads = ceil_div(count, 4);
+    const Index quads = ceil_div(ceil_div(count, w) * w, 4);
     random_words(a_.seed, std::uint32_t(batch_ * a_.heads + head_), std::uint32_t(query),
                  std::uint32_t(key / 4), quads, words);
     const T keep = T(1 / (1 - a_.dropout));

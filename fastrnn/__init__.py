@@ -8,6 +8,7 @@ from fastrnn.cells import CELLS
 from fastrnn.functional import explain, recurrence
 from fastrnn.loss import linear_cross_entropy
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, RNNOf, accelerate
+from fastrnn.multihead import MultiHeadAttention
 
 __all__ = [
     "CELLS",
@@ -16,6 +17,7 @@ __all__ = [
     "RNN",
     "GRUCell",
     "LSTMCell",
+    "MultiHeadAttention",
     "RNNCell",
     "RNNOf",
     "__version__",

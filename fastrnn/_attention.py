@@ -203,7 +203,8 @@ def _differentiable(*args: Any) -> tuple[Tensor, ...]:
     """The operator by itself, as exported and traced programs call it: gradients flow too."""
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
         return tuple(MaskedAttention.apply(*args))
-    return below_autograd(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return tuple(torch.ops.fastrnn.masked_attention.default(*args))
 
 
 LIBRARY.impl("masked_attention", _differentiable, "Autograd")

@@ -22,7 +22,7 @@ FLOORS = (
     ("_arguments", "_autocast", "attention", "functional", "loss", "packed"),
     ("_checks", "_recurrent", "_rows", "_stack", "_swap", "init"),
     ("_frozen", "streaming", "_layers", "single_step", "custom"),
-    ("modules",),
+    ("modules", "multihead"),
     ("_onnx_nodes", "onnx"),
     ("fastrnn",),
     ("lm",),
