@@ -8,9 +8,13 @@ import subprocess
 import sys
 
 import fastrnn
-from benchmarks import language_model, recurrent, timing
+from benchmarks import attention, language_model, recurrent, timing
 
-SUITES = {"recurrent": recurrent.rows, "language_model": language_model.rows}
+SUITES = {
+    "recurrent": recurrent.rows,
+    "language_model": language_model.rows,
+    "attention": attention.rows,
+}
 # glibc gives large freed buffers back to the system at once; "kept" stops it.
 MALLOC = {
     "default": {},

@@ -18,8 +18,7 @@ constexpr Checks check{"masked_attention"};
 
 // [B, heads, L, width] with contiguous rows.
 Tensor with_rows(const char* name, const Tensor& tensor, const Shape& shape, const Tensor& query) {
-  check(shape_of(tensor) == shape, name, " must be ", text(shape), ", got ",
-        text(shape_of(tensor)));
+  check(shape_of(tensor) == shape, name, " must be ", shape, ", got ", tensor);
   check(tensor.scalar_type() == query.scalar_type(), name, " must have the query's dtype");
   check(tensor.device() == query.device(), name, " must be on the query's device");
   return tensor.size(3) <= 1 || tensor.stride(3) == 1 ? tensor : torch::stable::contiguous(tensor);
@@ -53,9 +52,9 @@ AttentionInputs checked_attention(const Tensor& query, const Tensor& key, const 
                                   const std::optional<Tensor>& seed, bool is_causal,
                                   double dropout_p, double scale) {
   check.kernel_dtype(query);
-  check(query.dim() == 4, "query must be [B, heads, Lq, E], got ", text(shape_of(query)));
-  check(key.dim() == 4 && value.dim() == 4, "key and value must be [B, heads, Lk, ..], got ",
-        text(shape_of(key)), " and ", text(shape_of(value)));
+  check(query.dim() == 4, "query must be [B, heads, Lq, E], got ", query);
+  check(key.dim() == 4 && value.dim() == 4, "key and value must be [B, heads, Lk, ..], got ", key,
+        " and ", value);
   const std::int64_t B = query.size(0), heads = query.size(1), Lq = query.size(2);
   const std::int64_t E = query.size(3), Lk = key.size(2), D = value.size(3);
   check(E > 0, "query must have a head size of at least 1, got 0");
@@ -72,7 +71,7 @@ AttentionInputs checked_attention(const Tensor& query, const Tensor& key, const 
     bool fits = given.size() == full.size();
     for (std::size_t i = 0; fits && i < full.size(); ++i)
       fits = given[i] == full[i] || given[i] == 1;
-    check(fits, "mask must broadcast to [B, heads, Lq, Lk] = ", text(full), ", got ", text(given));
+    check(fits, "mask must broadcast to [B, heads, Lq, Lk] = ", full, ", got ", *mask);
     const bool boolean = mask->scalar_type() == ScalarType::Bool;
     check(boolean || mask->scalar_type() == query.scalar_type(),
           "mask must be bool or have the query's dtype");

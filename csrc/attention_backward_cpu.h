@@ -211,8 +211,8 @@ class AttentionBackwardLoop : AttentionTiles<T> {
         Tiles::prefetch(this->next(s_.value, query + r), D);
       }
       if (drops) {
-        this->kept(query + r, key + begin, end - begin, kept + begin);
-        Tiles::multiply(slopes + begin, kept + begin, end - begin);
+        this->kept(query + r, key + begin, end - begin, kept);
+        Tiles::multiply(slopes + begin, kept, end - begin);
       }
       const V log(logs[r]), mean(means[r]);
       for (Index c = begin; c < end; c += w) {
@@ -220,7 +220,7 @@ class AttentionBackwardLoop : AttentionTiles<T> {
         weight.store(weights + c);
         (weight * (V::load(slopes + c) - mean)).store(slopes + c);
       }
-      if (drops) Tiles::multiply(weights + begin, kept + begin, end - begin);
+      if (drops) Tiles::multiply(weights + begin, kept, end - begin);
     }
   }
 

@@ -112,8 +112,8 @@ class AttentionForwardLoop : AttentionTiles<T> {
       }
       total.store(totals_ + (row + r) * w);
       if (s_.dropout == 0) continue;
-      this->kept(query + r, key + begin, end - begin, kept_ + begin);
-      Tiles::multiply(scores + begin, kept_ + begin, end - begin);
+      this->kept(query + r, key + begin, end - begin, kept_);
+      Tiles::multiply(scores + begin, kept_, end - begin);
     }
   }
 

@@ -6,7 +6,7 @@
 
 #include "gemm_cpu.h"
 #include "kernels_cpu.h"
-#include "philox_cpu.h"
+#include "philox.h"
 #include "workspace.h"
 
 namespace fastrnn::FASTRNN_ISA {
@@ -126,14 +126,17 @@ class AttentionTiles {
   }
 
   // 0 where dropout takes a weight of the query away, else 1 / (1 - dropout), for `count` keys from
-  // a multiple of 4 on and the rest of the last vector.
+  // a multiple of 4 on; out has room for a multiple of 64.
   void kept(Index query, Index key, Index count, T* out) const {
-    alignas(64) std::uint32_t words[key_block];
-    const Index quads = ceil_div(ceil_div(count, w) * w, 4);
-    random_words(a_.seed, std::uint32_t(batch_ * a_.heads + head_), std::uint32_t(query),
-                 std::uint32_t(key / 4), quads, words);
+    constexpr int quads = 16;  // at a time, vectors of them
+    alignas(64) std::uint32_t words[4 * quads];
     const T keep = T(1 / (1 - a_.dropout));
-    for (Index i = 0; i < quads * 4; ++i) out[i] = words[i] < a_.dropped_below ? T(0) : keep;
+    for (Index first = 0; first < count; first += 4 * quads) {
+      philox<quads>(a_.seed, std::uint32_t((key + first) / 4),
+                    std::uint32_t(batch_ * a_.heads + head_), std::uint32_t(query), 0, words);
+      for (Index i = 0; i < 4 * quads; ++i)
+        out[first + i] = words[i] < a_.dropped_below ? T(0) : keep;
+    }
   }
 
   // x *= y, whole vectors.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fastrnn import _attention_batching
 from fastrnn._library import LIBRARY
 from fastrnn.regularisers import random_words
 
@@ -124,6 +125,10 @@ def _fake_backward(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
     shape = mask.shape if args[-1] else (0,)
     like = (_empty_rows(t, t.size(-1)) for t in (query, key, value))
     return *like, query.new_empty(shape)
+
+
+torch.library.register_vmap("fastrnn::masked_attention", _attention_batching.forward)
+torch.library.register_vmap("fastrnn::masked_attention_backward", _attention_batching.backward)
 
 
 def below_autograd(*args: Any) -> tuple[Tensor, ...]:

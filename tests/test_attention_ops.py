@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -79,7 +81,35 @@ def test_compiles_without_a_graph_break():
     torch.testing.assert_close(compiled(*tensors), expected)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("batched", [(0, None, 1, None), (None, 0, 0, 0), (2, 0, None, 3)])
+def test_vmap_is_a_loop(batched, case):
+    case = random_case(SIZES, **CASES[case])
+    inputs = [*case.tensors, case.mask]
+    batched = [None if t is None else dim for t, dim in zip(inputs, batched, strict=True)]
+    stacked = [
+        t if dim is None else torch.stack((t, t.flip(-1)), dim)
+        for t, dim in zip(inputs, batched, strict=True)
+    ]
+    differentiable = tuple(range(len(case.differentiable)))
+
+    def run(*inputs):
+        case_ = replace(case, tensors=list(inputs[:3]), mask=inputs[3])
+        return _attention.MaskedAttention.apply(*case_.arguments)[0]
+
+    def gradients(*inputs):
+        return torch.func.grad(lambda *a: run(*a).cos().sum(), differentiable)(*inputs)
+
+    for function in (lambda *inputs: (run(*inputs),), gradients):
+        found = torch.func.vmap(function, in_dims=tuple(batched))(*stacked)
+        for sample in range(2):
+            alone = [
+                t if dim is None else t.select(dim, sample)
+                for t, dim in zip(stacked, batched, strict=True)
+            ]
+            torch.testing.assert_close([f[sample] for f in found], list(function(*alone)))
+
+
 def test_transforms_agree_with_autograd():
     tensors = random_case(SIZES, "bias", True).differentiable
     leaves = [t.clone().requires_grad_() for t in tensors]

@@ -18,7 +18,7 @@ FLOORS = (
     ("regularisers", "_cell"),
     ("cells",),
     ("backends",),
-    ("batching", "_attention", "ops"),
+    ("batching", "_attention_batching", "_attention", "ops"),
     ("_arguments", "_autocast", "attention", "functional", "loss", "packed"),
     ("_checks", "_recurrent", "_rows", "_stack", "_swap", "init"),
     ("_frozen", "streaming", "_layers", "single_step", "custom"),
