@@ -74,7 +74,8 @@ def test_values_and_gradients(size, options, dtype):
 def test_on_lower_instruction_sets(name):
     if os.environ.get("FASTRNN_CPU"):
         pytest.skip("this process was started for one instruction set")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "test_values and (odd or long)"]
+    some = "test_values and (odd or long)"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", some]
     environment = os.environ | {"FASTRNN_CPU": name}
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     if "FASTRNN_CPU must be one of" in found.stdout + found.stderr:
