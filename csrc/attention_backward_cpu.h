@@ -112,13 +112,13 @@ class AttentionBackwardLoop : AttentionTiles<T> {
   void gradients(Blocks query_blocks, Blocks key_blocks, bool of_queries, bool of_keys) {
     const Index E = s_.size, D = s_.value_size, begin = query_blocks.begin * query_block;
     const Index end = smaller(s_.queries, query_blocks.end * query_block);
-    if (of_queries) zero(grad_queries_ + begin * panel_width, s_.queries, end - begin, E);
+    if (of_queries) Tiles::zero(grad_queries_ + begin * panel_width, s_.queries, end - begin, E);
     for (Index key = key_blocks.begin * key_block;
          key < smaller(s_.keys, key_blocks.end * key_block); key += key_block) {
       const Index count = smaller(key_block, s_.keys - key);
       if (of_keys) {
-        zero(grad_keys_, key_block, count, E);
-        zero(grad_values_, key_block, count, D);
+        Tiles::zero(grad_keys_, key_block, count, E);
+        Tiles::zero(grad_values_, key_block, count, D);
       }
       for (Index query = begin; query < end; query += query_block) {
         const Block block = slopes(query, key, of_queries);
@@ -138,13 +138,6 @@ class AttentionBackwardLoop : AttentionTiles<T> {
                     this->at(s_.grad_query, begin), s_.grad_query.row);
   }
 
-  // The first n rows of [panels(width)][stride][panel_width].
-  static void zero(T* panel, Index stride, Index n, Index width) {
-    for (Index p = 0; p < panels(width); ++p)
-      for (Index i = 0; i < n * panel_width; i += w)
-        V(T(0)).store(panel + p * stride * panel_width + i);
-  }
-
   // The rows and columns of a block outside which its weights are 0.
   struct Block {
     Blocks rows, columns;
@@ -158,8 +151,8 @@ class AttentionBackwardLoop : AttentionTiles<T> {
     const Index keys = smaller(key_block, s_.keys - key);
     const RowBlocks<NV> tiles(count);
     Block block{{count, 0}, {key_block, 0}};
-    for (Index t = 0; t < tiles.count; ++t) {
-      const Index first = tiles.start(t), rows = tiles.start(t + 1) - first;
+    for (Index t = 0, first = 0, rows; t < tiles.count; ++t, first += rows) {
+      rows = tiles.start(t + 1) - first;
       const Needed needed = Tiles::needed(query + first, rows, key);
       const Index begin = needed.begin * panel_width;
       for (Index r = first; r < first + rows; ++r)
@@ -227,17 +220,17 @@ class AttentionBackwardLoop : AttentionTiles<T> {
   // out [panels(width)][key_block][panel_width] += a^T b: `a` a block's weights or slopes, b's
   // panels from row `first` on.
   void transposed(const Block& block, const T* a, const T* b, Index first, Index width, T* out) {
-    const Index columns = block.columns.end - block.columns.begin;
-    const RowBlocks<NV> tiles(columns);
-    for (Index p = 0; p < panels(width); ++p)
-      for (Index t = 0; t < tiles.count; ++t) {
-        const Index column = block.columns.begin + tiles.start(t);
-        tile_product<T, NV>(used(width - p * panel_width), tiles.start(t + 1) - tiles.start(t),
-                            a + block.rows.begin * key_block + column, 1, key_block,
-                            b + (p * s_.queries + first) * panel_width,
-                            block.rows.end - block.rows.begin,
+    const RowBlocks<NV> tiles(block.columns.end - block.columns.begin);
+    const Index depth = block.rows.end - block.rows.begin;
+    a += block.rows.begin * key_block + block.columns.begin;
+    out += block.columns.begin * panel_width;
+    for (Index t = 0, column = 0, columns; t < tiles.count; ++t, column += columns) {
+      columns = tiles.start(t + 1) - column;
+      for (Index p = 0; p < panels(width); ++p)
+        tile_product<T, NV>(used(width - p * panel_width), columns, a + column, 1, key_block,
+                            b + (p * s_.queries + first) * panel_width, depth,
                             out + (p * key_block + column) * panel_width);
-      }
+    }
   }
 
   // Adds the slopes to the mask's gradient, which begins as zeros. Each thread owns rows of the

@@ -58,12 +58,13 @@ class AttentionForwardLoop : AttentionTiles<T> {
   void queries(Index head, Index first) {
     const Index count = smaller(query_block, s_.queries - first), size = s_.size;
     Tiles::pack_rows(this->at(s_.query, first), s_.query.row, count, size, T(s_.scale), queries_);
-    for (Index i = 0; i < padded(s_.value_size) * query_block; i += w) V(T(0)).store(sums_ + i);
-    for (Index r = 0; r < count; ++r) most_[r] = -infinity, V(T(0)).store(totals_ + r * w);
+    Tiles::zero(sums_, query_block, count, s_.value_size);
+    for (Index r = 0; r < count; ++r) most_[r] = -infinity;
+    for (Index i = 0; i < count * w; i += w) V(T(0)).store(totals_ + i);
     const RowBlocks<NV> tiles(count);
     for (Index key = 0; key < s_.keys; key += key_block)
-      for (Index t = 0; t < tiles.count; ++t) {
-        const Index row = tiles.start(t), rows = tiles.start(t + 1) - row;
+      for (Index t = 0, row = 0, rows; t < tiles.count; ++t, row += rows) {
+        rows = tiles.start(t + 1) - row;
         const Needed needed = Tiles::needed(first + row, rows, key);
         if (needed.none()) continue;
         scores(first + row, row, rows, key, needed);
@@ -138,20 +139,20 @@ class AttentionForwardLoop : AttentionTiles<T> {
   }
 
   void finish(Index head, Index first, Index count) {
-    T* const out = this->at(s_.output, first);
-    T* const logs = static_cast<T*>(s_.logsumexp) + head * s_.queries + first;
-    alignas(64) T total[query_block];
+    T *const out = this->at(s_.output, first), *const sums = sums_, *const totals = totals_;
+    const Index D = s_.value_size, ld = s_.output.row;
+    alignas(64) T total[query_block] = {};
+    for (Index r = 0; r < count; ++r) total[r] = horizontal(V::load(totals + r * w), Add());
     for (Index r = 0; r < count; ++r) {
-      total[r] = horizontal(V::load(totals_ + r * w), Add());
       const V share(total[r] == 0 ? T(0) : 1 / total[r]);
-      for (Index v = 0; v < ceil_div(s_.value_size, w); ++v)
-        (V::load(sums_ + (v / NV * query_block + r) * panel_width + v % NV * w) * share)
-            .store(out + r * s_.output.row + v * w, s_.value_size - v * w);
+      for (Index v = 0; v * w < D; ++v)
+        (V::load(sums + (v / NV * query_block + r) * panel_width + v % NV * w) * share)
+            .store(out + r * ld + v * w, D - v * w);
     }
+    T* const logs = static_cast<T*>(s_.logsumexp) + head * s_.queries + first;
     for (Index r = 0; r < count; r += w) {
-      const V sum = V::load(total + r), none(infinity);
-      const V log = V::load(most_ + r) + log_positive(sum);
-      V(sum.v == V(T(0)).v ? none.v : log.v).store(logs + r, count - r);
+      const V sum = V::load(total + r), log = V::load(most_ + r) + log_positive(sum);
+      V(sum.v == V(T(0)).v ? V(infinity).v : log.v).store(logs + r, count - r);
     }
   }
 

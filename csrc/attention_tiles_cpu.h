@@ -82,6 +82,13 @@ class AttentionTiles {
             .store(out + i * ld + v * w, k - v * w);
   }
 
+  // The first n rows of [panels(width)][stride][panel_width].
+  static void zero(T* panel, Index stride, Index n, Index width) {
+    for (Index p = 0; p < panels(width); ++p)
+      for (Index i = 0; i < n * panel_width; i += w)
+        V(T(0)).store(panel + p * stride * panel_width + i);
+  }
+
   // The panels of a block of keys that some of these queries attend to, from the first such to the
   // last, and the end of their keys.
   struct Needed {
@@ -103,24 +110,23 @@ class AttentionTiles {
   // tile[rows][stride], a panel's products of scaled queries and keys, to scores: -inf where a
   // query does not attend, and beyond the last key.
   void mask_scores(Index query, Index rows, Index key, int vectors, T* tile, Index stride) const {
-    if (a_.mask_kind != Mask::none)
+    const Index last = a_.keys - key, lanes = vectors * w, column = a_.mask_column;
+    if (const Mask kind = a_.mask_kind; kind != Mask::none)
       for (Index r = 0; r < rows; ++r) {
         const char* mask = mask_at(query + r, key);
-        for (int v = 0; v < vectors; ++v) {
-          T* const here = tile + r * stride + v * w;
-          masked(V::load(here), mask, v * w, a_.keys - key).store(here);
-        }
+        T* const row = tile + r * stride;
+        for (Index v = 0; v < lanes; v += w)
+          masked(V::load(row + v), kind, mask, column, v, last).store(row + v);
       }
-    const Index last = a_.keys - key, lanes = vectors * w;
     if (last >= lanes && !(a_.causal && key + lanes > query + 1)) return;
     Bits lane;
     for (int i = 0; i < int(w); ++i) lane[i] = i;
     for (Index r = 0; r < rows; ++r) {
       const Index allowed = a_.causal ? smaller(last, query + r + 1 - key) : last;
-      for (int v = 0; v < vectors; ++v) {
-        T* const here = tile + r * stride + v * w;
-        const Bits attends = lane < typename C::Whole(allowed - v * w);
-        V(attends ? V::load(here).v : V(-infinity).v).store(here);
+      T* const row = tile + r * stride;
+      for (Index v = smaller(allowed < 0 ? 0 : allowed, lanes) / w * w; v < lanes; v += w) {
+        const Bits attends = lane < typename C::Whole(allowed - v);
+        V(attends ? V::load(row + v).v : V(-infinity).v).store(row + v);
       }
     }
   }
@@ -147,15 +153,16 @@ class AttentionTiles {
   const Attention& a_;
 
  private:
-  // Lanes of x from `place` on whose key the query attends to, -inf in the others; or x with the
-  // mask added. The mask's row has `left` keys.
-  FASTRNN_INLINE V masked(V x, const char* mask, Index place, Index left) const {
-    if (a_.mask_kind == Mask::boolean) {
-      if (a_.mask_column == 0) return *mask ? x : V(-infinity);
-      return V(Bits(V::bytes(mask + place, left - place)) != 0 ? x.v : V(-infinity).v);
+  // Lanes of x, from `place` on in a mask's row of `left` keys, whose key the query attends to,
+  // -inf in the others; or x with the mask added.
+  static FASTRNN_INLINE V masked(V x, Mask kind, const char* mask, Index column, Index place,
+                                 Index left) {
+    if (kind == Mask::boolean) {
+      if (column == 0) return *mask ? x : V(-infinity);
+      return V::bytes(mask + place, left - place) != 0 ? x.v : V(-infinity).v;
     }
     const T* const values = reinterpret_cast<const T*>(mask);
-    return x + (a_.mask_column == 0 ? V(*values) : V::load(values + place, left - place));
+    return x + (column == 0 ? V(*values) : V::load(values + place, left - place));
   }
 
   // Whether the mask leaves none of a panel's keys to any of these queries.
@@ -165,7 +172,7 @@ class AttentionTiles {
     for (Index r = 0; r < rows; ++r) {
       const char* mask = mask_at(query + r, key);
       for (Index v = 0; v < lanes; v += w) {
-        const V x = masked(V(T(0)), mask, v, a_.keys - key);
+        const V x = masked(V(T(0)), a_.mask_kind, mask, a_.mask_column, v, a_.keys - key);
         for (int i = 0; i < smaller(w, lanes - v); ++i)
           if (!(x.v[i] == -infinity)) return false;
       }
