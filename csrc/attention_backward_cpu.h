@@ -185,11 +185,11 @@ class AttentionBackwardLoop : AttentionTiles<T> {
       const Index column = p * panel_width;
       const int vectors = used(needed.keys - column);
       tile_product<T, NV>(vectors, rows, query_rows_ + query * E_row, E_row, 1,
-                          keys_by_column_ + (key + column) * E, E, weights + column, key_block,
-                          true);
+                          keys_by_column_ + (key + column) * E, E, weights + column, false,
+                          key_block);
       tile_product<T, NV>(vectors, rows, grad_rows_ + query * D_row, D_row, 1,
-                          values_by_column_ + (key + column) * D, D, slopes + column, key_block,
-                          true);
+                          values_by_column_ + (key + column) * D, D, slopes + column, false,
+                          key_block);
       this->mask_scores(query, rows, key + column, vectors, weights + column, key_block);
     }
     const T* logs = static_cast<const T*>(s_.logsumexp) + packed_ * s_.queries + query;

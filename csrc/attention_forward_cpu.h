@@ -83,8 +83,8 @@ class AttentionForwardLoop : AttentionTiles<T> {
       T* const tile = scores_ + p * panel_width;
       const int vectors = used(needed.keys - p * panel_width);
       tile_product<T, NV>(vectors, rows, queries_ + row * s_.size, s_.size, 1,
-                          keys_ + (key + p * panel_width) * s_.size, s_.size, tile, key_block,
-                          true);
+                          keys_ + (key + p * panel_width) * s_.size, s_.size, tile, false,
+                          key_block);
       this->mask_scores(query, rows, key + p * panel_width, vectors, tile, key_block);
     }
   }
