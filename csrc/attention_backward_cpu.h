@@ -103,7 +103,7 @@ class AttentionBackwardLoop : AttentionTiles<T> {
       for (Index c = 0; c < D; c += w)
         sum = sum + V::load(grad + i * s_.grad_output.row + c, D - c) *
                         V::load(out + i * s_.output.row + c, D - c);
-      means_[i] = horizontal(sum, Add());
+      means_[i] = across(sum, Add());
     }
   }
 
@@ -264,7 +264,7 @@ class AttentionBackwardLoop : AttentionTiles<T> {
         else
           (V::load(out + c, lanes) + slope).store(out + c, lanes);
       }
-      if (s_.grad_mask_column == 0) *out += horizontal(sum, Add());
+      if (s_.grad_mask_column == 0) *out += across(sum, Add());
     }
   }
 

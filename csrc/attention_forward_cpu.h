@@ -102,7 +102,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
       const T before = most_[row + r];
       V high(before);
       for (Index c = begin; c < end; c += w) high = Larger()(high, V::load(scores + c));
-      const T most = horizontal(high, Larger());
+      const T most = across(high, Larger());
       const V base(most == -infinity ? T(0) : most);
       if (most > before) fade(row + r, before, most);
       V total = V::load(totals_ + (row + r) * w);
@@ -142,7 +142,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
     T *const out = this->at(s_.output, first), *const sums = sums_, *const totals = totals_;
     const Index D = s_.value_size, ld = s_.output.row;
     alignas(64) T total[query_block] = {};
-    for (Index r = 0; r < count; ++r) total[r] = horizontal(V::load(totals + r * w), Add());
+    for (Index r = 0; r < count; ++r) total[r] = across(V::load(totals + r * w), Add());
     for (Index r = 0; r < count; ++r) {
       const V share(total[r] == 0 ? T(0) : 1 / total[r]);
       for (Index v = 0; v * w < D; ++v)

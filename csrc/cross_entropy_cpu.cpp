@@ -8,6 +8,13 @@
 namespace fastrnn::FASTRNN_ISA {
 
 template <class T>
+FASTRNN_INLINE T horizontal(Vec<T> x, T (*combine)(T, T)) {
+  T result = x.v[0];
+  for (int lane = 1; lane < Vec<T>::width; ++lane) result = combine(result, x.v[lane]);
+  return result;
+}
+
+template <class T>
 class CrossEntropyLoop {
   using V = Vec<T>;
   static constexpr Index w = V::width;
@@ -84,9 +91,13 @@ class CrossEntropyLoop {
     }
     const T smoothing = T(s_.label_smoothing), scale = T(s_.scale);
     const Index whole = C / w * w;
+    T most = x[0];
     V high(x[0]);
-    for (Index i = 0; i < whole; i += w) high = Larger()(high, V::load(x + i));
-    T most = horizontal(high, Larger());
+    for (Index i = 0; i < whole; i += w) {
+      const V here = V::load(x + i);
+      high.v = here.v > high.v ? here.v : high.v;
+    }
+    most = horizontal<T>(high, [](T a, T b) { return b > a ? b : a; });
     for (Index i = whole; i < C; ++i) most = x[i] > most ? x[i] : most;
 
     // sum of exp(x - most), and of x - most for smoothing; lanes beyond the row add nothing.
@@ -107,11 +118,12 @@ class CrossEntropyLoop {
       // The target's logit is read below, before it is overwritten.
       if (s_.grad_hidden && !(target >= i && target < i + w)) e.store(x + i, C - i);
     }
-    const T total = horizontal(exps, Add()), at_target = x[target] - most;
+    const auto add = [](T a, T b) { return a + b; };
+    const T total = horizontal<T>(exps, add), at_target = x[target] - most;
     const T log_total = T(__builtin_log(double(total)));
     loss = scale * (log_total - (1 - smoothing) * at_target);
     // Not 0 * sum: the sum may be infinite.
-    if (smoothing > 0) loss -= scale * smoothing * (horizontal(shifted, Add()) / T(C));
+    if (smoothing > 0) loss -= scale * smoothing * (horizontal<T>(shifted, add) / T(C));
     if (!s_.grad_hidden) return;
     const Index block = target / w * w;
     const V e = exp_negative(V::load(x + block, C - block) - V(most));

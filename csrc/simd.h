@@ -174,9 +174,9 @@ FASTRNN_INLINE Vec<T> fold(Vec<T> x, const Combine& combine, std::index_sequence
 }
 
 template <class T, class Combine, int Block = Vec<T>::width / 2>
-FASTRNN_INLINE T horizontal(Vec<T> x, const Combine& combine) {
+FASTRNN_INLINE T across(Vec<T> x, const Combine& combine) {
   if constexpr (Block > 0)
-    return horizontal<T, Combine, Block / 2>(
+    return across<T, Combine, Block / 2>(
         fold<Block>(x, combine, std::make_index_sequence<Vec<T>::width>()), combine);
   else
     return x.v[0];
