@@ -74,8 +74,7 @@ void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, 
 // The kernel of this many rows.
 template <class T, int NV, int Used, int Rows = tile_rows<NV>>
 FASTRNN_INLINE void with_rows(Index rows, const T* a, Index row_stride, Index k_stride,
-                              const T* panel, Index k, T* tile, bool accumulate,
-                              Index stride) {
+                              const T* panel, Index k, T* tile, bool accumulate, Index stride) {
   if (rows == Rows)
     return micro_kernel<T, Rows, NV, Used>(a, row_stride, k_stride, panel, k, tile, accumulate,
                                            stride);
