@@ -15,6 +15,7 @@ struct InstructionSet {
   bool supported;
   const CellKernels* (*kernels)(const char* cell, int dtype_bytes);
   const Kernel<CrossEntropy>* (*cross_entropy)(int dtype_bytes);
+  const AttentionKernels* (*attention)(int dtype_bytes);
   double (*multiply_adds)(const Team& team, std::int64_t rounds);
   float (*read_memory)(const Team& team, const float* data, std::int64_t count,
                        std::int64_t rounds);

@@ -28,13 +28,13 @@ struct RowBlocks {
   const Index count, rows;
 };
 
-// tile[rows][NV * width] = a[rows, k] panel[k][NV * width], over the first `Used` vectors of each,
+// tile[rows][stride] = a[rows, k] panel[k][NV * width], over the first `Used` vectors of each,
 // or += if `accumulate`: the product is summed before, since a small term rounds against its own
 // sum, not against a larger one. A small tile has too few sums to hide a multiply-add's latency, so
 // each is split into `Split` that take k in turns.
 template <class T, int Rows, int NV, int Used>
 void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, Index k, T* tile,
-                  bool accumulate) {
+                  bool accumulate, Index stride = NV * width<T>) {
   using V = Vec<T>;
   constexpr int w = V::width, Split = Rows * Used >= 8 ? 1 : Rows * Used >= 4 ? 2 : 4;
   V sum[Split][Rows][Used];
@@ -66,19 +66,21 @@ void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, 
     for (int v = 0; v < Used; ++v) {
 #pragma GCC unroll 4
       for (int s = 1; s < Split; ++s) sum[0][r][v] = sum[0][r][v] + sum[s][r][v];
-      if (accumulate) sum[0][r][v] = V::load(tile + (r * NV + v) * w) + sum[0][r][v];
-      sum[0][r][v].store(tile + (r * NV + v) * w);
+      if (accumulate) sum[0][r][v] = V::load(tile + r * stride + v * w) + sum[0][r][v];
+      sum[0][r][v].store(tile + r * stride + v * w);
     }
 }
 
 // The kernel of this many rows.
 template <class T, int NV, int Used, int Rows = tile_rows<NV>>
 FASTRNN_INLINE void with_rows(Index rows, const T* a, Index row_stride, Index k_stride,
-                              const T* panel, Index k, T* tile, bool accumulate) {
+                              const T* panel, Index k, T* tile, bool accumulate, Index stride) {
   if (rows == Rows)
-    return micro_kernel<T, Rows, NV, Used>(a, row_stride, k_stride, panel, k, tile, accumulate);
+    return micro_kernel<T, Rows, NV, Used>(a, row_stride, k_stride, panel, k, tile, accumulate,
+                                           stride);
   if constexpr (Rows > 1)
-    with_rows<T, NV, Used, Rows - 1>(rows, a, row_stride, k_stride, panel, k, tile, accumulate);
+    with_rows<T, NV, Used, Rows - 1>(rows, a, row_stride, k_stride, panel, k, tile, accumulate,
+                                     stride);
 }
 
 // A panel that needs only half of its vectors (the last one, as a rule) does half the work.
@@ -92,11 +94,13 @@ constexpr int vectors_used(Index needed) {
 
 template <class T, int NV>
 FASTRNN_INLINE void tile_product(int used, Index rows, const T* a, Index row_stride, Index k_stride,
-                                 const T* panel, Index k, T* tile, bool accumulate = true) {
+                                 const T* panel, Index k, T* tile, bool accumulate = true,
+                                 Index stride = NV * width<T>) {
   if (used == NV)
-    with_rows<T, NV, NV>(rows, a, row_stride, k_stride, panel, k, tile, accumulate);
+    with_rows<T, NV, NV>(rows, a, row_stride, k_stride, panel, k, tile, accumulate, stride);
   else
-    with_rows<T, NV, half_panel<NV>>(rows, a, row_stride, k_stride, panel, k, tile, accumulate);
+    with_rows<T, NV, half_panel<NV>>(rows, a, row_stride, k_stride, panel, k, tile, accumulate,
+                                     stride);
 }
 
 // The tiles of a product, panel by panel, dealt to the threads by the work in them. Half of the
@@ -186,13 +190,23 @@ void pack_columns_transposed(const T* source, Index ld, Index lanes, Index k, T*
   for (Index k0 = 0; k0 < k; k0 += w) {
     const Index depth = smaller(w, k - k0);
     Vec<T> square[w];
+    if (lanes == w && depth == w) {  // as a rule
 #pragma GCC unroll 16
-    for (Index lane = 0; lane < w; ++lane)
-      square[lane] = Vec<T>::load(source + lane * ld + k0, lane < lanes ? depth : 0);
+      for (Index lane = 0; lane < w; ++lane) square[lane] = Vec<T>::load(source + lane * ld + k0);
+    } else {
+#pragma GCC unroll 16
+      for (Index lane = 0; lane < w; ++lane)
+        square[lane] = Vec<T>::load(source + lane * ld + k0, lane < lanes ? depth : 0);
+    }
     transpose(square);
+    if (depth == w) {
 #pragma GCC unroll 16
-    for (Index i = 0; i < w; ++i)
-      if (i < depth) square[i].store(out + (k0 + i) * stride);
+      for (Index i = 0; i < w; ++i) square[i].store(out + (k0 + i) * stride);
+    } else {
+#pragma GCC unroll 16
+      for (Index i = 0; i < w; ++i)
+        if (i < depth) square[i].store(out + (k0 + i) * stride);
+    }
   }
 }
 

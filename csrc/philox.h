@@ -13,18 +13,17 @@ namespace fastrnn::FASTRNN_ISA {
 template <int Count>
 FASTRNN_INLINE void philox(std::uint64_t seed, std::uint32_t quad, std::uint32_t sequence,
                            std::uint32_t step, std::uint32_t state, std::uint32_t* out) {
-  std::uint32_t a[Count], b[Count], c[Count], d[Count];
-  for (int i = 0; i < Count; ++i) a[i] = quad + i, b[i] = sequence, c[i] = step, d[i] = state;
-  std::uint32_t m = std::uint32_t(seed), n = std::uint32_t(seed >> 32);
-  for (int round = 0; round < 10; ++round, m += 0x9E3779B9u, n += 0xBB67AE85u)
-    for (int i = 0; i < Count; ++i) {
-      const std::uint64_t x = std::uint64_t(a[i]) * 0xD2511F53u;
-      const std::uint64_t y = std::uint64_t(c[i]) * 0xCD9E8D57u;
-      a[i] = std::uint32_t(y >> 32) ^ b[i] ^ m, b[i] = std::uint32_t(y);
-      c[i] = std::uint32_t(x >> 32) ^ d[i] ^ n, d[i] = std::uint32_t(x);
+  for (int i = 0; i < Count; ++i) {
+    std::uint32_t a = quad + i, b = sequence, c = step, d = state;
+    std::uint32_t m = std::uint32_t(seed), n = std::uint32_t(seed >> 32);
+#pragma GCC unroll 10
+    for (int round = 0; round < 10; ++round, m += 0x9E3779B9u, n += 0xBB67AE85u) {
+      const std::uint64_t x = std::uint64_t(a) * 0xD2511F53u, y = std::uint64_t(c) * 0xCD9E8D57u;
+      a = std::uint32_t(y >> 32) ^ b ^ m, b = std::uint32_t(y);
+      c = std::uint32_t(x >> 32) ^ d ^ n, d = std::uint32_t(x);
     }
-  for (int i = 0; i < Count; ++i)
-    out[4 * i] = a[i], out[4 * i + 1] = b[i], out[4 * i + 2] = c[i], out[4 * i + 3] = d[i];
+    out[4 * i] = a, out[4 * i + 1] = b, out[4 * i + 2] = c, out[4 * i + 3] = d;
+  }
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -31,7 +31,8 @@ struct Constants;
 template <>
 struct Constants<float> {
   typedef float Register __attribute__((vector_size(vector_bytes)));
-  typedef std::int32_t Bits __attribute__((vector_size(vector_bytes)));
+  typedef std::int32_t Whole;
+  typedef Whole Bits __attribute__((vector_size(vector_bytes)));
   static constexpr int mantissa = 23, bias = 127, degree = 7;
   static constexpr float round = 0x1.8p23f;  // adding it leaves the integer in the low bits
   static constexpr float ln2_high = 0x1.63p-1f, ln2_low = -0x1.bd0106p-13f;
@@ -41,7 +42,8 @@ struct Constants<float> {
 template <>
 struct Constants<double> {
   typedef double Register __attribute__((vector_size(vector_bytes)));
-  typedef std::int64_t Bits __attribute__((vector_size(vector_bytes)));
+  typedef std::int64_t Whole;
+  typedef Whole Bits __attribute__((vector_size(vector_bytes)));
   static constexpr int mantissa = 52, bias = 1023, degree = 13;
   static constexpr double round = 0x1.8p52;
   static constexpr double ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;
@@ -91,6 +93,25 @@ struct Vec {
       _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), __m512d(v));
 #else
     for (Index i = 0; i < n; ++i) p[i] = v[i];
+#endif
+  }
+
+  // The first n bytes at p, each as a lane of its sign; 0 in the others.
+  static FASTRNN_INLINE typename Constants<T>::Bits bytes(const char* p, Index n) {
+#ifdef __AVX512F__
+    const __mmask16 some = __mmask16(n >= 16 ? 0xFFFF : (1u << n) - 1);
+    const __m128i b = _mm_maskz_loadu_epi8(some & ((1u << width) - 1), p);
+    if constexpr (sizeof(T) == 4)
+      return typename Constants<T>::Bits(_mm512_maskz_cvtepi8_epi32(0xFFFF, b));
+    else
+      return typename Constants<T>::Bits(_mm512_maskz_cvtepi8_epi64(0xFF, b));
+#else
+    typename Constants<T>::Bits r{};
+    if (n >= width)
+      for (int i = 0; i < width; ++i) r[i] = p[i];
+    else
+      for (Index i = 0; i < n; ++i) r[i] = p[i];
+    return r;
 #endif
   }
 
@@ -146,6 +167,36 @@ FASTRNN_INLINE void transpose(Vec<T>* x) {
   }
 }
 
+// All lanes of x combined, by halves.
+template <int Block, class T, class Combine, std::size_t... Lane>
+FASTRNN_INLINE Vec<T> fold(Vec<T> x, const Combine& combine, std::index_sequence<Lane...>) {
+  return combine(x, Vec<T>(shuffle<T, (Lane ^ Block)...>(x.v, x.v)));
+}
+
+template <class T, class Combine, int Block = Vec<T>::width / 2>
+FASTRNN_INLINE T across(Vec<T> x, const Combine& combine) {
+  if constexpr (Block > 0)
+    return across<T, Combine, Block / 2>(
+        fold<Block>(x, combine, std::make_index_sequence<Vec<T>::width>()), combine);
+  else
+    return x.v[0];
+}
+
+struct Add {
+  template <class T>
+  FASTRNN_INLINE Vec<T> operator()(Vec<T> a, Vec<T> b) const {
+    return a + b;
+  }
+};
+
+// The larger; a where one is NaN.
+struct Larger {
+  template <class T>
+  FASTRNN_INLINE Vec<T> operator()(Vec<T> a, Vec<T> b) const {
+    return b.v > a.v ? b.v : a.v;
+  }
+};
+
 // x within [-limit, limit]; NaN stays.
 template <class T>
 FASTRNN_INLINE Vec<T> clamp(Vec<T> x, T limit) {
@@ -182,6 +233,33 @@ FASTRNN_INLINE Vec<T> exp_negative(Vec<T> x) {
   Vec<T> scale, fraction;
   split_exp(clamp(x, Constants<T>::exp_limit), scale, fraction);
   return scale * fraction + scale;
+}
+
+// exp of x <= 0, and 0 of what is below T's smallest normal number, -inf too; NaN stays.
+template <class T>
+FASTRNN_INLINE Vec<T> exp_or_zero(Vec<T> x) {
+  Vec<T> scale, fraction;
+  split_exp(x, scale, fraction);
+  const Vec<T> y = scale * fraction + scale;
+  return x.v < Vec<T>(-Constants<T>::exp_limit).v ? Vec<T>(T(0)).v : y.v;
+}
+
+// log of x >= 1 (0 may come, what it gives is not to be read): the exponent and mantissa taken for
+// a line, then two of Halley's steps towards exp(y) = x, each of which cubes the error.
+template <class T>
+FASTRNN_INLINE Vec<T> log_positive(Vec<T> x) {
+  using C = Constants<T>;
+  using V = Vec<T>;
+  const auto bits = __builtin_convertvector(typename C::Bits(x.v), typename V::Register);
+  V y = (V(bits) * V(T(1) / T(typename C::Whole(1) << C::mantissa)) - V(T(C::bias))) *
+        V(T(0.6931471805599453));
+  for (int step = 0; step < 2; ++step) {
+    V scale, fraction;
+    split_exp(y, scale, fraction);
+    const V e = scale * fraction + scale;
+    y = y + (x - e) / (x + e) * V(T(2));
+  }
+  return y;
 }
 
 template <class T>

@@ -2,11 +2,13 @@
 
 from fastrnn import init, onnx
 from fastrnn._version import __version__
+from fastrnn.attention import masked_attention
 from fastrnn.backends import show_config, use_backend
 from fastrnn.cells import CELLS
 from fastrnn.functional import explain, recurrence
 from fastrnn.loss import linear_cross_entropy
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, RNNOf, accelerate
+from fastrnn.multihead import MultiHeadAttention
 
 __all__ = [
     "CELLS",
@@ -15,6 +17,7 @@ __all__ = [
     "RNN",
     "GRUCell",
     "LSTMCell",
+    "MultiHeadAttention",
     "RNNCell",
     "RNNOf",
     "__version__",
@@ -22,6 +25,7 @@ __all__ = [
     "explain",
     "init",
     "linear_cross_entropy",
+    "masked_attention",
     "onnx",
     "recurrence",
     "show_config",

@@ -18,6 +18,8 @@ _INPUTS = (
 )
 # Everything about a recurrence that no gradient flows to.
 _ROWS = "Tensor batch_sizes, Tensor? resets, Tensor? seed, Tensor? sequences, float[] zoneout"
+_ATTENTION = "Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? seed"
+_ATTENTION_OPTIONS = "bool is_causal, float dropout_p, float scale"
 _SCHEMAS = (
     f"recurrence({_INPUTS}, {_ROWS}, str cell, bool reverse, bool save)"
     " -> (Tensor output, Tensor state_n, Tensor cells, Tensor reserve)",
@@ -29,6 +31,10 @@ _SCHEMAS = (
     "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
     "int ignore_index, float label_smoothing, bool mean, bool gradients)"
     " -> (Tensor losses, Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
+    f"masked_attention({_ATTENTION}, {_ATTENTION_OPTIONS}) -> (Tensor output, Tensor logsumexp)",
+    f"masked_attention_backward(Tensor grad_output, {_ATTENTION}, Tensor output, "
+    f"Tensor logsumexp, {_ATTENTION_OPTIONS}, bool mask_grad)"
+    " -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_mask)",
     # Inference with weights packed beforehand: what packing gives is for this process only.
     "pack_weights(Tensor weight_ih, Tensor weight_hh, str cell) -> Tensor packed",
     "recurrence_packed(Tensor input, Tensor state, Tensor packed, Tensor? bias_ih, "

@@ -55,7 +55,9 @@ def _folded_rows(dims: Dims, rows: tuple[Any, ...], batch: int, samples: int) ->
     )
 
 
-def _one_by_one(op: Any, samples: int, dims: Dims, args: tuple[Any, ...]) -> tuple[Any, Any]:
+def one_by_one(op: Any, samples: int, dims: Dims, args: tuple[Any, ...]) -> tuple[Any, Any]:
+    """An operator under vmap as a loop over the samples."""
+
     def of_sample(v: int) -> tuple[Any, ...]:
         pairs = zip(args, dims, strict=True)
         return tuple(a if not isinstance(d, int) else a.select(d, v) for a, d in pairs)
@@ -75,7 +77,7 @@ def forward(info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
     """`fastrnn::recurrence` of several samples: one call where they share the weights."""
     op, samples = torch.ops.fastrnn.recurrence.default, info.batch_size
     if not _foldable(dims, _ROWS_FROM):
-        return _one_by_one(op, samples, dims, args)
+        return one_by_one(op, samples, dims, args)
     batch = _batch(args[1], dims[1])
     output, state_n, cells, reserve = op(
         _folded(args[0], dims[0], 0, samples),
@@ -95,7 +97,7 @@ def backward(info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
     weight_grad = args[-1]
     # Each sample's gradient of the weights is a product of its own.
     if weight_grad or not _foldable(dims, 3 + _ROWS_FROM):
-        return _one_by_one(op, samples, dims, args)
+        return one_by_one(op, samples, dims, args)
     batch = _batch(args[4], dims[4])
     folds = dict.fromkeys((0, 3, 14, 16), 0) | dict.fromkeys((1, 2, 4, 15), 1)
     folded = [

@@ -12,6 +12,7 @@ from fastrnn import _arguments, cells, ops
 from fastrnn._arguments import Rates
 from fastrnn._autocast import autocasts
 from fastrnn._cell import Tensors
+from fastrnn.attention import masked_attention as masked_attention
 from fastrnn.backends import choose, chosen, lacking
 from fastrnn.cells import CELLS, COMPILED
 from fastrnn.regularisers import PLAIN, LayerNorm

@@ -95,16 +95,23 @@ def random_layer(
 
 
 def assert_as_close_as_torch(
-    name: str, ours: Tensor, torchs: Tensor, exact: Tensor, floor: float
+    name: str,
+    ours: Tensor,
+    torchs: Tensor,
+    exact: Tensor,
+    floor: float,
+    largest: float | None = None,
 ) -> None:
     """Our error against float64 is at most twice torch's own at that dtype, plus the floor.
 
-    The floor is relative to the largest exact value: a few roundings of the dtype.
+    The floor is relative to the largest exact value (or to `largest`, where sums cancel): a few
+    roundings of the dtype.
     """
     assert ours.shape == exact.shape, name
     if exact.numel() == 0:
         return
     assert not ours.isnan().any(), f"{name} has NaN"
     error = (ours.double() - exact).abs().max().item()
-    allowed = 2 * (torchs.double() - exact).abs().max().item() + floor * exact.abs().max().item()
+    largest = exact.abs().max().item() if largest is None else largest
+    allowed = 2 * (torchs.double() - exact).abs().max().item() + floor * largest
     assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"

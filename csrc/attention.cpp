@@ -1,0 +1,148 @@
+// The operators fastrnn::masked_attention and its backward on CPU tensors; `fastrnn/_attention.py`
+// holds their defaults and says what they compute.
+#include "attention.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+#include <tuple>
+
+#include "dispatch.h"
+
+namespace fastrnn {
+
+namespace {
+
+using torch::headeronly::ScalarType;
+constexpr Checks check{"masked_attention"};
+
+// [B, heads, L, width] with contiguous rows.
+Tensor with_rows(const char* name, const Tensor& tensor, const Shape& shape, const Tensor& query) {
+  check(shape_of(tensor) == shape, name, " must be ", shape, ", got ", tensor);
+  check(tensor.scalar_type() == query.scalar_type(), name, " must have the query's dtype");
+  check(tensor.device() == query.device(), name, " must be on the query's device");
+  return tensor.size(3) <= 1 || tensor.stride(3) == 1 ? tensor : torch::stable::contiguous(tensor);
+}
+
+std::int64_t column_stride(const Tensor& tensor) {
+  return tensor.size(3) == 1 ? 0 : tensor.stride(3);
+}
+
+// A result for rows of `width`, its heads inside its rows in memory where they are so in `like`:
+// the views that torch.nn's projections take need no copy then.
+Tensor empty_rows(const Tensor& like, std::int64_t width) {
+  const std::int64_t B = like.size(0), heads = like.size(1), L = like.size(2);
+  if (like.stride(1) >= like.stride(2)) return torch::stable::new_empty(like, {B, heads, L, width});
+  return torch::stable::transpose(torch::stable::new_empty(like, {B, L, heads, width}), 1, 2);
+}
+
+std::int64_t work(const Attention& a) {
+  return a.batch * a.heads * a.queries * a.keys * (a.size + a.value_size);
+}
+
+}  // namespace
+
+Heads heads_of(const Tensor& tensor) {
+  const auto stride = [&](int axis) { return tensor.size(axis) == 1 ? 0 : tensor.stride(axis); };
+  return {tensor.data_ptr(), stride(0), stride(1), stride(2)};
+}
+
+AttentionInputs checked_attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                                  const std::optional<Tensor>& mask,
+                                  const std::optional<Tensor>& seed, bool is_causal,
+                                  double dropout_p, double scale) {
+  check.kernel_dtype(query);
+  check(query.dim() == 4, "query must be [B, heads, Lq, E], got ", query);
+  check(key.dim() == 4 && value.dim() == 4, "key and value must be [B, heads, Lk, ..], got ", key,
+        " and ", value);
+  const std::int64_t B = query.size(0), heads = query.size(1), Lq = query.size(2);
+  const std::int64_t E = query.size(3), Lk = key.size(2), D = value.size(3);
+  check(E > 0, "query must have a head size of at least 1, got 0");
+  AttentionInputs in{with_rows("query", query, {B, heads, Lq, E}, query),
+                     with_rows("key", key, {B, heads, Lk, E}, query),
+                     with_rows("value", value, {B, heads, Lk, D}, query),
+                     std::nullopt,
+                     {}};
+  in.arguments = {B, heads, Lq, Lk, E, D, heads_of(in.query), heads_of(in.key), heads_of(in.value)};
+  Attention& a = in.arguments;
+  a.causal = is_causal, a.scale = scale;
+  if (mask) {
+    const Shape full{B, heads, Lq, Lk}, given = shape_of(*mask);
+    bool fits = given.size() == full.size();
+    for (std::size_t i = 0; fits && i < full.size(); ++i)
+      fits = given[i] == full[i] || given[i] == 1;
+    check(fits, "mask must broadcast to [B, heads, Lq, Lk] = ", full, ", got ", *mask);
+    const bool boolean = mask->scalar_type() == ScalarType::Bool;
+    check(boolean || mask->scalar_type() == query.scalar_type(),
+          "mask must be bool or have the query's dtype");
+    check(mask->is_cpu(), "mask must be on the query's device");
+    in.mask = column_stride(*mask) <= 1 ? *mask : torch::stable::contiguous(*mask);
+    a.mask_kind = boolean ? Mask::boolean : Mask::additive;
+    a.mask = heads_of(*in.mask), a.mask_column = column_stride(*in.mask);
+  }
+  check(dropout_p >= 0 && dropout_p < 1, "dropout_p must be in [0, 1), got ", dropout_p);
+  if (seed) {
+    check(seed->is_cpu() && seed->scalar_type() == ScalarType::Long && seed->numel() == 1,
+          "seed must be a CPU int64 tensor of one value");
+    a.dropout = dropout_p;
+    a.dropped_below = std::uint32_t(std::fmin(std::nearbyint(dropout_p * 0x1p32), 0xFFFFFFFFp0));
+    a.seed = std::uint64_t(*seed->const_data_ptr<std::int64_t>());
+  }
+  return in;
+}
+
+namespace {
+
+std::tuple<Tensor, Tensor> masked_attention(const Tensor& query, const Tensor& key,
+                                            const Tensor& value, const std::optional<Tensor>& mask,
+                                            const std::optional<Tensor>& seed, bool is_causal,
+                                            double dropout_p, double scale) {
+  const AttentionInputs in =
+      checked_attention(query, key, value, mask, seed, is_causal, dropout_p, scale);
+  const Attention& a = in.arguments;
+  Tensor output = empty_rows(query, a.value_size);
+  Tensor logsumexp = torch::stable::new_empty(query, {a.batch, a.heads, a.queries});
+  const AttentionForward arguments{a, heads_of(output), logsumexp.mutable_data_ptr()};
+  run(instruction_set().attention(int(query.element_size()))->forward, arguments, work(a));
+  return {output, logsumexp};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> masked_attention_backward(
+    const Tensor& grad_output, const Tensor& query, const Tensor& key, const Tensor& value,
+    const std::optional<Tensor>& mask, const std::optional<Tensor>& seed, const Tensor& output,
+    const Tensor& logsumexp, bool is_causal, double dropout_p, double scale, bool mask_grad) {
+  const AttentionInputs in =
+      checked_attention(query, key, value, mask, seed, is_causal, dropout_p, scale);
+  const Attention& a = in.arguments;
+  const Shape rows{a.batch, a.heads, a.queries, a.value_size};
+  const Tensor grad = with_rows("grad_output", grad_output, rows, query);
+  const Tensor out = with_rows("output", output, rows, query);
+  const Tensor logs = check.tensor("logsumexp", logsumexp, {rows[0], rows[1], rows[2]}, query);
+  check(!mask_grad || a.mask_kind == Mask::additive, "mask_grad needs an additive mask");
+  Tensor grad_query = empty_rows(query, a.size), grad_key = empty_rows(key, a.size);
+  Tensor grad_value = empty_rows(value, a.value_size);
+  Tensor grad_mask = torch::stable::new_empty(query, mask_grad ? shape_of(*mask) : Shape{0});
+  AttentionBackward arguments{a,
+                              heads_of(grad),
+                              heads_of(out),
+                              logs.const_data_ptr(),
+                              heads_of(grad_query),
+                              heads_of(grad_key),
+                              heads_of(grad_value)};
+  if (mask_grad) {
+    torch::stable::zero_(grad_mask);
+    arguments.grad_mask = heads_of(grad_mask);
+    arguments.grad_mask_column = column_stride(grad_mask);
+  }
+  run(instruction_set().attention(int(query.element_size()))->backward, arguments, work(a));
+  return {grad_query, grad_key, grad_value, grad_mask};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
+  m.impl("masked_attention", TORCH_BOX(&masked_attention));
+  m.impl("masked_attention_backward", TORCH_BOX(&masked_attention_backward));
+}
+
+}  // namespace fastrnn

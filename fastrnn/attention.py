@@ -1,0 +1,109 @@
+"""Masked-softmax attention as a function of tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrnn import _attention
+from fastrnn._autocast import lower_dtype
+from fastrnn.backends import chosen
+
+
+def masked_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(scale query key^T + mask) value, nothing of size Lq x Lk in memory.
+
+    On CPUs float32 and float64 run as they are, float16 and bfloat16 in float32.
+
+    Args:
+        query: [B, heads, Lq, E], or any other leading axes.
+        key: [B, heads, Lk, E].
+        value: [B, heads, Lk, D].
+        mask: boolean or integer (True or not 0: attend), or of the query's dtype and added to the
+            scaled scores; broadcastable to [B, heads, Lq, Lk]; default None: attend to all.
+        is_causal: query i attends to keys j <= i only, together with the mask; default False.
+        dropout_p: probability of dropping a weight, in [0, 1), from torch's generator; default 0.
+        scale: of the scores; default None: 1 / sqrt(E).
+
+    Returns:
+        [B, heads, Lq, D]; zeros where a query may attend to nothing, whose gradients are zeros too.
+
+    Raises:
+        ValueError: an argument's shape, dtype, device or value does not fit.
+        RuntimeError: an explicitly chosen backend cannot run it.
+
+    Source: Vaswani et al. 2017, eq. 1.
+    """
+    lower = lower_dtype(query)
+    if lower is not None:
+        query, key, value = (t.to(lower) for t in (query, key, value))
+        mask = mask.to(lower) if mask is not None and mask.is_floating_point() else mask
+    _check(query, key, value, mask, dropout_p)
+    lead, dtype = query.shape[:-2], query.dtype
+    if mask is not None:
+        mask = mask if mask.is_floating_point() or mask.dtype == torch.bool else mask != 0
+        mask = mask.reshape((1,) * (query.dim() - mask.dim()) + mask.shape)
+        mask = _four_axes(mask if len(lead) < 3 else mask.expand(*lead, *mask.shape[-2:]))
+    tensors = [_four_axes(t) for t in (query, key, value)]
+    if query.is_cpu and dtype in (torch.float16, torch.bfloat16):
+        tensors = [t.float() for t in tensors]
+        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
+    seed = torch.randint(2**63 - 1, (1,), device=query.device) if dropout_p else None
+    scale = query.size(-1) ** -0.5 if scale is None else scale
+    args: Any = (*tensors, mask, seed, is_causal, float(dropout_p), float(scale))
+    if chosen(tensors[0]) == "reference":
+        output = _attention.reference(*args)[0]
+    elif torch.is_grad_enabled():
+        output = _attention.MaskedAttention.apply(*args)[0]
+    else:
+        output = _attention.below_autograd(*args)[0]
+    result: Tensor = output.reshape(*lead, *output.shape[-2:]).to(dtype)
+    return result
+
+
+def _four_axes(tensor: Tensor) -> Tensor:
+    """Leading axes added or merged until there are two."""
+    return tensor.flatten(0, -4) if tensor.dim() > 4 else tensor[(None,) * (4 - tensor.dim())]
+
+
+def _check(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float
+) -> None:
+    def expect(ok: bool, name: str, expected: str, got: object) -> None:
+        if not ok:
+            raise ValueError(f"masked_attention: {name} must be {expected}, got {got}")
+
+    shape = list(query.shape)
+    expect(query.dim() >= 2, "query", "[..., Lq, E]", shape)
+    expect(query.is_floating_point(), "query", "of a floating dtype", query.dtype)
+    *lead, queries, size = shape
+    expect(size > 0, "query", "[..., Lq, E] with E of at least 1", shape)
+    keys = key.size(-2) if key.dim() >= 2 else 0
+    expect([*key.shape] == [*lead, keys, size], "key", f"{[*lead, 'Lk', size]}", [*key.shape])
+    width = value.size(-1) if value.dim() else 0
+    expect([*value.shape] == [*lead, keys, width], "value", f"{[*lead, keys, 'D']}", [*value.shape])
+    for name, tensor in (("key", key), ("value", value), ("mask", mask)):
+        if tensor is None:
+            continue
+        expect(tensor.device == query.device, name, f"on {query.device}", tensor.device)
+        free = name == "mask" and not tensor.is_floating_point() and not tensor.is_complex()
+        expect(free or tensor.dtype == query.dtype, name, f"{query.dtype}", tensor.dtype)
+    if mask is not None:
+        full = [*lead, queries, keys]
+        fits = mask.dim() <= len(full) and all(
+            m in (1, n) for m, n in zip(mask.shape[::-1], full[::-1], strict=False)
+        )
+        expect(fits, "mask", f"broadcastable to [B, heads, Lq, Lk] = {full}", [*mask.shape])
+    number = isinstance(dropout_p, float | int) and not isinstance(dropout_p, bool)
+    expect(number and 0 <= dropout_p < 1, "dropout_p", "in [0, 1)", repr(dropout_p))

@@ -1,0 +1,97 @@
+"""Multi-head attention as a module."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fastrnn.attention import masked_attention
+
+
+class MultiHeadAttention(nn.Module):
+    """Several attentions side by side, each in its own projection of the inputs.
+
+    Args:
+        n_units: width of query, key, value and output.
+        n_heads: attentions; divides `n_units`.
+        dropout: probability of dropping an attention weight in training, in [0, 1); default 0.
+
+    Raises:
+        ValueError: a size is not positive, `n_heads` does not divide `n_units`, or `dropout` is
+            outside [0, 1).
+
+    Source: Vaswani et al. 2017, section 3.2.2.
+    """
+
+    def __init__(self, n_units: int, n_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        for name, size in (("n_units", n_units), ("n_heads", n_heads)):
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"MultiHeadAttention: {name} must be a positive int, got {size!r}")
+        if n_units % n_heads:
+            raise ValueError(
+                f"MultiHeadAttention: n_heads must divide n_units = {n_units}, got {n_heads}"
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"MultiHeadAttention: dropout must be in [0, 1), got {dropout!r}")
+        self.n_units, self.n_heads, self.dropout = n_units, n_heads, dropout
+        self.q_proj = nn.Linear(n_units, n_units)
+        self.k_proj = nn.Linear(n_units, n_units)
+        self.v_proj = nn.Linear(n_units, n_units)
+        self.out_proj = nn.Linear(n_units, n_units)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None = None,
+        *,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: [B, Lq, n_units].
+            key: [B, Lk, n_units].
+            value: [B, Lk, n_units].
+            mask: 0/1 integers or booleans (1: attend), broadcastable to [B, Lq, Lk], or with a head
+                axis to [B, n_heads, Lq, Lk]; default None.
+            is_causal: query i attends to keys j <= i only; default False.
+
+        Returns:
+            [B, Lq, n_units].
+
+        Raises:
+            ValueError: a shape, dtype or device does not fit.
+        """
+        for name, tensor in (("query", query), ("key", key), ("value", value)):
+            if tensor.dim() != 3 or tensor.size(-1) != self.n_units:
+                raise ValueError(
+                    f"MultiHeadAttention: {name} must be [B, L, n_units = {self.n_units}], "
+                    f"got {list(tensor.shape)}"
+                )
+        if mask is not None and mask.is_floating_point():  # 0 and 1, or to be added?
+            raise ValueError(
+                f"MultiHeadAttention: mask must be boolean or of 0/1 integers, got {mask.dtype}"
+            )
+        if mask is not None and mask.dim() == 3:
+            mask = mask.unsqueeze(1)
+        output = masked_attention(
+            self._heads(self.q_proj(query)),
+            self._heads(self.k_proj(key)),
+            self._heads(self.v_proj(value)),
+            mask,
+            is_causal=is_causal,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        projected: Tensor = self.out_proj(output.transpose(1, 2).flatten(2))
+        return projected
+
+    def _heads(self, tensor: Tensor) -> Tensor:
+        """[B, L, n_units] as [B, n_heads, L, n_units / n_heads]."""
+        batch, length, _ = tensor.shape
+        return tensor.view(batch, length, self.n_heads, -1).transpose(1, 2)
+
+    def extra_repr(self) -> str:
+        """Sizes, as printed."""
+        return f"{self.n_units}, {self.n_heads}, dropout={self.dropout}"
