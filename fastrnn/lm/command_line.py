@@ -9,7 +9,8 @@ from pathlib import Path
 
 import tyro
 
-from fastrnn.lm.config import Config, complete
+from fastrnn.lm.complete import complete
+from fastrnn.lm.config import Config
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.run import CONFIG
 from fastrnn.lm.settings import option_names, suggest, update_from_toml

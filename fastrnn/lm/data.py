@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -11,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastrnn.lm.batches import IGNORED
 from fastrnn.lm.config import CorpusOptions
 from fastrnn.lm.corpus import SPLITS, read_corpus
 from fastrnn.lm.errors import UserError
 
 EOS = "<eos>"
 UNKNOWN = "<unk>"
-IGNORED = -100  # the target that torch's cross_entropy leaves out
+DOCUMENT = "<doc>"
 
 
 class Vocabulary:
@@ -32,6 +34,7 @@ class Vocabulary:
         self.numbers = {token: number for number, token in enumerate(tokens)}
         self.eos = self.numbers[EOS]
         self.unknown = self.numbers[UNKNOWN]
+        self.document = self.numbers.get(DOCUMENT)
 
     @classmethod
     def of(cls, tokens: list[str], min_count: int) -> Vocabulary:
@@ -64,6 +67,7 @@ class Corpus:
     valid: Tensor
     test: Tensor
 
+    @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of the dictionary and the three texts."""
         found = hashlib.sha256(json.dumps(self.vocabulary.tokens).encode())

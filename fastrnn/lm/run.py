@@ -16,8 +16,8 @@ from fastrnn.lm.data import Vocabulary
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.settings import to_toml
 
-CONFIG, METRICS, RESULT = "config.toml", "metrics.jsonl", "result.json"
-_FILES = (CONFIG, METRICS, RESULT, "vocabulary.json", "curves.png")
+CONFIG, METRICS, RESULT, LOG = "config.toml", "metrics.jsonl", "result.json", "log.txt"
+_FILES = (CONFIG, METRICS, RESULT, LOG, "vocabulary.json", "curves.png", "curves.svg")
 _FOLDERS = tuple(name + end for name in ("last", "best") for end in ("", ".new", ".old"))
 
 
@@ -26,12 +26,12 @@ class Run:
 
     Args:
         folder: where it is or will be.
+        writes: whether this process is the one that writes there; default True.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self.folder, self.writes = folder, writes
         self.last, self.best = folder / "last", folder / "best"
-        self.curves = folder / "curves.png"
         self.metrics: list[dict[str, Any]] = []
 
     def check_free(self) -> None:
@@ -52,6 +52,8 @@ class Run:
         Raises:
             UserError: the folder cannot be written.
         """
+        if not self.writes:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # By name: whatever else lies in the folder is not this program's to delete.
@@ -85,9 +87,30 @@ class Run:
             self.metrics = [json.loads(line) for line in text]
         except ValueError as error:
             raise UserError(f"{path}: damaged: a line is not JSON: {error}") from error
-        write_file(path, "".join(f"{line}\n" for line in text).encode())
-        (self.folder / RESULT).unlink(missing_ok=True)
-        write_file(self.folder / CONFIG, to_toml(config).encode())
+        self.keep_metrics(lines)
+        if self.writes:
+            (self.folder / RESULT).unlink(missing_ok=True)
+            write_file(self.folder / CONFIG, to_toml(config).encode())
+
+    def keep_metrics(self, lines: int) -> None:
+        """Drop all metrics but the first so many lines."""
+        del self.metrics[lines:]
+        if self.writes:
+            text = "".join(json.dumps(line) + "\n" for line in self.metrics)
+            write_file(self.folder / METRICS, text.encode())
+
+    def log(self, text: str) -> None:
+        """Append lines to the run's log."""
+        if self.writes:
+            self._append(LOG, f"{text}\n")
+
+    def _append(self, name: str, text: str) -> None:
+        path = self.folder / name
+        try:
+            with path.open("a") as file:
+                file.write(text)
+        except OSError as error:  # of a full disk, without a name
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
     def record(self, **values: float | str) -> None:
         """Append one line to the metrics; `ppl` is added, null where exp(loss) is not finite."""
@@ -95,13 +118,14 @@ class Run:
         values["ppl"] = perplexity(loss)
         line = {k: _finite(v) for k, v in values.items()}
         self.metrics.append(line)
-        with (self.folder / METRICS).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.writes:
+            self._append(METRICS, json.dumps(line) + "\n")
 
     def sync_metrics(self) -> int:
         """Bring the metrics to the disk; returns how many lines there are."""
-        with (self.folder / METRICS).open("a") as file:
-            os.fsync(file.fileno())
+        if self.writes:
+            with (self.folder / METRICS).open("a") as file:
+                os.fsync(file.fileno())
         return len(self.metrics)
 
     def write_result(self, config: Config, result: dict[str, Any]) -> None:
@@ -112,7 +136,8 @@ class Run:
             result: JSON values.
         """
         content = result | {"length": _length(config)}
-        write_file(self.folder / RESULT, json.dumps(content, indent=1).encode())
+        if self.writes:
+            write_file(self.folder / RESULT, json.dumps(content, indent=1).encode())
 
     def read_result(self, config: Config) -> dict[str, Any] | None:
         """What `write_result` wrote, or None if the run has not finished or is to be longer."""

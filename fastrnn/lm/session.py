@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +16,58 @@ from fastrnn.lm.device import find_device, select_backend
 from fastrnn.lm.generate import generate, to_text
 from fastrnn.lm.loop import Trainer
 from fastrnn.lm.model import build_model, count_parameters
-from fastrnn.lm.report import Reporter, draw_curves
+from fastrnn.lm.parallel import World, check_shares
+from fastrnn.lm.report import Reporter, Silent, draw_curves
 from fastrnn.lm.run import Run, default_folder, perplexity
 from fastrnn.lm.settings import check_same_run
 
 SAMPLE_TOKENS = {"word": 60, "char": 300}
 
 
-def train(config: Config, reporter: Reporter) -> None:
+def train(config: Config, reporter: Reporter) -> int:
     """Train, or continue training, a language model and evaluate it.
 
     Args:
         config: all options, completed.
         reporter: where to say what happens.
 
+    Returns:
+        The exit code: 0, or 143 after SIGTERM.
+
     Raises:
         UserError: an option, a file or a checkpoint cannot be used.
     """
     device = find_device(config.run.device)
-    with select_backend(config.run.backend, device) as backend:
-        _train_on(device, backend, config, reporter)
+    if config.run.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    with select_backend(config.run.backend, device) as backend, World(device) as world:
+        return _train_on(device, backend, world, config, reporter if world.leads else Silent())
 
 
-def _train_on(device: torch.device, backend: str, config: Config, reporter: Reporter) -> None:
-    run = Run(Path(config.run.out) if config.run.out is not None else default_folder())
+def _train_on(
+    device: torch.device, backend: str, world: World, config: Config, reporter: Reporter
+) -> int:
+    check_shares(config, world.size)
+    folder = Path(config.run.out) if config.run.out is not None else default_folder()
+    run = Run(folder, world.leads)
     checkpoint = _find_checkpoint(config, run, reporter)
     if checkpoint is not None and (result := run.read_result(config)) is not None:
         reporter.say(f"{run.folder}: this run has finished; its result:")
         _say_result(result, reporter)
-        return
+        return 0
+    world.wait()  # until all have seen what there is
     options = config.training
     corpus = load_corpus(config.corpus, options.batch_size, options.bptt)
     torch.manual_seed(options.seed)
     rows, words = options.batch_size * options.bptt, len(corpus.vocabulary)
     model = build_model(words, config.model, rows, device)
-    trainer = Trainer(config, corpus, model, run, reporter)
+    trainer = Trainer(config, corpus, model, run, reporter, world)
     if checkpoint is not None:
         trainer.restore(checkpoint, run.last)
         run.continue_from(config, checkpoint.counters["metrics_lines"])
     else:
         run.start(config, corpus.vocabulary)
+    reporter.log = run.log
     reporter.say(
         f"{config.corpus.data}: {corpus.train.numel():,} training tokens, {words:,} in the "
         f"dictionary; {config.model.cell} with {count_parameters(words, config.model):,} "
@@ -62,16 +75,23 @@ def _train_on(device: torch.device, backend: str, config: Config, reporter: Repo
     )
     with reporter:
         trainer.fit()
-    if trainer.interrupted:
+    if trainer.stopped_by:
+        how = "interrupted" if trainer.stopped_by == signal.SIGINT else "terminated"
         reporter.say(
-            f"interrupted at step {trainer.counters.step} of {trainer.steps}; --out {run.folder} "
-            "--resume continues; result so far:"
+            f"{how} at step {trainer.counters.step} of {trainer.steps}; --out {run.folder} "
+            "--resume continues" + ("; result so far:" if how == "interrupted" else "")
         )
+    if trainer.stopped_by == signal.SIGTERM:  # there may be seconds left
+        return 128 + signal.SIGTERM
+    if not world.leads:
+        trainer.evaluate(corpus.test)  # hears what the leader finds
+        return 0
     result = _finish(trainer)
-    draw_curves(run.metrics, run.curves)
-    if not trainer.interrupted:
+    draw_curves(run.metrics, run.folder)
+    if not trainer.stopped_by:
         run.write_result(config, result)
     _say_result(result, reporter)
+    return 0
 
 
 def _find_checkpoint(config: Config, run: Run, reporter: Reporter) -> Checkpoint | None:
@@ -83,7 +103,7 @@ def _find_checkpoint(config: Config, run: Run, reporter: Reporter) -> Checkpoint
     if not run.has_checkpoint():
         reporter.say(f"{run.folder}: no checkpoint yet, starting afresh")
         return None
-    checkpoint = load_checkpoint(run.last)
+    checkpoint = load_checkpoint(run.last, reporter.say)
     check_same_run(config, checkpoint.counters["config"], run.last)
     reporter.say(f"{run.folder}: continuing after step {checkpoint.counters['step']}")
     return checkpoint
@@ -94,7 +114,8 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
     corpus, run, model = trainer.corpus, trainer.run, trainer.model
     # Interrupted before the first validation there is no best yet: the model is as it stands.
     if trainer.counters.best_loss is not None:
-        restore_weights(model, load_checkpoint(run.best).weights, run.best)
+        best = load_checkpoint(run.best, trainer.reporter.say)
+        restore_weights(model, best.weights, run.best)
     loss, speed = trainer.evaluate(corpus.test)
     trainer.record("test", loss, speed)
     vocabulary, level = corpus.vocabulary, trainer.config.corpus.level
