@@ -107,7 +107,7 @@ def test_trainer_makes_the_steps_of_a_plain_torch_loop(
     torch.manual_seed(3)
     model = build_model(len(corpus.vocabulary), config.model, 80, torch.device("cpu"))
     run = Run(tmp_path / "run")
-    run.start(config, corpus.vocabulary)
+    run.start(config, corpus)
 
     layer = {"lstm": nn.LSTM, "gru": nn.GRU}.get(cell, nn.RNN)
     nonlinearity = {} if cell in ("lstm", "gru") else {"nonlinearity": cell.removeprefix("rnn-")}
@@ -126,7 +126,7 @@ def test_trainer_makes_the_steps_of_a_plain_torch_loop(
     encoder.load_state_dict(model.encoder.state_dict())
     decoder.load_state_dict(model.decoder.state_dict())
     parameters = [*encoder.parameters(), *rnn.parameters(), *decoder.parameters()]
-    columns, state, losses = batchify(corpus.train, 8), None, []
+    columns, state, losses = batchify(corpus.train.long(), 8), None, []
     for step in range(8):
         inputs, targets = columns[step * 10 :][:10], columns[step * 10 + 1 :][:10]
         output, state = rnn(encoder(inputs), state)
@@ -245,7 +245,7 @@ def test_reference_backend_agrees(text: Path, tmp_path: Path) -> None:
 
 def test_sample_is_the_same_for_a_seed_and_has_no_unknown() -> None:
     torch.manual_seed(0)
-    from fastrnn.lm.data import Vocabulary
+    from fastrnn.lm.tokens import Vocabulary
 
     vocabulary = Vocabulary(["a", "<unk>", "<eos>", "b"])
     model = LanguageModel(4, options_of(hidden_size=8))

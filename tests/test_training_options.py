@@ -14,7 +14,7 @@ from fastrnn.lm.batches import IGNORED, Columns  # noqa: E402
 from fastrnn.lm.command_line import parse  # noqa: E402
 from fastrnn.lm.complete import complete  # noqa: E402
 from fastrnn.lm.config import Config, ModelOptions, TrainingOptions  # noqa: E402
-from fastrnn.lm.data import Corpus, Vocabulary  # noqa: E402
+from fastrnn.lm.data import Corpus  # noqa: E402
 from fastrnn.lm.guard import divergence, running_mean  # noqa: E402
 from fastrnn.lm.layers import Dropout, RecurrentStack  # noqa: E402
 from fastrnn.lm.loop import Trainer  # noqa: E402
@@ -23,6 +23,7 @@ from fastrnn.lm.optim import Average, stalled  # noqa: E402
 from fastrnn.lm.report import Reporter  # noqa: E402
 from fastrnn.lm.run import Run  # noqa: E402
 from fastrnn.lm.schedule import learning_rate  # noqa: E402
+from fastrnn.lm.tokens import Vocabulary  # noqa: E402
 
 CELLS = ["rnn-tanh", "rnn-relu", "lstm", "gru", "gru-reset-before"]
 
@@ -252,7 +253,7 @@ def make_trainer(tmp_path: Path, text: str, rows: int = 41) -> Trainer:
     tokens = random_tokens(config.training.batch_size * rows)
     corpus = Corpus(vocabulary, tokens, tokens[:50], tokens[:50])
     run = Run(tmp_path)
-    run.start(config, vocabulary)
+    run.start(config, corpus)
     return Trainer(config, corpus, LanguageModel(8, config.model), run, Reporter())
 
 

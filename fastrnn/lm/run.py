@@ -12,12 +12,21 @@ from typing import Any
 
 from fastrnn.lm.checkpoint import checkpoint_exists, write_file
 from fastrnn.lm.config import Config
-from fastrnn.lm.data import Vocabulary
+from fastrnn.lm.data import Corpus
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.settings import to_toml
 
 CONFIG, METRICS, RESULT, LOG = "config.toml", "metrics.jsonl", "result.json", "log.txt"
-_FILES = (CONFIG, METRICS, RESULT, LOG, "vocabulary.json", "curves.png", "curves.svg")
+_FILES = (
+    CONFIG,
+    METRICS,
+    RESULT,
+    LOG,
+    "vocabulary.json",
+    "tokenizer.json",
+    "curves.png",
+    "curves.svg",
+)
 _FOLDERS = tuple(name + end for name in ("last", "best") for end in ("", ".new", ".old"))
 
 
@@ -42,12 +51,12 @@ class Run:
                 "continue the run in it, --force to replace it, or another folder"
             )
 
-    def start(self, config: Config, vocabulary: Vocabulary) -> None:
+    def start(self, config: Config, corpus: Corpus) -> None:
         """Make the folder, without what an older run left in it, and write the options.
 
         Args:
             config: the run's options.
-            vocabulary: the run's dictionary.
+            corpus: the run's text, whose dictionary is kept.
 
         Raises:
             UserError: the folder cannot be written.
@@ -62,8 +71,10 @@ class Run:
             for name in _FOLDERS:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             write_file(self.folder / CONFIG, to_toml(config).encode())
-            tokens = json.dumps(vocabulary.tokens, ensure_ascii=False)
+            tokens = json.dumps(corpus.vocabulary.tokens, ensure_ascii=False)
             write_file(self.folder / "vocabulary.json", tokens.encode())
+            if corpus.tokenizer is not None:
+                write_file(self.folder / "tokenizer.json", corpus.tokenizer.read_bytes())
         except OSError as error:
             raise UserError(f"--out {self.folder}: cannot be written: {error.strerror}") from error
 
