@@ -10,7 +10,11 @@ import torch
 
 from fastrnn.lm.errors import UserError
 
-_EXTRA = ("tyro", "rich", "safetensors", "matplotlib", "numpy")
+# The extra that brings each package.
+_EXTRA = dict.fromkeys(("tyro", "rich", "safetensors", "matplotlib", "numpy"), "train") | {
+    "tokenizers": "bpe",
+    "tensorboard": "tensorboard",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +60,8 @@ def _one_line(error: Exception) -> str | None:
         reason = str(error).strip().partition("\n")[0]
         return f"out of memory; lower --batch-size, --bptt or --hidden-size ({reason})"
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRA:
-        return f"the package {error.name} is not installed: pip install 'fastrnn[train]'"
+        extra = f"pip install 'fastrnn[{_EXTRA[error.name]}]'"
+        return f"the package {error.name} is not installed: {extra}"
     return None
 
 

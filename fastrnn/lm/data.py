@@ -54,6 +54,11 @@ def load_corpus(options: CorpusOptions, batch_size: int, bptt: int) -> Corpus:
     key, vocabulary, (train, valid, test), tokenizer = encoded(
         texts, options, cache_folder() / "encoded"
     )
+    if options.documents is not None and vocabulary.document is None:
+        raise UserError(
+            f"--data {options.data}: no line of the training text matches --documents "
+            f"{options.documents!r}"
+        )
     if options.sentences:
         lines = int((train == vocabulary.eos).sum())
         if lines < batch_size:

@@ -54,7 +54,8 @@ def encoded(
             raise _unwritable(cache, error) from error
         try:
             _encode(texts, options, made)
-            shutil.rmtree(folder, ignore_errors=True)
+            if not _complete(folder):
+                shutil.rmtree(folder, ignore_errors=True)
             made.rename(folder)
         except OSError as error:
             if not _complete(folder):

@@ -87,15 +87,10 @@ class Trainer:
     def _advance(self) -> None:
         """One step, and what is due after it."""
         counters, options = self.counters, self.config.run
-        if counters.step not in counters.skipped:
-            batch = self.batches.get(counters.epoch, counters.batch)
-            reason = self._step(batch)
-            if reason is not None:
-                self._rewind(reason)
-                return
-            self._timed_tokens += batch.count
-        counters.batch += 1
-        counters.step += 1
+        reason = self.step()
+        if reason is not None:
+            self._rewind(reason)
+            return
         if counters.step % TRIM_INTERVAL == 0:
             trim_free_memory()
         last = counters.step == self.steps
@@ -106,6 +101,19 @@ class Trainer:
             self._validate(epoch_ends)
         elif options.checkpoint_interval and counters.step % options.checkpoint_interval == 0:
             self._save(self.run.last)
+
+    def step(self) -> str | None:
+        """One step, and no more; or why it was not made: it would have spoilt the weights."""
+        counters = self.counters
+        if counters.step not in counters.skipped:
+            batch = self.batches.get(counters.epoch, counters.batch)
+            reason = self._step(batch)
+            if reason is not None:
+                return reason
+            self._timed_tokens += batch.count
+        counters.batch += 1
+        counters.step += 1
+        return None
 
     def _validate(self, epoch_ends: bool) -> None:
         """Evaluate, keep the model if it is the best so far, and checkpoint."""

@@ -42,6 +42,18 @@ class Run:
         self.folder, self.writes = folder, writes
         self.last, self.best = folder / "last", folder / "best"
         self.metrics: list[dict[str, Any]] = []
+        self._board: Any = None
+
+    def open_board(self) -> None:
+        """Write the metrics for TensorBoard, too, from now on.
+
+        Raises:
+            ModuleNotFoundError: the package tensorboard is not installed.
+        """
+        if self.writes:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder))
 
     def check_free(self) -> None:
         """Raise a UserError if the folder holds anything."""
@@ -131,6 +143,10 @@ class Run:
         self.metrics.append(line)
         if self.writes:
             self._append(METRICS, json.dumps(line) + "\n")
+        if self._board is not None:
+            for name in ("loss", "ppl", "lr", "tokens_per_s"):
+                if line[name] is not None:
+                    self._board.add_scalar(f"{line['split']}/{name}", line[name], line["step"])
 
     def sync_metrics(self) -> int:
         """Bring the metrics to the disk; returns how many lines there are."""
@@ -138,6 +154,11 @@ class Run:
             with (self.folder / METRICS).open("a") as file:
                 os.fsync(file.fileno())
         return len(self.metrics)
+
+    def close(self) -> None:
+        """End what writes in the background."""
+        if self._board is not None:
+            self._board.close()
 
     def write_result(self, config: Config, result: dict[str, Any]) -> None:
         """Mark the run as finished, with what it came to.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def train(config: Config, reporter: Reporter) -> int:
     Raises:
         UserError: an option, a file or a checkpoint cannot be used.
     """
+    if config.run.tensorboard:
+        importlib.import_module("tensorboard")  # one that is not there is told before all else
     device = find_device(config.run.device)
     if config.run.precision == "tf32":
         torch.set_float32_matmul_precision("high")
@@ -75,6 +78,8 @@ def _train_on(
         f"dictionary; {config.model.cell} with {count_parameters(words, config.model):,} "
         f"parameters on {device}, {backend} kernels; writing {run.folder}"
     )
+    if config.run.tensorboard:
+        run.open_board()
     with reporter:
         trainer.fit()
     if trainer.stopped_by:
@@ -89,6 +94,7 @@ def _train_on(
         trainer.evaluate(corpus.test)  # hears what the leader finds
         return 0
     result = _finish(trainer)
+    run.close()
     draw_curves(run.metrics, run.folder)
     if not trainer.stopped_by:
         run.write_result(config, result)
