@@ -143,7 +143,7 @@ class LanguageModel(nn.Module):
         # The decoder is most of a word model's work: fused with the loss, its logits are never
         # whole in memory.
         return linear_cross_entropy(
-            hidden,
+            hidden.to(self.decoder.weight.dtype),  # under autocast the layers' is lower
             self.decoder.weight,
             self.decoder.bias,
             targets,
