@@ -70,6 +70,11 @@ class Trainer:
         """Where the run is."""
         return self.progress.counters
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What changes the weights."""
+        return self.progress.optimizer
+
     def fit(self) -> None:
         """Train to the last step, or until a signal: its number is then in `stopped_by`, and the
         state reached in the last checkpoint."""
