@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 
 import torch
@@ -16,12 +15,13 @@ from fastrnn.lm.data import Corpus
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.evaluate import evaluate
 from fastrnn.lm.interrupt import StopOnSignal
+from fastrnn.lm.journal import Journal
 from fastrnn.lm.memory import trim_free_memory
 from fastrnn.lm.model import LanguageModel
 from fastrnn.lm.optim import stalled
 from fastrnn.lm.parallel import World
 from fastrnn.lm.report import Reporter
-from fastrnn.lm.run import Run, perplexity
+from fastrnn.lm.run import Run
 from fastrnn.lm.snapshot import Counters, Progress
 from fastrnn.lm.step import Step
 
@@ -63,7 +63,7 @@ class Trainer:
         self.steps = sum(self.batches.count(epoch) for epoch in range(1, options.epochs + 1))
         self.steps = min(self.steps, options.max_steps or self.steps)
         self._step = Step(config, self.progress, self.world, self.steps)
-        self._begin_session()
+        self.journal = Journal(run, reporter, self.progress, self.steps)
 
     @property
     def counters(self) -> Counters:
@@ -101,9 +101,10 @@ class Trainer:
         last = counters.step == self.steps
         epoch_ends = counters.batch == self.batches.count(counters.epoch)
         if counters.interval_tokens and (counters.step % options.log_interval == 0 or last):
-            self._log()
+            self.journal.log()
         if epoch_ends or last:
-            self._validate(epoch_ends)
+            with self.journal.pause():
+                self._validate(epoch_ends)
         elif options.checkpoint_interval and counters.step % options.checkpoint_interval == 0:
             self._save(self.run.last)
 
@@ -115,19 +116,18 @@ class Trainer:
             reason = self._step(batch)
             if reason is not None:
                 return reason
-            self._timed_tokens += batch.count
+            self.journal.count(batch.count)
         counters.batch += 1
         counters.step += 1
         return None
 
     def _validate(self, epoch_ends: bool) -> None:
         """Evaluate, keep the model if it is the best so far, and checkpoint."""
-        counters, average, began = self.counters, self.progress.average, time.perf_counter()
+        counters, average = self.counters, self.progress.average
         options = self.config.optimizer
         with average.in_place():
             loss, speed = self.evaluate(self.corpus.valid)
-            self.record("valid", loss, speed)
-            self._say_validation(loss)
+            self.journal.validated(loss, speed)
             counters.valid_losses.append(loss)
             better = loss < math.inf if counters.best_loss is None else loss < counters.best_loss
             if better:
@@ -146,7 +146,6 @@ class Trainer:
             average.begin()
             self.reporter.say(f"validation has stalled: averaging from step {counters.step} on")
         self._save(self.run.last)
-        self._interval_start += time.perf_counter() - began
 
     def _rewind(self, reason: str) -> None:
         """Go back to the last checkpoint, and on from there at half the rate."""
@@ -186,52 +185,13 @@ class Trainer:
         loss, speed = self.world.from_leader(*result)
         return loss, speed
 
-    def _begin_session(self) -> None:
-        self._first_step = self.counters.step
-        self._start = time.perf_counter() - self.counters.seconds
-        self._session_start = self._interval_start = time.perf_counter()
-        self._timed_tokens = 0
-
-    def _log(self) -> None:
-        counters, now = self.counters, time.perf_counter()
-        loss = counters.interval_loss / counters.interval_tokens
-        speed = self._timed_tokens / (now - self._interval_start)
-        self.record("train", loss, speed)
-        a_step = (now - self._session_start) / max(counters.step - self._first_step, 1)
-        left = (self.steps - counters.step) * a_step
-        self.reporter.progress(counters.epoch, counters.step, self.steps, loss, speed, left)
-        counters.interval_loss, counters.interval_tokens = 0.0, 0
-        self._timed_tokens, self._interval_start = 0, time.perf_counter()
-
-    def _say_validation(self, loss: float) -> None:
-        counters = self.counters
-        self.reporter.say(
-            f"epoch {counters.epoch}  step {counters.step}  {counters.seconds:.0f} s  "
-            f"valid loss {loss:.3f}  valid ppl {perplexity(loss):.2f}  lr {counters.rate:.3g}"
-        )
-
-    def record(self, split: str, loss: float, tokens_per_s: float) -> None:
-        """Write a line of metrics for the step reached."""
-        counters = self.counters
-        counters.seconds = time.perf_counter() - self._start
-        self.run.record(
-            step=counters.step,
-            epoch=counters.epoch,
-            split=split,
-            loss=loss,
-            lr=counters.rate,
-            tokens_per_s=round(tokens_per_s, 1),
-            seconds=round(counters.seconds, 3),
-        )
-
     def _save(self, folder: Path) -> None:
-        counters = self.counters
         if not self.progress.finite():
             raise UserError(
-                f"weights are no longer finite at step {counters.step}: lower --lr or --clip "
+                f"weights are no longer finite at step {self.counters.step}: lower --lr or --clip "
                 f"(the checkpoint before is kept)"
             )
-        counters.seconds = time.perf_counter() - self._start
+        self.journal.tell_time()
         lines = self.run.sync_metrics()
         checkpoint = self.progress.to_checkpoint(self.corpus.fingerprint, lines)
         if self.world.leads:
@@ -254,4 +214,4 @@ class Trainer:
                 f"{self.config.corpus.data} holds now"
             )
         self.progress.restore(checkpoint, source)
-        self._begin_session()
+        self.journal.begin()

@@ -125,7 +125,7 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
         best = load_checkpoint(run.best, trainer.reporter.say)
         restore_weights(model, best.weights, run.best)
     loss, speed = trainer.evaluate(corpus.test)
-    trainer.record("test", loss, speed)
+    trainer.journal.record("test", loss, speed)
     vocabulary, level = corpus.vocabulary, trainer.config.corpus.level
     tokens = generate(model, vocabulary, SAMPLE_TOKENS[level], trainer.config.training.seed)
     return {
