@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ def train(config: Config, reporter: Reporter) -> int:
     """
     if config.run.tensorboard:
         importlib.import_module("tensorboard")  # one that is not there is told before all else
-    device = find_device(config.run.device)
+    name = config.run.device
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one device for each process
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = find_device(name)
     if config.run.precision == "tf32":
         torch.set_float32_matmul_precision("high")
     with select_backend(config.run.backend, device) as backend, World(device) as world:
