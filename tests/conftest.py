@@ -15,3 +15,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     del os.environ["FASTRNN_CACHE"]
     if before is not None:
         os.environ["FASTRNN_CACHE"] = before
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no curves, which take longer than training a model this small."""
+    monkeypatch.setattr("fastrnn.lm.session.draw_curves", lambda metrics, folder: None)

@@ -232,7 +232,6 @@ def test_cache_that_cannot_be_written_says_what_to_set(
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
-    import resource
     import subprocess
     import sys
 
@@ -253,7 +252,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert resource.getpagesize() and int(done.stdout) * 1024 < 1.5 * path.stat().st_size
+    assert int(done.stdout) * 1024 < path.stat().st_size
 
 
 # ---- levels

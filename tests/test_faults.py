@@ -28,6 +28,8 @@ from tests.test_checkpoint import (  # noqa: E402, F401
     text,
 )
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def in_child(arguments: list[str]) -> int:
     """Start the program in a fork of this process, which has torch loaded already."""

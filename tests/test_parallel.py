@@ -15,6 +15,9 @@ import torch
 pytest.importorskip("tyro")
 
 from fastrnn.lm.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
+from fastrnn.lm.command_line import parse  # noqa: E402
+from fastrnn.lm.errors import UserError  # noqa: E402
+from fastrnn.lm.parallel import check_shares  # noqa: E402
 from fastrnn.train import main  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -152,8 +155,11 @@ def test_mistakes_of_several_processes_are_told(
     assert "rank 0 of 2: no connection at 127.0.0.1:" in said and "EADDRINUSE" in said
 
 
-def test_columns_that_cannot_be_shared_are_told(text: Path, tmp_path: Path) -> None:
-    ended = finish(start(arguments(text, tmp_path / "run", "--accumulate", "4"), 2))
-    expected = "--batch-size must be a multiple of processes x --accumulate = 8, got 4\n"
-    assert ended[0][0] == 2 and ended[0][2].endswith(expected)
-    assert not (tmp_path / "run").exists()
+def test_work_that_cannot_be_shared_is_told(text: Path, tmp_path: Path) -> None:
+    config = parse(arguments(text, tmp_path / "run", "--accumulate", "4"))
+    check_shares(config, 1)
+    expected = "--batch-size must be a multiple of processes x --accumulate = 8, got 4"
+    with pytest.raises(UserError, match=expected):
+        check_shares(config, 2)
+    with pytest.raises(UserError, match="several processes need --out"):
+        check_shares(parse([]), 2)

@@ -128,7 +128,6 @@ class Trainer:
         with average.in_place():
             loss, speed = self.evaluate(self.corpus.valid)
             self.journal.validated(loss, speed)
-            counters.valid_losses.append(loss)
             better = loss < math.inf if counters.best_loss is None else loss < counters.best_loss
             if better:
                 counters.best_loss, counters.best_step = loss, counters.step
@@ -136,6 +135,7 @@ class Trainer:
                 assert options.decay_factor is not None
                 counters.lr_scale *= options.decay_factor
             if epoch_ends:
+                counters.valid_losses.append(loss)
                 counters.epoch, counters.batch = counters.epoch + 1, 0
                 self.progress.forget_state()
             # The best first: if the program dies in between, the epoch is repeated from the last.

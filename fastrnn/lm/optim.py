@@ -60,7 +60,8 @@ class Average:
         """Take the weights as they are now into the mean."""
         self.count += 1
         now: list[Tensor] = list(self._parameters.values())
-        torch._foreach_lerp_(list(self.weights.values()), now, 1 / self.count)
+        # By name: weights that come from a checkpoint are in another order.
+        torch._foreach_lerp_([self.weights[n] for n in self._parameters], now, 1 / self.count)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -28,7 +28,7 @@ class Counters:
         rate: the learning rate of the last of them.
         lr_scale: what validation and divergence have left of the learning rate.
         norm: running mean of the gradient's norm.
-        valid_losses: of every validation.
+        valid_losses: at the end of every epoch.
         best_loss: the lowest of them, None before the first.
         best_step: the step it was seen at.
         averaged: steps in the weights' mean.

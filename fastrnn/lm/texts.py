@@ -14,7 +14,7 @@ from typing import Protocol
 
 from fastrnn.lm.errors import UserError
 
-PIECE = 2**24  # bytes read at a time; a piece ends with a line, however long that is
+PIECE = 2**22  # bytes read at a time; a piece ends with a line, however long that is
 _HEADER = 2**16  # bytes in which Project Gutenberg's START mark is looked for
 _START = re.compile(rb"\*\*\* ?START OF TH[^\r\n]*(\r\n|\r|\n)")
 _ENDS = (b"*** END OF TH", b"***END OF TH")
