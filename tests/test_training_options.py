@@ -11,10 +11,12 @@ import torch
 pytest.importorskip("tyro")
 
 from fastrnn.lm.batches import IGNORED, Columns  # noqa: E402
+from fastrnn.lm.checkpoint import load_checkpoint  # noqa: E402
 from fastrnn.lm.command_line import parse  # noqa: E402
 from fastrnn.lm.complete import complete  # noqa: E402
 from fastrnn.lm.config import Config, ModelOptions, TrainingOptions  # noqa: E402
 from fastrnn.lm.data import Corpus  # noqa: E402
+from fastrnn.lm.errors import UserError  # noqa: E402
 from fastrnn.lm.guard import divergence, running_mean  # noqa: E402
 from fastrnn.lm.layers import Dropout, RecurrentStack  # noqa: E402
 from fastrnn.lm.loop import Trainer  # noqa: E402
@@ -50,19 +52,19 @@ def random_tokens(*shape: int) -> torch.Tensor:
 # ---- model
 
 
-@pytest.mark.parametrize("cell", CELLS)
+SHAPES: list[dict[str, Any]] = [
+    {"num_layers": 3, "hidden_size": 9, "output_size": 5},
+    {"num_layers": 1, "output_size": 5, "emb_size": 0, "tied": False},
+    {"num_layers": 2, "init": "course", "tied": False, "emb_size": 4},
+]
+
+
 @pytest.mark.parametrize(
-    "more",
-    [
-        {"num_layers": 3, "hidden_size": 9, "output_size": 5},
-        {"num_layers": 1, "output_size": 5, "emb_size": 0, "tied": False},
-        {"num_layers": 2, "init": "course", "tied": False, "emb_size": 4},
-        {"num_layers": 2, "layer_norm": True},
-    ],
+    ("cell", "more"),
+    [(cell, more) for cell in CELLS for more in SHAPES]
+    + [(cell, {"num_layers": 2, "layer_norm": True}) for cell in ("lstm", "gru")],
 )
 def test_parameters_are_counted_as_they_are(cell: str, more: dict[str, Any]) -> None:
-    if "layer_norm" in more and cell not in ("lstm", "gru"):
-        pytest.skip("no layer normalisation for this cell")
     options = options_of(cell=cell, **more)
     model = LanguageModel(11, options)
     assert count_parameters(11, options) == sum(
@@ -349,6 +351,27 @@ def test_a_poisoned_batch_is_left_out_in_the_end(
     assert trainer.counters.skipped == [3] and trainer.counters.lr_scale == 0.25
     assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
     assert [m["step"] for m in trainer.run.metrics if m["split"] == "train"] == [1, 2, 3]
+
+
+def test_an_exploding_gradient_is_not_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"{SMALL} --epochs 9 --checkpoint-interval 10 --explosion 1000 --rewinds 1"
+    trainer = make_trainer(tmp_path, text, rows=51)
+    plain, met = trainer._step._objective, [0]
+
+    def exploding(*args: Any) -> tuple[Any, ...]:
+        loss, entropy, state = plain(*args)
+        met[0] += trainer.counters.step == 33
+        return loss * (1e6 if trainer.counters.step == 33 else 1), entropy, state
+
+    trainer._step._objective = exploding
+    with pytest.raises(UserError, match="the gradient's norm is .* at step 34: lower --lr"):
+        trainer.fit()
+    said = capsys.readouterr().out
+    assert "the gradient's norm is" in said and "back to step 30, at half the rate" in said
+    last = load_checkpoint(tmp_path / "last")
+    assert met == [2] and last.counters["step"] == 30 and last.counters["lr_scale"] == 0.5
 
 
 def test_ignored_targets_are_not_counted() -> None:
