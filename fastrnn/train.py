@@ -10,7 +10,11 @@ import torch
 
 from fastrnn.lm.errors import UserError
 
-_EXTRA = ("tyro", "rich", "safetensors", "matplotlib", "numpy")
+# The extra that brings each package.
+_EXTRA = dict.fromkeys(("tyro", "rich", "safetensors", "matplotlib", "numpy"), "train") | {
+    "tokenizers": "bpe",
+    "tensorboard": "tensorboard",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command line without the program's name; default: that of the process.
 
     Returns:
-        The exit code: 0; 2 after a mistake of the user, told in one line on standard error; 130
-        after a second Ctrl-C.
+        The exit code: 0; 2 after a mistake of the user, told in one line on standard error; 143
+        after SIGTERM, with the state saved; 130 after a second Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -30,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from fastrnn.lm.report import Reporter
         from fastrnn.lm.session import train
 
-        train(parse(arguments), Reporter())
+        return train(parse(arguments), Reporter())
     except KeyboardInterrupt:
         print("fastrnn.train: interrupted", file=sys.stderr)
         return 130
@@ -42,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"fastrnn.train: {text}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _one_line(error: Exception) -> str | None:
@@ -57,7 +60,8 @@ def _one_line(error: Exception) -> str | None:
         reason = str(error).strip().partition("\n")[0]
         return f"out of memory; lower --batch-size, --bptt or --hidden-size ({reason})"
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRA:
-        return f"the package {error.name} is not installed: pip install 'fastrnn[train]'"
+        extra = f"pip install 'fastrnn[{_EXTRA[error.name]}]'"
+        return f"the package {error.name} is not installed: {extra}"
     return None
 
 

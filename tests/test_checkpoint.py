@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,7 +44,8 @@ def test_checkpoint_comes_back_as_saved(tmp_path: Path) -> None:
     assert loaded.weights["w"].equal(torch.full((2, 3), 2.0))
     assert loaded.state["s"].equal(torch.ones(1))
     assert loaded.counters["step"] == 2
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "last.old"]
+    assert load_checkpoint(tmp_path / "last.old").counters["step"] == 1
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json"])
@@ -70,12 +72,15 @@ def test_a_replacement_cut_short_is_settled(tmp_path: Path) -> None:
     (new / "model.safetensors").write_bytes(b"half")  # died while writing
     assert checkpoint_exists(last)
     assert load_checkpoint(last).counters["step"] == 1
+    shutil.rmtree(new)
     save_checkpoint(tmp_path / "other", make(2))
     last.rename(old)  # died between the two renames
     (tmp_path / "other").rename(new)
     assert checkpoint_exists(last)
     assert load_checkpoint(last).counters["step"] == 2
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last"]
+    save_checkpoint(last, make(3))
+    assert [load_checkpoint(p).counters["step"] for p in (last, old)] == [3, 2]
+    assert not new.exists()
 
 
 def test_half_a_first_checkpoint_is_none(tmp_path: Path) -> None:
@@ -90,8 +95,8 @@ def test_edited_counters_and_other_versions_are_noticed(tmp_path: Path) -> None:
     path.write_text(text.replace('"step": 1', '"step": 3'))
     with pytest.raises(UserError, match=r"state\.json: the checkpoint is truncated or damaged"):
         load_checkpoint(tmp_path / "last")
-    path.write_text(text.replace('"format": 1', '"format": 99'))
-    with pytest.raises(UserError, match="the checkpoint has format 99, expected 1"):
+    path.write_text(text.replace('"format": 2', '"format": 99'))
+    with pytest.raises(UserError, match="the checkpoint has format 99, expected 2"):
         load_checkpoint(tmp_path / "last")
 
 
@@ -228,7 +233,7 @@ def test_ctrl_c_saves_evaluates_and_can_be_continued(
     def interrupt() -> None:
         signal.raise_signal(signal.SIGINT)
 
-    train(parse(arguments(text, stopped)), Watching(10, interrupt))
+    assert train(parse(arguments(text, stopped)), Watching(10, interrupt)) == 0
     printed = capsys.readouterr().out
     assert "interrupted at step 10 of" in printed
     assert "test perplexity" in printed.splitlines()[-1]

@@ -8,18 +8,15 @@ import torch
 
 pytest.importorskip("tyro")
 
-from fastrnn.lm.config import CorpusOptions  # noqa: E402
-from fastrnn.lm.corpus import read_corpus, read_text, split_lines  # noqa: E402
-from fastrnn.lm.data import (  # noqa: E402
-    IGNORED,
-    Vocabulary,
-    batchify,
-    load_corpus,
-    scored_columns,
-    tokenize,
-)
+from fastrnn.lm import texts  # noqa: E402
+from fastrnn.lm.batches import IGNORED, Sentences  # noqa: E402
+from fastrnn.lm.config import CorpusOptions, TrainingOptions  # noqa: E402
+from fastrnn.lm.corpus import read_corpus  # noqa: E402
+from fastrnn.lm.data import batchify, load_corpus, scored_columns  # noqa: E402
 from fastrnn.lm.errors import UserError  # noqa: E402
 from fastrnn.lm.manual import manual_splits  # noqa: E402
+from fastrnn.lm.texts import TextFile, split_lines  # noqa: E402
+from fastrnn.lm.tokens import Vocabulary, pairs_text, tokenize  # noqa: E402
 
 
 def dataset(name: str) -> Path:
@@ -81,7 +78,7 @@ def test_one_file_is_split_by_lines(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     # A form feed or a line separator inside a line must not count as a line end.
     path.write_text("".join(f"line\x0c {i}\u2028\n" for i in range(40)), encoding="utf-8")
-    train, valid, test = read_corpus(str(path))
+    train, valid, test = ("".join(part) for part in read_corpus(str(path)))
     assert [t.count("\n") for t in (train, valid, test)] == [36, 2, 2]
     assert train + valid + test == path.read_text(encoding="utf-8")
 
@@ -93,33 +90,26 @@ def test_line_ends_byte_order_mark_and_gutenberg_marks_are_cut(tmp_path: Path) -
         b"one\r\ntwo\rlast\n"
         b"*** END OF THE PROJECT GUTENBERG EBOOK X ***\nlicence\n"
     )
-    assert read_text(path) == "one\ntwo\nlast\n"
+    assert "".join(TextFile(path)) == "one\ntwo\nlast\n"
 
 
 def test_text_that_is_not_utf8_is_named_with_its_byte(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes("näive\n".encode() * 3 + b"caf\xe9\n")
     with pytest.raises(UserError, match=r"text\.txt: not UTF-8 text: invalid at byte 24$"):
-        read_text(path)
+        TextFile(path)
 
 
 def test_too_few_lines_cannot_be_split(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="10 lines are too few to split 90/5/5"):
-        split_lines("a\n" * 10, tmp_path)
-
-
-def test_known_name_without_a_folder_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FASTRNN_DATA", raising=False)
-    with pytest.raises(UserError, match="FASTRNN_DATA to a folder that holds ptb"):
-        read_corpus("ptb")
+        (tmp_path / "text.txt").write_text("a\n" * 10)
+        split_lines(TextFile(tmp_path / "text.txt"))
 
 
 def test_known_name_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTRNN_DATA", str(tmp_path))
     (tmp_path / "time_machine.txt").write_text("a line\n" * 100)
-    assert read_corpus("time-machine")[1] == "a line\n" * 5
-    with pytest.raises(UserError, match="wikitext-2 does not exist"):
-        read_corpus("wikitext-2")
+    assert "".join(read_corpus("time-machine")[1]) == "a line\n" * 5
 
 
 def test_penn_treebank_has_its_published_counts() -> None:
@@ -137,7 +127,7 @@ def test_wikitext_has_its_published_counts() -> None:
 
 
 def test_time_machine_is_cut_to_the_book() -> None:
-    text = "".join(read_corpus(str(dataset("time_machine.txt"))))
+    text = "".join(map("".join, read_corpus(str(dataset("time_machine.txt")))))
     assert "The Time Traveller" in text
     assert "*** START" not in text and "gutenberg.org" not in text
 
@@ -190,3 +180,144 @@ def test_manual_of_this_python_is_english_in_three_alike_parts() -> None:
         tokens = split.split()
         assert 0.2 < sum(t in common for t in tokens) / len(tokens) < 0.45
         assert ">>>" not in split
+
+
+# ---- pieces, encodings and their cache
+
+
+def test_pieces_join_to_the_text_wherever_they_are_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes("".join(f"é{i} line\r\n" for i in range(60)).encode() + b"x" * 50 + b"\nend")
+    whole = path.read_bytes().decode().replace("\r\n", "\n") + "\n"
+    for size in (7, 20, 10**6):
+        monkeypatch.setattr(texts, "PIECE", size)
+        pieces = list(TextFile(path))
+        assert "".join(pieces) == whole
+        assert all(piece.endswith("\n") for piece in pieces)
+        train, valid, test = ("".join(part) for part in split_lines(TextFile(path)))
+        assert (train + valid + test, valid.count("\n"), test.count("\n")) == (whole, 3, 4)
+        corpus = load_corpus(CorpusOptions(str(path)), 1, 2)
+        assert corpus.train.numel() == len(tokenize(train, "word"))
+
+
+def test_a_corpus_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "text.txt"
+    path.write_text("a b c b\n" * 60)
+    first = load_corpus(CorpusOptions(str(path)), 1, 2)
+    (kept,) = (tmp_path / "cache" / "encoded").iterdir()
+    written = (kept / "train.int32").stat().st_mtime_ns
+    again = load_corpus(CorpusOptions(str(path)), 1, 2)
+    assert (kept / "train.int32").stat().st_mtime_ns == written
+    numbers = first.train.tolist()
+    assert again.train.tolist() == numbers and again.fingerprint == first.fingerprint
+    other = load_corpus(CorpusOptions(str(path), level="char"), 1, 2)
+    assert other.fingerprint != first.fingerprint
+    (kept / "train.int32").write_bytes(b"half")  # as a crash of the system might leave it
+    mended = load_corpus(CorpusOptions(str(path)), 1, 2)
+    assert mended.train.tolist() == numbers
+
+
+def test_cache_that_cannot_be_written_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path / "file"))
+    (tmp_path / "text.txt").write_text("a b\n" * 100)
+    with pytest.raises(UserError, match="file/encoded: cannot be written: .*set FASTRNN_CACHE"):
+        load_corpus(CorpusOptions(str(tmp_path / "text.txt")), 1, 2)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    path = tmp_path / "large.txt"
+    line = " ".join(f"word{k % 97}" for k in range(200)) + "\n"
+    with path.open("w") as file:
+        for _ in range(300):
+            file.write(line * 500)  # 210 MB in all
+    code = (
+        "import resource\n"
+        "from fastrnn.lm.batches import Columns\n"
+        "from fastrnn.lm.config import CorpusOptions, TrainingOptions\n"
+        "from fastrnn.lm.data import load_corpus\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"corpus = load_corpus(CorpusOptions({str(path)!r}), 20, 35)\n"
+        "columns = Columns(corpus.train, TrainingOptions(), None)\n"
+        "assert sum(columns.get(1, k).count for k in range(50)) == 35_000\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 < path.stat().st_size
+
+
+# ---- levels
+
+
+def test_letters_are_27_symbols_and_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("The Quick, brown\nFOX jumps -- 'over'\n the lazy dog.\n" * 20)
+    monkeypatch.setattr(texts, "PIECE", 5)  # a run of other characters falls on two pieces
+    corpus = load_corpus(CorpusOptions(str(path), level="char", charset="letters"), 1, 2)
+    assert sorted(corpus.vocabulary.tokens) == [" ", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
+    text = "".join(corpus.vocabulary.tokens[i] for i in corpus.train)
+    assert text.startswith("the quick brown fox jumps over the lazy dog the quick")
+    assert "  " not in text and corpus.vocabulary.tokens[corpus.vocabulary.eos] == " "
+
+
+def test_the_time_machine_has_its_28_symbols() -> None:
+    path = str(dataset("time_machine.txt"))
+    corpus = load_corpus(CorpusOptions(path, level="char", charset="letters"), 1, 2)
+    assert len(corpus.vocabulary) == 28
+
+
+def test_byte_pairs_come_back_as_the_text(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    path = tmp_path / "text.txt"
+    line = "the naïve thinker — thinks, therefore the thin thing\n"
+    path.write_text(line * 100, encoding="utf-8")
+    options = CorpusOptions(str(path), level="bpe", bpe_size=300)
+    corpus = load_corpus(options, 1, 2)
+    assert 258 <= len(corpus.vocabulary) <= 300 and corpus.tokenizer is not None
+    tokens = [corpus.vocabulary.tokens[i] for i in corpus.valid]
+    assert pairs_text(tokens) == line * 5
+    assert len(tokens) < len(line * 5) / 2  # what is frequent has become one piece
+    assert corpus.vocabulary.unknown not in corpus.train
+
+
+def test_documents_begin_with_a_token_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("= One =\na b\n= Two =\nc d\n" * 30)
+    corpus = load_corpus(CorpusOptions(str(path), documents="^= .* =$"), 1, 2)
+    tokens = [corpus.vocabulary.tokens[i] for i in corpus.train[:18]]
+    assert " ".join(tokens) == (
+        "<doc> = One = <eos> a b <eos> <doc> = Two = <eos> c d <eos> <doc> ="
+    ).replace("One", tokens[2]).replace("Two", tokens[10])
+    assert corpus.vocabulary.document == corpus.vocabulary.numbers["<doc>"]
+
+
+def test_sentences_are_rows_of_their_own() -> None:
+    eos = 0
+    text = torch.tensor([5, 6, eos, eos, 7, 8, 9, eos, 4, eos], dtype=torch.int32)
+    rows = Sentences(text, TrainingOptions(batch_size=2, seed=3), eos)
+    assert rows.count(1) == 2
+    seen = []
+    for batch in rows.every(3):
+        assert not batch.carried and batch.lengths is not None
+        for column, length in enumerate(batch.lengths.tolist()):
+            targets = batch.targets[:, column].tolist()
+            assert set(targets[length:]) <= {IGNORED}
+            assert batch.inputs[:length, column].tolist() == [eos, *targets[: length - 1]]
+            seen.append(targets[:length])
+        assert batch.count == int(batch.lengths.sum())
+    assert seen == [[eos], [4, eos], [5, 6, eos], [7, 8, 9, eos]]
+    epochs = [[rows.get(e, k).targets.tolist() for k in range(2)] for e in (1, 2, 3, 4)]
+    assert any(epoch != epochs[0] for epoch in epochs)
+    again = Sentences(text, TrainingOptions(batch_size=2, seed=3), eos)
+    assert [again.get(1, k).targets.tolist() for k in range(2)] == epochs[0]

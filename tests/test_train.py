@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from torch import nn
 pytest.importorskip("tyro")
 
 from fastrnn.lm import memory  # noqa: E402
+from fastrnn.lm.checkpoint import load_checkpoint  # noqa: E402
 from fastrnn.lm.command_line import parse  # noqa: E402
-from fastrnn.lm.config import ModelOptions  # noqa: E402
+from fastrnn.lm.complete import complete  # noqa: E402
+from fastrnn.lm.config import Config, ModelOptions  # noqa: E402
 from fastrnn.lm.data import batchify, load_corpus  # noqa: E402
 from fastrnn.lm.errors import UserError  # noqa: E402
 from fastrnn.lm.evaluate import evaluate  # noqa: E402
@@ -55,13 +58,19 @@ def small(text: Path, out: Path, *more: str) -> list[str]:
     return [*given.split(), *more]
 
 
+def options_of(**options: Any) -> ModelOptions:
+    config = Config(model=ModelOptions(**options))
+    complete(config)
+    return config.model
+
+
 # ---- model and loop
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(("width", "tied"), [(7, True), (7, False), (5, False), (0, False)])
 def test_parameters_are_counted_as_they_are(cell: str, width: int, tied: bool) -> None:
-    options = ModelOptions(cell, width, 7, 3, tied)  # type: ignore[arg-type]
+    options = options_of(cell=cell, emb_size=width, hidden_size=7, num_layers=3, tied=tied)
     model = LanguageModel(11, options)
     assert count_parameters(11, options) == sum(p.numel() for p in model.parameters())
     logits, _ = model(torch.zeros(4, 2, dtype=torch.int64))
@@ -71,13 +80,13 @@ def test_parameters_are_counted_as_they_are(cell: str, width: int, tied: bool) -
 def test_recurrent_parameters_match_published_counts() -> None:
     # The Time Machine's models: 28 symbols, one-hot; recurrent weights alone.
     for cell, hidden, expected in (("gru", 8, 912), ("gru", 128, 60_672), ("lstm", 128, 80_896)):
-        options = ModelOptions(cell, 0, hidden, 1, False)  # type: ignore[arg-type]
+        options = options_of(cell=cell, emb_size=0, hidden_size=hidden, tied=False)
         assert count_parameters(28, options) - 28 * (hidden + 1) == expected
 
 
 def test_initial_values() -> None:
     torch.manual_seed(0)
-    model = LanguageModel(500, ModelOptions("lstm", 30, 40, 1, False))
+    model = LanguageModel(500, options_of(cell="lstm", emb_size=30, hidden_size=40, tied=False))
     assert model.encoder is not None
     for weight in (model.encoder.weight, model.decoder.weight):
         assert 0.099 < float(weight.detach().abs().max()) <= 0.1
@@ -98,12 +107,17 @@ def test_trainer_makes_the_steps_of_a_plain_torch_loop(
     torch.manual_seed(3)
     model = build_model(len(corpus.vocabulary), config.model, 80, torch.device("cpu"))
     run = Run(tmp_path / "run")
-    run.start(config, corpus.vocabulary)
+    run.start(config, corpus)
 
     layer = {"lstm": nn.LSTM, "gru": nn.GRU}.get(cell, nn.RNN)
     nonlinearity = {} if cell in ("lstm", "gru") else {"nonlinearity": cell.removeprefix("rnn-")}
     rnn = layer(9, 16, 2, **nonlinearity)
-    rnn.load_state_dict(model.rnn.state_dict())
+    state = {
+        name.removesuffix("l0") + f"l{k}": weight
+        for k, module in enumerate(model.rnn.layers)
+        for name, weight in module.state_dict().items()
+    }
+    rnn.load_state_dict(state)
     encoder, decoder = (
         nn.Embedding(len(corpus.vocabulary), 9),
         nn.Linear(16, len(corpus.vocabulary)),
@@ -112,7 +126,7 @@ def test_trainer_makes_the_steps_of_a_plain_torch_loop(
     encoder.load_state_dict(model.encoder.state_dict())
     decoder.load_state_dict(model.decoder.state_dict())
     parameters = [*encoder.parameters(), *rnn.parameters(), *decoder.parameters()]
-    columns, state, losses = batchify(corpus.train, 8), None, []
+    columns, state, losses = batchify(corpus.train.long(), 8), None, []
     for step in range(8):
         inputs, targets = columns[step * 10 :][:10], columns[step * 10 + 1 :][:10]
         output, state = rnn(encoder(inputs), state)
@@ -134,7 +148,7 @@ def test_trainer_makes_the_steps_of_a_plain_torch_loop(
 
 def test_evaluation_counts_every_token_once() -> None:
     torch.manual_seed(0)
-    model = LanguageModel(6, ModelOptions("gru", 4, 4, 1, False, 0.5))
+    model = LanguageModel(6, options_of(hidden_size=4, tied=False, dropout=0.5))
     with torch.no_grad():  # scores that depend on nothing but the bias
         model.decoder.weight.zero_()
         model.decoder.bias.copy_(torch.arange(6) / 3)
@@ -147,7 +161,7 @@ def test_evaluation_counts_every_token_once() -> None:
 
 def test_state_is_carried_from_window_to_window() -> None:
     torch.manual_seed(0)
-    model = LanguageModel(6, ModelOptions("lstm", 4, 4, 2, True, 0.0))
+    model = LanguageModel(6, options_of(cell="lstm", hidden_size=4, num_layers=2, dropout=0.0))
     tokens = torch.randint(6, (40,))
     whole, _ = evaluate(model, tokens, 0, 40)
     parts, _ = evaluate(model, tokens, 0, 10)  # 10 columns: one row at a time
@@ -190,8 +204,8 @@ def test_a_run_learns_and_writes_its_folder(
     assert any(line.startswith("epoch 1  step 20/") and "tokens/s" in line for line in printed)
 
     assert {p.name for p in out.iterdir()} == {
-        *("config.toml", "metrics.jsonl", "curves.png", "vocabulary.json", "result.json"),
-        *("last", "best"),
+        *("config.toml", "metrics.jsonl", "vocabulary.json", "result.json", "log.txt"),
+        *("curves.png", "curves.svg", "last", "last.old", "best", "best.old"),
     }
     for folder in ("last", "best"):
         assert (out / folder / "model.safetensors").is_file()
@@ -231,10 +245,10 @@ def test_reference_backend_agrees(text: Path, tmp_path: Path) -> None:
 
 def test_sample_is_the_same_for_a_seed_and_has_no_unknown() -> None:
     torch.manual_seed(0)
-    from fastrnn.lm.data import Vocabulary
+    from fastrnn.lm.tokens import Vocabulary
 
     vocabulary = Vocabulary(["a", "<unk>", "<eos>", "b"])
-    model = LanguageModel(4, ModelOptions("gru", 8, 8, 1, True))
+    model = LanguageModel(4, options_of(hidden_size=8))
     with torch.no_grad():
         model.decoder.bias[1] = 50.0
     drawn = generate(model, vocabulary, 40, seed=1)
@@ -282,7 +296,7 @@ def test_options_come_back_from_their_toml(tmp_path: Path) -> None:
     path.write_text(to_toml(config), encoding="utf-8")
     again = parse(["--config", str(path)])
     assert to_dict(again) == to_dict(config)
-    assert again.corpus.data == odd and again.training.lr == 1e-05
+    assert again.corpus.data == odd and again.optimizer.lr == 1e-05
 
 
 def test_command_line_goes_before_the_file(tmp_path: Path) -> None:
@@ -290,11 +304,11 @@ def test_command_line_goes_before_the_file(tmp_path: Path) -> None:
     path.write_text("hidden-size = 30\nclip = 1\ntied = false\ncell = 'gru'\n")
     config = parse(["--config", str(path), "--hidden-size", "40", "--tied"])
     assert (config.model.hidden_size, config.model.emb_size, config.model.tied) == (40, 40, True)
-    assert (config.training.clip, config.model.cell) == (1.0, "gru")
+    assert (config.optimizer.clip, config.model.cell) == (1.0, "gru")
 
 
 def test_defaults_that_depend_on_others() -> None:
-    sgd, adam = parse(["--optimizer", "sgd"]).training, parse([]).training
+    sgd, adam = parse(["--optimizer", "sgd"]).optimizer, parse([]).optimizer
     assert (sgd.lr, sgd.schedule) == (20.0, "plateau")
     assert adam.schedule == "cosine" and adam.lr is not None and adam.lr < 0.1
 
@@ -401,7 +415,7 @@ def test_config_file_mistakes(
         ("hiden_size = 3", "unknown option 'hiden_size', did you mean 'hidden_size'?"),
         ("num_layers = 2.5", "num_layers: expected int, got 2.5"),
         ("num_layers = true", "num_layers: expected int, got True"),
-        ("cell = 'x'", "cell: expected one of ['rnn-tanh', 'rnn-relu', 'lstm', 'gru'], got 'x'"),
+        ("cell = 'x'", "cell: expected one of ['rnn-tanh', 'rnn-relu', 'lstm', 'gru', "),
         ("out = 'x'", "unknown option 'out'"),
         ("[model]", "unknown option 'model'"),
         ("= 3", "not valid TOML"),
@@ -448,8 +462,9 @@ def test_resume_mistakes(text: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     metrics.write_text("{" + lines)
     assert "metrics.jsonl: damaged" in error_line(capsys, again)
     metrics.write_text(lines)
-    weights = out / "last" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+    for name in ("last", "last.old"):
+        weights = out / name / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
     assert "model.safetensors: the checkpoint is truncated" in error_line(capsys, again)
 
 
@@ -459,8 +474,10 @@ def test_divergence_stops_and_keeps_the_last_checkpoint(
     out = tmp_path / "run"
     more = ["--optimizer", "sgd", "--lr", "1e38", "--clip", "0", "--log-interval", "1"]
     said = error_line(capsys, small(text, out, *more))
-    assert "lower --lr or --clip" in said
-    assert not (out / "last").exists()
+    assert "lower --lr or --clip" in said and "at step" in said
+    assert load_checkpoint(out / "last").counters["step"] == 0
+    weights = load_checkpoint(out / "last").weights
+    assert all(bool(weight.isfinite().all()) for weight in weights.values())
 
 
 def test_debug_shows_the_traceback(

@@ -21,7 +21,7 @@ class KneserNeyBigram:
     share in p1 gives words that the text lacks a probability.
 
     Args:
-        tokens: int64 [N], the training text.
+        tokens: integers [N], the training text.
         size: V, words in the dictionary.
         before: the word taken to stand before the first.
 
@@ -46,7 +46,7 @@ class KneserNeyBigram:
         self._direct: Floats = (counts - discount) / followed[first]
 
     def _pairs(self, tokens: Tensor) -> Ints:
-        words: Ints = tokens.numpy()
+        words: Ints = tokens.numpy().astype(np.int64)
         previous = np.concatenate(([self._before], words[:-1]))
         return previous * self._size + words
 
@@ -54,7 +54,7 @@ class KneserNeyBigram:
         """Probability of each token of a text given the one before it.
 
         Args:
-            tokens: int64 [N], numbers below V.
+            tokens: integers [N], below V.
 
         Returns:
             float64 [N].
@@ -66,7 +66,7 @@ class KneserNeyBigram:
         return np.asarray(direct + smooth)
 
     def perplexity(self, tokens: Tensor) -> float:
-        """exp of the mean negative log-probability of a text's tokens, int64 [N]."""
+        """exp of the mean negative log-probability of a text's tokens, integers [N]."""
         return float(np.exp(-np.log(self.probabilities(tokens)).mean()))
 
 

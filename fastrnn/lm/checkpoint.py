@@ -1,7 +1,8 @@
 """Checkpoints: folders of safetensors and JSON, replaced as a whole and checked by hash.
 
 A checkpoint holds model.safetensors (the weights), state.safetensors (optimizer, carried hidden
-state, random generators) and state.json (counters, and the sha256 of the other two).
+state, random generators) and state.json (counters, and the sha256 of the other two). The one before
+is kept beside it, for the day that the newest is damaged.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import hashlib
 import json
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from torch import Tensor
 from fastrnn.lm.errors import UserError
 
 _WEIGHTS, _STATE, _COUNTERS = "model.safetensors", "state.safetensors", "state.json"
-_FORMAT = 1  # counted up when a checkpoint of before can no longer be continued
+_FORMAT = 2  # counted up when a checkpoint of before can no longer be continued
 
 
 @dataclass
@@ -51,7 +54,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Replace a checkpoint by another.
 
     The new one is written beside the old, brought to the disk, and takes the old one's name; the
-    old one is removed last. `load_checkpoint` finds one of the two after a crash at any moment.
+    old one stays, under the name `folder` + ".old". `load_checkpoint` finds one of the two after a
+    crash at any moment.
 
     Args:
         folder: the checkpoint's folder; its parent exists.
@@ -73,33 +77,55 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     _write_through(new / _COUNTERS, json.dumps(counters, indent=1).encode())
     _sync_folder(new)
     if folder.exists():
+        if old.exists():
+            shutil.rmtree(old)
         folder.rename(old)
     new.rename(folder)
     _sync_folder(folder.parent)
-    if old.exists():
-        shutil.rmtree(old)
 
 
 def checkpoint_exists(folder: Path) -> bool:
-    """Whether `load_checkpoint` has something to load; ends a replacement that was cut short."""
-    _settle(folder)
-    return folder.is_dir()
+    """Whether there is something that `load_checkpoint` may try to load."""
+    return any(path.is_dir() for path in (folder, _beside(folder)[1]))
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint.
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def load_checkpoint(folder: Path, warn: Callable[[str], None] = _to_stderr) -> Checkpoint:
+    """Read a checkpoint, or the one before where it is damaged.
 
     Args:
-        folder: the checkpoint's folder.
+        folder: the checkpoint's folder; nothing is changed in it.
+        warn: told in one line if it is damaged; default: prints on standard error.
 
     Returns:
         The checkpoint, on the CPU.
 
     Raises:
-        UserError: a file is missing, truncated or changed since it was written, or is of another
-            version of this program.
+        UserError: a file of it is missing, truncated or changed since it was written, or is of
+            another version of this program; and so is the one before.
     """
-    _settle(folder)
+    new, old = _beside(folder)
+    problem: UserError | None = None
+    # The new one is complete if the program died just before the others stepped aside.
+    for candidate in (folder, new, old):
+        if not candidate.is_dir() and (candidate != folder or new.is_dir() or old.is_dir()):
+            continue
+        try:
+            found = _load(candidate)
+        except UserError as error:
+            problem = problem or error
+            continue
+        if problem is not None:
+            warn(f"{problem}; using {candidate}, of step {found.counters.get('step')}")
+        return found
+    assert problem is not None
+    raise problem
+
+
+def _load(folder: Path) -> Checkpoint:
     try:
         counters = json.loads(_read(folder / _COUNTERS))
         written, hashes = counters.pop("format"), counters.pop("sha256")
@@ -159,11 +185,10 @@ def _beside(folder: Path) -> tuple[Path, Path]:
 def _settle(folder: Path) -> None:
     """Finish or undo what a crash left of a replacement."""
     new, old = _beside(folder)
-    if old.is_dir() and not folder.exists():
+    if not folder.exists() and old.is_dir() and new.is_dir():
         new.rename(folder)  # the old one steps aside only when the new one is complete
-    for leftover in (new, old):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
+    if new.is_dir():
+        shutil.rmtree(new)
 
 
 def _read(path: Path) -> bytes:
@@ -174,10 +199,14 @@ def _read(path: Path) -> bytes:
 
 
 def _write_through(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # of a full disk, without a name
+        path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _sync_folder(folder: Path) -> None:

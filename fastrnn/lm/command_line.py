@@ -9,14 +9,16 @@ from pathlib import Path
 
 import tyro
 
-from fastrnn.lm.config import Config, complete
+from fastrnn.lm.complete import complete
+from fastrnn.lm.config import Config
 from fastrnn.lm.errors import UserError
+from fastrnn.lm.presets import describe_presets, preset_file
 from fastrnn.lm.run import CONFIG
 from fastrnn.lm.settings import option_names, suggest, update_from_toml
 
 
 def parse(arguments: list[str]) -> Config:
-    """Options from a command line, over those of a resumed run, over those of --config.
+    """Options from a command line, over those of a resumed run, of --config and of --preset.
 
     Args:
         arguments: the command line without the program's name.
@@ -26,10 +28,14 @@ def parse(arguments: list[str]) -> Config:
 
     Raises:
         UserError: an option is unknown, lacks its value or does not fit.
-        SystemExit: after --help.
+        SystemExit: after --help and --presets.
     """
     config = _parse_over(Config(), arguments)
-    files = [Path(config.run.config)] if config.run.config is not None else []
+    if config.run.presets:
+        print(describe_presets())
+        raise SystemExit(0)
+    files = [preset_file(config.run.preset)] if config.run.preset is not None else []
+    files += [Path(config.run.config)] if config.run.config is not None else []
     if config.run.resume and config.run.out is not None:
         saved = Path(config.run.out) / CONFIG
         files += [saved] if saved.is_file() else []

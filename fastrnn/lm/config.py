@@ -1,14 +1,11 @@
-"""The trainer's options: one dataclass behind the command line and config.toml."""
+"""The trainer's options: one dataclass per component, the command line and config.toml in one."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import tyro
-
-from fastrnn.lm.errors import UserError
 
 
 def _unset(metavar: str, default: str) -> object:
@@ -24,63 +21,155 @@ class CorpusOptions:
         str,
         tyro.conf.arg(
             help="Folder with train.txt, valid.txt and test.txt; or one text file, split 90/5/5 by "
-            "lines; or ptb, wikitext-2, time-machine or tiny-shakespeare, found in the folder that "
-            "the variable FASTRNN_DATA names; or python-docs, the manual and docstrings of this "
-            "Python."
+            "lines; or ptb, wikitext-2, time-machine or tiny-shakespeare, looked for in the folder "
+            "that the variable FASTRNN_DATA names, else downloaded once; or python-docs, the "
+            "manual and docstrings of this Python."
         ),
     ] = "python-docs"
-    level: Literal["word", "char"] = "word"
-    """Whether a token is a word (split on white space) or a character."""
+    level: Literal["word", "char", "bpe"] = "word"
+    """Whether a token is a word (split on white space), a character, or a piece found by byte-pair
+    encoding of the training text."""
+    charset: Literal["all", "letters"] = "all"
+    """Characters as they are, or lower-cased to a-z with one space for whatever lies between."""
     min_count: Annotated[int | None, _unset("INT", "1; for words 2, unless the text has <unk>")] = (
         None
     )
     """Tokens seen less often in the training text become <unk>."""
+    bpe_size: int = 4096
+    """Pieces in the dictionary of --level bpe."""
+    documents: Annotated[str | None, _unset("REGEX", "none")] = None
+    """Lines that match begin a document, before which the hidden state is zeroed."""
+    sentences: bool = False
+    """Read every line by itself, from a hidden state of zeros, instead of one text."""
 
 
 @dataclass
 class ModelOptions:
     """Embedding, recurrent layers, softmax."""
 
-    cell: Literal["rnn-tanh", "rnn-relu", "lstm", "gru"] = "gru"
-    """Kind of recurrent layer."""
-    emb_size: Annotated[int | None, _unset("INT", "the hidden size")] = None
+    cell: Literal["rnn-tanh", "rnn-relu", "lstm", "gru", "gru-reset-before"] = "gru"
+    """Kind of layer; gru-reset-before is the original, with the reset gate before the product."""
+    emb_size: Annotated[int | None, _unset("INT", "the output size")] = None
     """Width of the embedding; 0 feeds one-hot vectors instead."""
     hidden_size: int = 200
     """Units of each recurrent layer."""
     num_layers: int = 1
     """Recurrent layers."""
     tied: bool = True
-    """Use the embedding as the weight of the output layer too; needs emb-size = hidden-size."""
+    """Use the embedding as the weight of the output layer too; needs emb-size = output-size."""
     dropout: float = 0.3
     """Probability of dropping a value after the embedding, between layers and before the output."""
+    dropout_input: Annotated[float | None, _unset("FLOAT", "dropout")] = None
+    """The same, after the embedding alone."""
+    dropout_layers: Annotated[float | None, _unset("FLOAT", "dropout")] = None
+    """The same, between layers alone."""
+    dropout_output: Annotated[float | None, _unset("FLOAT", "dropout")] = None
+    """The same, before the output alone."""
+    dropout_words: float = 0.0
+    """Probability of dropping a word of the dictionary from the embedding, wherever it stands."""
+    dropout_weights: float = 0.0
+    """Probability of dropping a recurrent weight for a whole window (DropConnect)."""
+    variational: bool = False
+    """Drop the same units at every step of a window."""
+    zoneout: float = 0.0
+    """Probability of a unit of the hidden state to keep its value for a step."""
+    zoneout_cell: Annotated[float | None, _unset("FLOAT", "zoneout")] = None
+    """The same, for an LSTM's cell state."""
+    output_size: Annotated[int | None, _unset("INT", "the hidden size")] = None
+    """Units of the last layer."""
+    layer_norm: bool = False
+    """Normalise the projections inside each step (lstm and gru)."""
+    residual: bool = False
+    """Add each layer's input to its output, above the first, where they are equally wide."""
+    init: Literal["torch", "zaremba", "course"] = "torch"
+    """Weights at the start. torch: U(-0.1, 0.1) outside, U(-1/sqrt(H), 1/sqrt(H)) inside the
+    layers, of H units; zaremba: all from U(-r, r), r being init-range; course: as torch, with a
+    single bias for each gate."""
+    init_range: float = 0.1
+    """r of --init zaremba."""
+
+    # Unset options stay unset, so that config.toml can be changed in one place.
+    @property
+    def top_size(self) -> int:
+        """Units of the last layer."""
+        return self.hidden_size if self.output_size is None else self.output_size
+
+    @property
+    def dropouts(self) -> tuple[float, float, float]:
+        """Probabilities after the embedding, between layers and before the output."""
+        parts = self.dropout_input, self.dropout_layers, self.dropout_output
+        first, between, last = (self.dropout if p is None else p for p in parts)
+        return first, between, last
+
+    @property
+    def zoneouts(self) -> tuple[float, float]:
+        """Probabilities of h and of an LSTM's c."""
+        return self.zoneout, self.zoneout if self.zoneout_cell is None else self.zoneout_cell
+
+
+@dataclass
+class OptimizerOptions:
+    """How a gradient becomes a change of the weights."""
+
+    optimizer: Literal["sgd", "adam", "adamw", "nt-asgd"] = "adam"
+    """sgd is plain; nt-asgd is sgd whose weights are averaged once validation has stalled."""
+    lr: Annotated[float | None, _unset("FLOAT", "20 with sgd, 30 with nt-asgd, else 0.006")] = None
+    """Learning rate at the start."""
+    schedule: Annotated[
+        Literal["constant", "plateau", "decay", "course", "cosine"] | None,
+        _unset(
+            "{constant,plateau,decay,course,cosine}",
+            "plateau with sgd, constant with nt-asgd, else cosine",
+        ),
+    ] = None
+    """plateau: times decay-factor after every epoch that is not the best yet in validation; decay:
+    times decay-factor after each epoch from decay-from on; course: times 1/1.15 to the power of
+    the epochs beyond 14, compounding; cosine: down to 0 along half a cosine."""
+    decay_from: int = 1
+    """Epochs at the full rate, for --schedule decay."""
+    decay_factor: Annotated[float | None, _unset("FLOAT", "0.25 with plateau, 0.5 with decay")] = (
+        None
+    )
+    """What plateau and decay multiply the rate by."""
+    warmup: int = 0
+    """Steps in which the rate rises from 0, under any schedule."""
+    patience: int = 5
+    """Validations that nt-asgd waits for a better one before it averages."""
+    weight_decay: Annotated[float | None, _unset("FLOAT", "0.01 with adamw, else 0")] = None
+    """Share of each weight subtracted by every step, times the rate; with adam part of the
+    gradient, as in torch."""
+    clip: float = 0.25
+    """Scale gradients down to this norm when theirs is larger; 0: never."""
 
 
 @dataclass
 class TrainingOptions:
-    """Batches, optimizer and length of training."""
+    """Batches and length of training."""
 
     batch_size: int = 20
     """Columns of text read side by side."""
     bptt: int = 35
     """Steps that gradients flow back through; the hidden state is carried further."""
-    optimizer: Literal["sgd", "adam"] = "adam"
-    """Plain stochastic gradient descent, or Adam."""
-    lr: Annotated[float | None, _unset("FLOAT", "20 with sgd, 0.006 with adam")] = None
-    """Learning rate at the start."""
-    schedule: Annotated[
-        Literal["plateau", "cosine"] | None,
-        _unset("{plateau,cosine}", "plateau with sgd, cosine with adam"),
-    ] = None
-    """Divide the rate by 4 after every epoch that is not the best yet in validation, or lower it
-    to 0 along a half cosine."""
-    clip: float = 0.25
-    """Scale gradients down to this norm when theirs is larger; 0: never."""
+    random_bptt: bool = False
+    """Draw each window's length around bptt, or 1 time in 20 around half of it, and scale the rate
+    with it."""
+    accumulate: int = 1
+    """Parts that a batch's columns are worked through in, one after another, to save memory."""
+    ar: float = 0.0
+    """Activation regularisation: weight of the mean square of the dropped-out outputs."""
+    tar: float = 0.0
+    """Temporal activation regularisation: weight of the mean square of the outputs' changes."""
     epochs: int = 5
     """Passes over the training text."""
     max_steps: Annotated[int | None, _unset("INT", "as the epochs take")] = None
     """Stop after this many optimizer steps, if the epochs have not ended before."""
     seed: int = 1
-    """Seed of weights and dropout."""
+    """Seed of weights, dropout and the order of sentences."""
+    rewinds: int = 3
+    """Times that a run which diverges goes back to its last checkpoint and on at half the rate,
+    before it is an error."""
+    explosion: float = 1e4
+    """Gradient norm, in multiples of its running mean, that counts as divergence; 0: none does."""
 
 
 @dataclass
@@ -91,15 +180,25 @@ class RunOptions:
     """Kernels of the recurrent layers; one that is asked for runs or is an error."""
     device: str = "cpu"
     """cpu, cuda, cuda:1 ..."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the products: bfloat16 through autocast, tf32 on GPUs. Weights stay float32."""
+    compile: bool = False
+    """Compile model and loss with torch.compile."""
     out: Annotated[str | None, _unset("DIR", "runs/ and the date and time")] = None
-    """Folder of the run: config.toml, metrics.jsonl, curves.png, last/ and best/."""
+    """Folder of the run: config.toml, metrics.jsonl, curves, log.txt, last/ and best/."""
     resume: bool = False
     """Continue the run in --out from its last checkpoint, with its options; without one, start
     afresh."""
     force: bool = False
     """Replace the run in --out, if there is one."""
+    preset: Annotated[str | None, _unset("NAME", "none")] = None
+    """Options of a published experiment, under all others: see --presets."""
+    presets: bool = False
+    """List the presets and where each comes from, and do nothing else."""
     config: Annotated[str | None, _unset("FILE.toml", "none")] = None
     """TOML file of options, like config.toml of a run; the command line overrides it."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard, too, into the run's folder."""
     log_interval: int = 100
     """Steps between two reports of the training loss."""
     checkpoint_interval: int = 1000
@@ -114,59 +213,6 @@ class Config:
 
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
     run: RunOptions = field(default_factory=RunOptions)
-
-
-def complete(config: Config) -> None:
-    """Fill in the options whose default depends on others, then check them all.
-
-    Args:
-        config: changed in place.
-
-    Raises:
-        UserError: an option is outside its range or does not go with another.
-    """
-    model, training, run = config.model, config.training, config.run
-    sgd = training.optimizer == "sgd"
-    training.lr = (20.0 if sgd else 0.006) if training.lr is None else training.lr
-    training.schedule = training.schedule or ("plateau" if sgd else "cosine")
-    model.emb_size = model.hidden_size if model.emb_size is None else model.emb_size
-    for group, name, least in (
-        *((model, name, 1) for name in ("hidden_size", "num_layers")),
-        *((training, name, 1) for name in ("batch_size", "bptt", "epochs")),
-        (config.corpus, "min_count", 1),
-        (model, "emb_size", 0),
-        (training, "max_steps", 1),
-        (training, "seed", 0),
-        (run, "log_interval", 1),
-        (run, "checkpoint_interval", 0),
-    ):
-        value = getattr(group, name)
-        if value is not None and value < least:
-            raise UserError(f"{_flag(name)} must be at least {least}, got {value}")
-        if value is not None and value >= 2**63:
-            raise UserError(f"{_flag(name)} must be below 2**63, got {value}")
-    for name, path in (("data", config.corpus.data), ("out", run.out or "")):
-        if any("\ud800" <= character <= "\udfff" for character in path):
-            # Bytes that are not UTF-8 arrive so; config.toml could not hold them.
-            raise UserError(f"{_flag(name)} {path!r}: the path is not UTF-8")
-    if not 0 <= model.dropout < 1:
-        raise UserError(f"--dropout must be at least 0 and below 1, got {model.dropout}")
-    if not 0 < training.lr < math.inf:
-        raise UserError(f"--lr must be above 0 and finite, got {training.lr}")
-    if not 0 <= training.clip < math.inf:
-        raise UserError(f"--clip must be at least 0 and finite, got {training.clip}")
-    if model.tied and model.emb_size != model.hidden_size:
-        raise UserError(
-            f"--tied needs --emb-size equal to --hidden-size, got {model.emb_size} and "
-            f"{model.hidden_size}; pass --no-tied or change one"
-        )
-    if run.resume and run.out is None:
-        raise UserError("--resume needs --out, the folder of the run to continue")
-    if run.resume and run.force:
-        raise UserError("--resume continues a run and --force replaces it: pass one of them")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -1,53 +1,19 @@
-"""From text to token numbers, and from token numbers to batches."""
+"""From a corpus's name to its numbers, and from numbers to columns."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from fastrnn.lm.batches import IGNORED
 from fastrnn.lm.config import CorpusOptions
-from fastrnn.lm.corpus import SPLITS, read_corpus
+from fastrnn.lm.corpus import read_corpus
+from fastrnn.lm.download import cache_folder
+from fastrnn.lm.encoded import encoded
 from fastrnn.lm.errors import UserError
-
-EOS = "<eos>"
-UNKNOWN = "<unk>"
-IGNORED = -100  # the target that torch's cross_entropy leaves out
-
-
-class Vocabulary:
-    """Tokens and their numbers.
-
-    Args:
-        tokens: distinct strings, `<eos>` and `<unk>` among them; a token's place is its number.
-    """
-
-    def __init__(self, tokens: list[str]) -> None:
-        self.tokens = tokens
-        self.numbers = {token: number for number, token in enumerate(tokens)}
-        self.eos = self.numbers[EOS]
-        self.unknown = self.numbers[UNKNOWN]
-
-    @classmethod
-    def of(cls, tokens: list[str], min_count: int) -> Vocabulary:
-        """The tokens seen at least `min_count` times, most frequent first, then `<unk>`."""
-        counts = Counter(tokens)
-        kept = [t for t, n in counts.most_common() if n >= min_count or t in (EOS, UNKNOWN)]
-        return cls(kept + [t for t in (EOS, UNKNOWN) if t not in counts])
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def encode(self, tokens: list[str]) -> Tensor:
-        """Numbers of tokens, int64 [len(tokens)]; those not in the dictionary as `<unk>`."""
-        get, unknown = self.numbers.get, self.unknown
-        numbers = (get(token, unknown) for token in tokens)
-        return torch.from_numpy(np.fromiter(numbers, np.int64, len(tokens)))
+from fastrnn.lm.tokens import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -56,31 +22,22 @@ class Corpus:
 
     Args:
         vocabulary: the dictionary of its training text.
-        train: int64 [tokens], `<eos>` after every line; so `valid` and `test`.
+        train: int32 [tokens], `<eos>` after every line; so `valid` and `test`. They are mapped from
+            files: what is read is in memory, no more.
+        fingerprint: a hash of the texts and of how they were cut.
+        tokenizer: file of the byte-pair tokenizer, or None.
     """
 
     vocabulary: Vocabulary
     train: Tensor
     valid: Tensor
     test: Tensor
-
-    def fingerprint(self) -> str:
-        """A hash of the dictionary and the three texts."""
-        found = hashlib.sha256(json.dumps(self.vocabulary.tokens).encode())
-        for tokens in (self.train, self.valid, self.test):
-            found.update(tokens.numpy().tobytes())
-        return found.hexdigest()
-
-
-def tokenize(text: str, level: str) -> list[str]:
-    """The words (split on white space) or characters of a text, `<eos>` after every line."""
-    if level == "char":
-        return [EOS if character == "\n" else character for character in text]
-    return text.replace("\n", f" {EOS} ").split()
+    fingerprint: str = ""
+    tokenizer: Path | None = None
 
 
 def load_corpus(options: CorpusOptions, batch_size: int, bptt: int) -> Corpus:
-    """Read and encode a corpus.
+    """Read and encode a corpus, or find it encoded in the cache.
 
     Args:
         options: what to read and how to cut it.
@@ -93,32 +50,41 @@ def load_corpus(options: CorpusOptions, batch_size: int, bptt: int) -> Corpus:
     Raises:
         UserError: the text is missing, empty, not UTF-8 or too short.
     """
-    train, *others = (tokenize(text, options.level) for text in read_corpus(options.data))
-    # At least two rows: one to read, one to predict.
-    if len(train) < batch_size * max(bptt, 2):
+    texts = read_corpus(options.data)
+    key, vocabulary, (train, valid, test), tokenizer = encoded(
+        texts, options, cache_folder() / "encoded"
+    )
+    if options.documents is not None and vocabulary.document is None:
         raise UserError(
-            f"--data {options.data}: the training text has {len(train)} tokens, fewer than "
+            f"--data {options.data}: no line of the training text matches --documents "
+            f"{options.documents!r}"
+        )
+    if options.sentences:
+        lines = int((train == vocabulary.eos).sum())
+        if lines < batch_size:
+            raise UserError(
+                f"--data {options.data}: the training text has {lines} lines, fewer than "
+                f"--batch-size {batch_size}"
+            )
+    # At least two rows: one to read, one to predict.
+    elif train.numel() < batch_size * max(bptt, 2):
+        raise UserError(
+            f"--data {options.data}: the training text has {train.numel()} tokens, fewer than "
             f"--batch-size x --bptt = {batch_size} x {bptt} = {batch_size * bptt}"
         )
-    least = options.min_count
-    if least is None:
-        # A text without rare words, but no <unk> to predict, would leave <unk> untrained.
-        least = 2 if options.level == "word" and UNKNOWN not in train else 1
-    vocabulary = Vocabulary.of(train, least)
-    encoded = dict(zip(SPLITS, map(vocabulary.encode, (train, *others)), strict=True))
-    return Corpus(vocabulary, **encoded)
+    return Corpus(vocabulary, train, valid, test, key, tokenizer)
 
 
 def batchify(tokens: Tensor, columns: int) -> Tensor:
     """Lay a text out in columns that are read downwards side by side.
 
     Args:
-        tokens: int64 [N].
+        tokens: integers [N].
         columns: B.
 
     Returns:
-        int64 [N // B, B], contiguous; column b continues where column b - 1 ends. The last N % B
-        tokens are left out.
+        [N // B, B], contiguous; column b continues where column b - 1 ends. The last N % B tokens
+        are left out.
     """
     rows = tokens.numel() // columns
     return tokens[: rows * columns].view(columns, rows).t().contiguous()
@@ -128,12 +94,12 @@ def scored_columns(tokens: Tensor, columns: int, before: int) -> tuple[Tensor, T
     """Lay a text out so that every one of its tokens is predicted exactly once.
 
     Args:
-        tokens: int64 [N].
+        tokens: integers [N].
         columns: B.
         before: the token taken to stand before the first.
 
     Returns:
-        Inputs and targets, int64 [ceil(N / B), B]; targets past the end are `IGNORED`.
+        Inputs and targets, [ceil(N / B), B]; targets past the end are `IGNORED`.
     """
     count = tokens.numel()
     rows = -(-count // columns)

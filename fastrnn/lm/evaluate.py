@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from fastrnn.lm.batches import Batch, Sentences, window
+from fastrnn.lm.config import TrainingOptions
 from fastrnn.lm.data import scored_columns
 from fastrnn.lm.model import LanguageModel
 
@@ -14,27 +17,48 @@ COLUMNS = 10
 
 
 @torch.inference_mode()
-def evaluate(model: LanguageModel, tokens: Tensor, before: int, batch: int) -> tuple[float, float]:
+def evaluate(
+    model: LanguageModel,
+    tokens: Tensor,
+    before: int,
+    batch: int,
+    document: int | None = None,
+    sentences: bool = False,
+) -> tuple[float, float]:
     """Mean loss over every token of a text, each predicted once.
 
     Args:
         model: put in evaluation mode.
-        tokens: int64 [N], read in up to 10 columns side by side.
+        tokens: integers [N], read in up to 10 columns side by side.
         before: the token taken to stand before the first.
         batch: predictions made at a time, at least.
+        document: the token that begins a document, which is not predicted; default None.
+        sentences: read every line from a hidden state of zeros; default False.
 
     Returns:
         The loss in nats, and tokens per second.
     """
     model.eval()
     device = next(model.parameters()).device
-    began, state = time.perf_counter(), None
-    columns = min(COLUMNS, tokens.numel())
-    inputs, targets = (t.to(device) for t in scored_columns(tokens, columns, before))
-    rows = -(-batch // columns)
+    began, state, count = time.perf_counter(), None, 0
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for row in range(0, inputs.size(0), rows):
-        part = slice(row, row + rows)
-        loss, state = model.loss(inputs[part], targets[part], state, "sum")
+    for part in _batches(tokens, before, batch, document, sentences):
+        part = part.to(device)
+        given = state if part.carried else None
+        loss, state = model.loss(part.inputs, part.targets, given, "sum", part.resets, part.lengths)
         total += loss
-    return float(total) / tokens.numel(), tokens.numel() / (time.perf_counter() - began)
+        count += part.count
+    return float(total) / max(count, 1), count / (time.perf_counter() - began)
+
+
+def _batches(
+    tokens: Tensor, before: int, batch: int, document: int | None, sentences: bool
+) -> Iterator[Batch]:
+    if sentences:
+        yield from Sentences(tokens, TrainingOptions(), before).every(batch)
+        return
+    columns = min(COLUMNS, tokens.numel())
+    inputs, targets = scored_columns(tokens, columns, before)
+    rows = -(-batch // columns)
+    for row in range(0, inputs.size(0), rows):
+        yield window(inputs[row : row + rows], targets[row : row + rows], document)

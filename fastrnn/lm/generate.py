@@ -6,8 +6,8 @@ import re
 
 import torch
 
-from fastrnn.lm.data import EOS, Vocabulary
 from fastrnn.lm.model import LanguageModel
+from fastrnn.lm.tokens import EOS, Vocabulary, pairs_text
 
 
 @torch.inference_mode()
@@ -49,5 +49,7 @@ def to_text(tokens: list[str], level: str) -> str:
     """Tokens as text to read: `<eos>` ends a line, words stand apart, punctuation does not."""
     if level == "char":
         return "".join("\n" if token == EOS else token for token in tokens)
+    if level == "bpe":
+        return pairs_text(tokens)
     text = " ".join(tokens).replace(f" {EOS} ", "\n").replace(EOS, "").strip()
     return re.sub(r"\( ", "(", re.sub(r" ([.,:;?!)])", r"\1", text))

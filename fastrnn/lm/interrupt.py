@@ -1,4 +1,4 @@
-"""Ctrl-C as a wish to stop, granted where it does no harm."""
+"""Ctrl-C and SIGTERM as wishes to stop, granted where it does no harm."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from types import FrameType
 from typing import Any
 
 
-class StopOnInterrupt:
-    """Inside its `with` block the first Ctrl-C only sets `asked`; a second one interrupts.
+class StopOnSignal:
+    """Inside its `with` block the first signal only sets `asked`; Ctrl-C after it interrupts.
 
     Args:
-        asked: whether to stop; False until Ctrl-C.
+        asked: the signal's number; 0 until there is one.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._previous: Any = None
+        self.asked = 0
+        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> StopOnInterrupt:
+    def __enter__(self) -> StopOnSignal:
         # Python lets only the main thread set handlers.
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = number

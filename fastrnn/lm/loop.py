@@ -1,54 +1,31 @@
-"""The training loop: steps, validation, schedule, checkpoints."""
+"""The training loop: steps, validation, checkpoints."""
 
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fastrnn.lm.checkpoint import Checkpoint, restore_weights, save_checkpoint
+from fastrnn.lm.batches import Columns, Sentences
+from fastrnn.lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fastrnn.lm.config import Config
-from fastrnn.lm.data import Corpus, batchify
+from fastrnn.lm.data import Corpus
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.evaluate import evaluate
-from fastrnn.lm.interrupt import StopOnInterrupt
+from fastrnn.lm.interrupt import StopOnSignal
+from fastrnn.lm.journal import Journal
 from fastrnn.lm.memory import trim_free_memory
-from fastrnn.lm.model import LanguageModel, State
+from fastrnn.lm.model import LanguageModel
+from fastrnn.lm.optim import stalled
+from fastrnn.lm.parallel import World
 from fastrnn.lm.report import Reporter
-from fastrnn.lm.run import Run, perplexity
-from fastrnn.lm.settings import to_dict
-from fastrnn.lm.snapshot import make_optimizer, pack, unpack
+from fastrnn.lm.run import Run
+from fastrnn.lm.snapshot import Counters, Progress
+from fastrnn.lm.step import Step
 
 TRIM_INTERVAL = 10  # steps; each could add 100 MB where the heap grows
-
-
-@dataclass
-class Counters:
-    """Where a run is; all of it is in its checkpoints.
-
-    Args:
-        epoch: the epoch under way, from 1.
-        row: the row of the columns that comes next.
-        step: optimizer steps made.
-        lr_scale: what stalled validation has left of the learning rate.
-        best_loss: lowest validation loss, None before the first validation.
-        best_step: the step it was seen at.
-        seconds: spent training, validation included.
-        interval_tokens: training tokens since the last report.
-    """
-
-    epoch: int = 1
-    row: int = 0
-    step: int = 0
-    lr_scale: float = 1.0
-    best_loss: float | None = None
-    best_step: int = 0
-    seconds: float = 0.0
-    interval_tokens: int = 0
 
 
 class Trainer:
@@ -60,165 +37,166 @@ class Trainer:
         model: on its device.
         run: where metrics and checkpoints go.
         reporter: where progress goes.
+        world: the processes that share the work; default: this one alone.
     """
 
     def __init__(
-        self, config: Config, corpus: Corpus, model: LanguageModel, run: Run, reporter: Reporter
+        self,
+        config: Config,
+        corpus: Corpus,
+        model: LanguageModel,
+        run: Run,
+        reporter: Reporter,
+        world: World | None = None,
     ) -> None:
         self.config, self.corpus, self.model = config, corpus, model
         self.run, self.reporter = run, reporter
-        self.device = next(model.parameters()).device
-        self.counters = Counters()
-        self.interrupted = False
-        options = config.training
-        self._optimizer = make_optimizer(model, options)
-        columns = batchify(corpus.train, options.batch_size).to(self.device)
-        self._inputs, self._targets = columns[:-1], columns[1:]
-        self._rows = self._inputs.size(0)
-        self.steps = options.epochs * -(-self._rows // options.bptt)
-        if options.max_steps is not None:
-            self.steps = min(self.steps, options.max_steps)
-        self._state: State | None = None
-        self._rate = 0.0
-        self._interval_loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._begin_session()
+        self.world = world or World(torch.device("cpu"))
+        self.progress = Progress(config, model, self.world)
+        self.stopped_by = 0
+        options, vocabulary = config.training, corpus.vocabulary
+        self.batches: Columns | Sentences
+        if config.corpus.sentences:
+            self.batches = Sentences(corpus.train, options, vocabulary.eos)
+        else:
+            self.batches = Columns(corpus.train, options, vocabulary.document)
+        self.steps = sum(self.batches.count(epoch) for epoch in range(1, options.epochs + 1))
+        self.steps = min(self.steps, options.max_steps or self.steps)
+        self._step = Step(config, self.progress, self.world, self.steps)
+        self.journal = Journal(run, reporter, self.progress, self.steps)
 
-    def _begin_session(self) -> None:
-        self._first_step = self.counters.step
-        self._start = time.perf_counter() - self.counters.seconds
-        self._session_start = self._interval_start = time.perf_counter()
-        self._timed_tokens = 0
+    @property
+    def counters(self) -> Counters:
+        """Where the run is."""
+        return self.progress.counters
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What changes the weights."""
+        return self.progress.optimizer
 
     def fit(self) -> None:
-        """Train to the last step, or until Ctrl-C, which sets `interrupted` once the state reached
-        is in the last checkpoint."""
-        with StopOnInterrupt() as stop:
-            while self.counters.step < self.steps and not stop.asked:
+        """Train to the last step, or until a signal: its number is then in `stopped_by`, and the
+        state reached in the last checkpoint."""
+        if self.counters.step == 0:
+            self._save(self.run.last)  # what a run that diverges early goes back to
+        with StopOnSignal() as stop:
+            while self.counters.step < self.steps and not self.stopped_by:
                 self._advance()
-        self.interrupted = self.counters.step < self.steps
-        if self.interrupted:
+                self.stopped_by = self.world.largest(stop.asked)
+        if self.counters.step == self.steps:
+            self.stopped_by = 0
+        elif self.stopped_by:
             self._save(self.run.last)
 
     def _advance(self) -> None:
-        """One optimizer step, and what is due after it."""
+        """One step, and what is due after it."""
         counters, options = self.counters, self.config.run
-        end = min(counters.row + self.config.training.bptt, self._rows)
-        self._step(self._inputs[counters.row : end], self._targets[counters.row : end])
-        counters.row = end
-        counters.step += 1
+        reason = self.step()
+        if reason is not None:
+            self._rewind(reason)
+            return
         if counters.step % TRIM_INTERVAL == 0:
             trim_free_memory()
-        last, epoch_ends = counters.step == self.steps, end == self._rows
-        if counters.step % options.log_interval == 0 or last:
-            self._log()
+        last = counters.step == self.steps
+        epoch_ends = counters.batch == self.batches.count(counters.epoch)
+        if counters.interval_tokens and (counters.step % options.log_interval == 0 or last):
+            self.journal.log()
         if epoch_ends or last:
-            self._validate(epoch_ends)
+            with self.journal.pause():
+                self._validate(epoch_ends)
         elif options.checkpoint_interval and counters.step % options.checkpoint_interval == 0:
             self._save(self.run.last)
 
-    def _step(self, inputs: Tensor, targets: Tensor) -> None:
-        self.model.train()
-        self._rate = self._learning_rate()
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._rate
-        loss, self._state = self.model.loss(inputs, targets, self._state)
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.config.training.clip:
-            torch.nn.utils.clip_grad_norm_(
-                self.model.parameters(), self.config.training.clip, foreach=True
-            )
-        self._optimizer.step()
-        # Summed on the device: reading it every step would make the host wait.
-        self._interval_loss += loss.detach() * targets.numel()
-        self.counters.interval_tokens += targets.numel()
-        self._timed_tokens += targets.numel()
-
-    def _learning_rate(self) -> float:
-        """The rate of the next step."""
-        options = self.config.training
-        assert options.lr is not None
-        rate = options.lr * self.counters.lr_scale
-        if options.schedule == "cosine":
-            rate *= (1 + math.cos(math.pi * min(self.counters.step / self.steps, 1))) / 2
-        return rate
-
-    def _log(self) -> None:
-        counters, now = self.counters, time.perf_counter()
-        loss = float(self._interval_loss) / counters.interval_tokens
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the training loss is {loss} at step {counters.step}: lower --lr or --clip "
-                f"(the last checkpoint is kept)"
-            )
-        speed = self._timed_tokens / (now - self._interval_start)
-        self.record("train", loss, speed)
-        a_step = (now - self._session_start) / (counters.step - self._first_step)
-        left = (self.steps - counters.step) * a_step
-        self.reporter.progress(counters.epoch, counters.step, self.steps, loss, speed, left)
-        self._interval_loss.zero_()
-        counters.interval_tokens = self._timed_tokens = 0
-        self._interval_start = time.perf_counter()
+    def step(self) -> str | None:
+        """One step, and no more; or why it was not made: it would have spoilt the weights."""
+        counters = self.counters
+        if counters.step not in counters.skipped:
+            batch = self.batches.get(counters.epoch, counters.batch)
+            reason = self._step(batch)
+            if reason is not None:
+                return reason
+            self.journal.count(batch.count)
+        counters.batch += 1
+        counters.step += 1
+        return None
 
     def _validate(self, epoch_ends: bool) -> None:
         """Evaluate, keep the model if it is the best so far, and checkpoint."""
-        counters, began = self.counters, time.perf_counter()
-        loss, speed = self.evaluate(self.corpus.valid)
-        self.record("valid", loss, speed)
-        self.reporter.say(
-            f"epoch {counters.epoch}  step {counters.step}  {counters.seconds:.0f} s  "
-            f"valid loss {loss:.3f}  valid ppl {perplexity(loss):.2f}  "
-            f"lr {self._rate:.3g}"
-        )
-        better = counters.best_loss is None or loss < counters.best_loss
-        if better:
-            counters.best_loss, counters.best_step = loss, counters.step
-        elif epoch_ends and self.config.training.schedule == "plateau":
-            counters.lr_scale /= 4
-        if epoch_ends:
-            counters.epoch, counters.row, self._state = counters.epoch + 1, 0, None
-        # The best first: if the program dies in between, the epoch is repeated from the last.
-        if better:
-            self._save(self.run.best)
+        counters, average = self.counters, self.progress.average
+        options = self.config.optimizer
+        with average.in_place():
+            loss, speed = self.evaluate(self.corpus.valid)
+            self.journal.validated(loss, speed)
+            better = loss < math.inf if counters.best_loss is None else loss < counters.best_loss
+            if better:
+                counters.best_loss, counters.best_step = loss, counters.step
+            elif epoch_ends and options.schedule == "plateau":
+                assert options.decay_factor is not None
+                counters.lr_scale *= options.decay_factor
+            if epoch_ends:
+                counters.valid_losses.append(loss)
+                counters.epoch, counters.batch = counters.epoch + 1, 0
+                self.progress.forget_state()
+            # The best first: if the program dies in between, the epoch is repeated from the last.
+            if better:
+                self._save(self.run.best)
+        waits = options.optimizer == "nt-asgd" and not average.begun
+        if waits and stalled(counters.valid_losses, options.patience):
+            average.begin()
+            self.reporter.say(f"validation has stalled: averaging from step {counters.step} on")
         self._save(self.run.last)
-        self._interval_start += time.perf_counter() - began
+
+    def _rewind(self, reason: str) -> None:
+        """Go back to the last checkpoint, and on from there at half the rate."""
+        diverged, rewinds = self.counters.step, self.counters.rewinds + 1
+        again = self.counters.trouble == diverged
+        if rewinds > self.config.training.rewinds:
+            raise UserError(
+                f"{reason} at step {diverged + 1}: lower --lr or --clip (the last checkpoint, "
+                f"{self.run.last}, is from before)"
+            )
+        checkpoint = load_checkpoint(self.run.last, self.reporter.say)
+        self.world.wait()  # until all have read it
+        self.restore(checkpoint, self.run.last)
+        counters = self.counters
+        counters.rewinds, counters.trouble = rewinds, diverged
+        counters.lr_scale /= 2
+        if again:
+            counters.skipped.append(diverged)
+        self.run.keep_metrics(checkpoint.counters["metrics_lines"])
+        self._save(self.run.last)
+        self.reporter.say(
+            f"{reason} at step {diverged + 1}: back to step {counters.step}, at half the rate"
+            + (f", leaving out the batch of step {diverged + 1}" if again else "")
+        )
 
     def evaluate(self, tokens: Tensor) -> tuple[float, float]:
-        """Mean loss in nats over every token of a text, int64 [N], and tokens per second."""
-        options = self.config.training
-        batch = options.batch_size * options.bptt
-        return evaluate(self.model, tokens, self.corpus.vocabulary.eos, batch)
-
-    def record(self, split: str, loss: float, tokens_per_s: float) -> None:
-        """Write a line of metrics for the step reached."""
-        counters = self.counters
-        counters.seconds = time.perf_counter() - self._start
-        self.run.record(
-            step=counters.step,
-            epoch=counters.epoch,
-            split=split,
-            loss=loss,
-            lr=self._rate,
-            tokens_per_s=round(tokens_per_s, 1),
-            seconds=round(counters.seconds, 3),
-        )
+        """Mean loss in nats over every token of a text, integers [N], and tokens per second."""
+        options, vocabulary = self.config.training, self.corpus.vocabulary
+        result = (0.0, 0.0)
+        if self.world.leads:
+            batch = options.batch_size * options.bptt
+            sentences = self.config.corpus.sentences
+            batch = options.batch_size if sentences else batch
+            result = evaluate(
+                self.model, tokens, vocabulary.eos, batch, vocabulary.document, sentences
+            )
+        loss, speed = self.world.from_leader(*result)
+        return loss, speed
 
     def _save(self, folder: Path) -> None:
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+        if not self.progress.finite():
             raise UserError(
                 f"weights are no longer finite at step {self.counters.step}: lower --lr or --clip "
                 f"(the checkpoint before is kept)"
             )
-        self.counters.seconds = time.perf_counter() - self._start
-        tensors = pack(self._optimizer, self._state, self._interval_loss)
-        counters = asdict(self.counters) | {
-            "rate": self._rate,
-            "metrics_lines": self.run.sync_metrics(),
-            "config": to_dict(self.config),
-            "corpus": self.corpus.fingerprint(),
-        }
-        weights = {name: p.detach() for name, p in self.model.named_parameters()}
-        save_checkpoint(folder, Checkpoint(weights, tensors, counters))
+        self.journal.tell_time()
+        lines = self.run.sync_metrics()
+        checkpoint = self.progress.to_checkpoint(self.corpus.fingerprint, lines)
+        if self.world.leads:
+            save_checkpoint(folder, checkpoint)
+        self.world.wait()
 
     def restore(self, checkpoint: Checkpoint, source: Path) -> None:
         """Go on from a checkpoint of this run.
@@ -230,14 +208,10 @@ class Trainer:
         Raises:
             UserError: it was made from another text or with a model of other sizes.
         """
-        saved = checkpoint.counters
-        if saved["corpus"] != self.corpus.fingerprint():
+        if checkpoint.counters["corpus"] != self.corpus.fingerprint:
             raise UserError(
                 f"{source}: the checkpoint was made from another text than --data "
                 f"{self.config.corpus.data} holds now"
             )
-        restore_weights(self.model, checkpoint.weights, source)
-        self._state, self._interval_loss = unpack(checkpoint.state, self._optimizer, self.device)
-        self.counters = Counters(**{f.name: saved[f.name] for f in fields(Counters)})
-        self._rate = saved["rate"]
-        self._begin_session()
+        self.progress.restore(checkpoint, source)
+        self.journal.begin()

@@ -2,115 +2,158 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastrnn import modules
+from fastrnn.lm.batches import IGNORED
 from fastrnn.lm.config import ModelOptions
-from fastrnn.lm.data import IGNORED
 from fastrnn.lm.device import memory_of
 from fastrnn.lm.errors import UserError
+from fastrnn.lm.layers import Dropout, RecurrentStack, State
 from fastrnn.loss import linear_cross_entropy
 
-State = Tensor | tuple[Tensor, Tensor]
+Run = tuple[Tensor, State]
 
 
 class LanguageModel(nn.Module):
     """Predicts each next token of B texts read side by side.
 
-    Embedding and output weights start as U(-0.1, 0.1), the output bias as 0, the recurrent layers
-    as `torch.nn` starts them.
-
     Args:
         vocabulary_size: V, tokens in the dictionary.
-        options: cell, sizes, tying, dropout; `emb_size` set.
+        options: with `emb_size`.
 
-    Source: pytorch/examples, word_language_model, for structure and initial values.
+    Source: pytorch/examples, word_language_model, for structure and `init` "torch"; Merity et al.
+    2018 for word dropout, AR and TAR.
     """
 
     def __init__(self, vocabulary_size: int, options: ModelOptions) -> None:
         super().__init__()
         assert options.emb_size is not None
-        width, hidden, layers = options.emb_size, options.hidden_size, options.num_layers
-        self.vocabulary_size = vocabulary_size
-        self.drop = nn.Dropout(options.dropout)
+        width = options.emb_size
+        self.vocabulary_size, self.dropout_words = vocabulary_size, options.dropout_words
         self.encoder = nn.Embedding(vocabulary_size, width) if width else None
-        between = options.dropout if layers > 1 else 0.0
-        sizes = (width or vocabulary_size, hidden, layers)
-        self.rnn: modules.LSTM | modules.GRU | modules.RNN
-        if options.cell == "lstm":
-            self.rnn = modules.LSTM(*sizes, dropout=between)
-        elif options.cell == "gru":
-            self.rnn = modules.GRU(*sizes, dropout=between)
-        else:
-            nonlinearity = options.cell.removeprefix("rnn-")
-            self.rnn = modules.RNN(*sizes, nonlinearity=nonlinearity, dropout=between)
-        self.decoder = nn.Linear(hidden, vocabulary_size)
+        self.drop_input = Dropout(options.dropouts[0], options.variational)
+        self.rnn = RecurrentStack(width or vocabulary_size, options)
+        self.drop_output = Dropout(options.dropouts[2], options.variational)
+        self.decoder = nn.Linear(options.top_size, vocabulary_size)
+        everything = options.init == "zaremba"
+        bound = options.init_range if everything else 0.1
         if self.encoder is not None:
-            nn.init.uniform_(self.encoder.weight, -0.1, 0.1)
+            nn.init.uniform_(self.encoder.weight, -bound, bound)
             if options.tied:
                 self.decoder.weight = self.encoder.weight
-        nn.init.uniform_(self.decoder.weight, -0.1, 0.1)
-        nn.init.zeros_(self.decoder.bias)
+        nn.init.uniform_(self.decoder.weight, -bound, bound)
+        nn.init.uniform_(self.decoder.bias, *((-bound, bound) if everything else (0.0, 0.0)))
 
-    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def forward(
+        self,
+        tokens: Tensor,
+        state: State | None = None,
+        resets: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
         """Scores of every next token.
 
         Args:
             tokens: int64 [T, B].
             state: what the call before returned; default None: zeros.
+            resets: bool [T, B], steps before which the state is zeroed; default None.
+            lengths: CPU int64 [B], where each column ends; default None: at T.
 
         Returns:
-            Logits [T*B, V], row t*B + b after `tokens[t, b]`, and the states [layers, B, H] (h; or
-            h and c) after the last row.
+            Logits [T*B, V], row t*B + b after `tokens[t, b]`, and the states after the last row.
         """
-        hidden, after = self._hidden(tokens, state)
-        logits: Tensor = self.decoder(hidden.flatten(0, 1))
+        output, after = self._run(tokens, state, resets, lengths)
+        logits: Tensor = self.decoder(self.drop_output(output).flatten(0, 1))
         return logits, after
 
-    def _hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """What the decoder reads, [T, B, H], and the states after the last row."""
+    def _run(
+        self, tokens: Tensor, state: State | None, resets: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """The last layer's output, [T, B, units], and the states after the last row."""
         if self.encoder is None:
             one_hot = F.one_hot(tokens, self.vocabulary_size)
             features = one_hot.to(self.decoder.weight.dtype)
-        else:
-            features = self.drop(self.encoder(tokens))
-        output, after = self.rnn(features, state)
-        return self.drop(output), after
+            return cast(Run, self.rnn(features, state, resets, lengths))
+        features = self.encoder(tokens)
+        if self.dropout_words and self.training:
+            every = features.new_ones(self.vocabulary_size)
+            features = features * F.dropout(every, self.dropout_words)[tokens].unsqueeze(-1)
+        return cast(Run, self.rnn(self.drop_input(features), state, resets, lengths))
 
     def loss(
-        self, tokens: Tensor, targets: Tensor, state: State | None, reduction: str = "mean"
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        state: State | None,
+        reduction: str = "mean",
+        resets: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Cross entropy of the next tokens.
 
         Args:
             tokens: int64 [T, B].
             targets: int64 [T, B]; `IGNORED` ones do not count.
-            state: as for `forward`.
+            state: as for `forward`, as are `resets` and `lengths`.
             reduction: "mean" over the targets that count, or "sum".
 
         Returns:
             The loss in nats, [], and the states after the last row, cut off from the graph.
         """
-        hidden, after = self._hidden(tokens, state)
+        output, after = self._run(tokens, state, resets, lengths)
+        loss = self._cross_entropy(self.drop_output(output), targets, reduction)
+        return loss, tuple(s.detach() for s in after)
+
+    def objective(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        state: State | None,
+        resets: Tensor | None,
+        lengths: Tensor | None,
+        ar: float,
+        tar: float,
+    ) -> tuple[Tensor, Tensor, State]:
+        """What training makes small.
+
+        Args:
+            tokens: as for `loss`, as are all but the last two.
+            ar: weight of the mean square of the outputs that the softmax reads.
+            tar: weight of the mean square of the outputs' change from step to step.
+
+        Returns:
+            The sum of the mean cross entropy and the two, [], the mean cross entropy by itself,
+            [], without a graph, and the states.
+        """
+        output, after = self._run(tokens, state, resets, lengths)
+        dropped = self.drop_output(output)
+        loss = self._cross_entropy(dropped, targets, "mean")
+        total = loss
+        if ar:
+            total = total + ar * dropped.pow(2).mean()
+        if tar and output.size(0) > 1:
+            total = total + tar * (output[1:] - output[:-1]).pow(2).mean()
+        return total, loss.detach(), tuple(s.detach() for s in after)
+
+    def _cross_entropy(self, hidden: Tensor, targets: Tensor, reduction: str) -> Tensor:
         # The decoder is most of a word model's work: fused with the loss, its logits are never
         # whole in memory.
-        loss = linear_cross_entropy(
-            hidden,
+        return linear_cross_entropy(
+            hidden.to(self.decoder.weight.dtype),  # under autocast the layers' is lower
             self.decoder.weight,
             self.decoder.bias,
             targets,
             ignore_index=IGNORED,
             reduction=reduction,
         )
-        if isinstance(after, tuple):
-            return loss, (after[0].detach(), after[1].detach())
-        return loss, after.detach()
 
 
 def count_parameters(vocabulary_size: int, options: ModelOptions) -> int:
-    """Numbers in a model's parameters, told without building it.
+    """Numbers that training changes, told without building the model.
 
     Args:
         vocabulary_size: V.
@@ -120,12 +163,25 @@ def count_parameters(vocabulary_size: int, options: ModelOptions) -> int:
         The count; shared ones once.
     """
     assert options.emb_size is not None
-    width, hidden = options.emb_size, options.hidden_size
-    rows = {"lstm": 4, "gru": 3}.get(options.cell, 1) * hidden
-    inputs = (width or vocabulary_size) + (options.num_layers - 1) * hidden
-    recurrent = rows * (inputs + options.num_layers * (hidden + 2))
-    output = 1 if options.tied else hidden + 1
-    return recurrent + vocabulary_size * (width + output)
+    # Alike layers are counted at once: there may be more than a computer can hold.
+    alike = max(options.num_layers - 2, 0)
+    top, hidden = options.top_size, options.hidden_size
+    first = options.emb_size or vocabulary_size
+    if options.num_layers == 1:
+        recurrent = _layer_parameters(first, top, options)
+    else:
+        recurrent = _layer_parameters(first, hidden, options)
+        recurrent += alike * _layer_parameters(hidden, hidden, options)
+        recurrent += _layer_parameters(hidden, top, options)
+    output = 1 if options.tied else top + 1
+    return recurrent + vocabulary_size * (options.emb_size + output)
+
+
+def _layer_parameters(below: int, width: int, options: ModelOptions) -> int:
+    rows = {"lstm": 4, "gru": 3, "gru-reset-before": 3}.get(options.cell, 1) * width
+    biases = 1 if options.init == "course" else 2
+    gains = 2 * rows + (2 * width if options.cell == "lstm" else 0)
+    return rows * (below + width + biases) + (gains if options.layer_norm else 0)
 
 
 def build_model(

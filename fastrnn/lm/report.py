@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,7 @@ class Reporter:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
+        self.log: Callable[[str], None] | None = None  # is given every line, too
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Reporter:
@@ -41,6 +43,8 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print lines of text as they are."""
+        if self.log is not None:
+            self.log(text)
         self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def progress(
@@ -61,9 +65,18 @@ class Reporter:
             f"{tokens_per_s:,.0f} tokens/s  {duration(left)} left"
         )
         if self._live.is_started:
+            if self.log is not None:
+                self.log(line)
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
         else:
             self.say(line)
+
+
+class Silent(Reporter):
+    """Says nothing: for the processes beside the one that reports."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(file=io.StringIO(), force_terminal=False))
 
 
 def duration(seconds: float) -> str:
@@ -73,12 +86,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:
+def draw_curves(metrics: list[dict[str, Any]], folder: Path) -> None:
     """Draw training and validation loss by step and by seconds.
 
     Args:
         metrics: lines of metrics.jsonl.
-        path: PNG file to write.
+        folder: where to write curves.png and curves.svg.
     """
     # Here and not above: matplotlib takes about a second to import, and most runs draw once.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -98,6 +111,7 @@ def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("loss (nats a token)")
     axes[1].legend()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    write_file(path, content.getvalue())
+    for kind in ("png", "svg"):
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, dpi=120)
+        write_file(folder / f"curves.{kind}", content.getvalue())

@@ -12,12 +12,21 @@ from typing import Any
 
 from fastrnn.lm.checkpoint import checkpoint_exists, write_file
 from fastrnn.lm.config import Config
-from fastrnn.lm.data import Vocabulary
+from fastrnn.lm.data import Corpus
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.settings import to_toml
 
-CONFIG, METRICS, RESULT = "config.toml", "metrics.jsonl", "result.json"
-_FILES = (CONFIG, METRICS, RESULT, "vocabulary.json", "curves.png")
+CONFIG, METRICS, RESULT, LOG = "config.toml", "metrics.jsonl", "result.json", "log.txt"
+_FILES = (
+    CONFIG,
+    METRICS,
+    RESULT,
+    LOG,
+    "vocabulary.json",
+    "tokenizer.json",
+    "curves.png",
+    "curves.svg",
+)
 _FOLDERS = tuple(name + end for name in ("last", "best") for end in ("", ".new", ".old"))
 
 
@@ -26,13 +35,25 @@ class Run:
 
     Args:
         folder: where it is or will be.
+        writes: whether this process is the one that writes there; default True.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self.folder, self.writes = folder, writes
         self.last, self.best = folder / "last", folder / "best"
-        self.curves = folder / "curves.png"
         self.metrics: list[dict[str, Any]] = []
+        self._board: Any = None
+
+    def open_board(self) -> None:
+        """Write the metrics for TensorBoard, too, from now on.
+
+        Raises:
+            ModuleNotFoundError: the package tensorboard is not installed.
+        """
+        if self.writes:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder))
 
     def check_free(self) -> None:
         """Raise a UserError if the folder holds anything."""
@@ -42,16 +63,18 @@ class Run:
                 "continue the run in it, --force to replace it, or another folder"
             )
 
-    def start(self, config: Config, vocabulary: Vocabulary) -> None:
+    def start(self, config: Config, corpus: Corpus) -> None:
         """Make the folder, without what an older run left in it, and write the options.
 
         Args:
             config: the run's options.
-            vocabulary: the run's dictionary.
+            corpus: the run's text, whose dictionary is kept.
 
         Raises:
             UserError: the folder cannot be written.
         """
+        if not self.writes:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # By name: whatever else lies in the folder is not this program's to delete.
@@ -60,8 +83,10 @@ class Run:
             for name in _FOLDERS:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             write_file(self.folder / CONFIG, to_toml(config).encode())
-            tokens = json.dumps(vocabulary.tokens, ensure_ascii=False)
+            tokens = json.dumps(corpus.vocabulary.tokens, ensure_ascii=False)
             write_file(self.folder / "vocabulary.json", tokens.encode())
+            if corpus.tokenizer is not None:
+                write_file(self.folder / "tokenizer.json", corpus.tokenizer.read_bytes())
         except OSError as error:
             raise UserError(f"--out {self.folder}: cannot be written: {error.strerror}") from error
 
@@ -85,9 +110,30 @@ class Run:
             self.metrics = [json.loads(line) for line in text]
         except ValueError as error:
             raise UserError(f"{path}: damaged: a line is not JSON: {error}") from error
-        write_file(path, "".join(f"{line}\n" for line in text).encode())
-        (self.folder / RESULT).unlink(missing_ok=True)
-        write_file(self.folder / CONFIG, to_toml(config).encode())
+        self.keep_metrics(lines)
+        if self.writes:
+            (self.folder / RESULT).unlink(missing_ok=True)
+            write_file(self.folder / CONFIG, to_toml(config).encode())
+
+    def keep_metrics(self, lines: int) -> None:
+        """Drop all metrics but the first so many lines."""
+        del self.metrics[lines:]
+        if self.writes:
+            text = "".join(json.dumps(line) + "\n" for line in self.metrics)
+            write_file(self.folder / METRICS, text.encode())
+
+    def log(self, text: str) -> None:
+        """Append lines to the run's log."""
+        if self.writes:
+            self._append(LOG, f"{text}\n")
+
+    def _append(self, name: str, text: str) -> None:
+        path = self.folder / name
+        try:
+            with path.open("a") as file:
+                file.write(text)
+        except OSError as error:  # of a full disk, without a name
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
     def record(self, **values: float | str) -> None:
         """Append one line to the metrics; `ppl` is added, null where exp(loss) is not finite."""
@@ -95,14 +141,24 @@ class Run:
         values["ppl"] = perplexity(loss)
         line = {k: _finite(v) for k, v in values.items()}
         self.metrics.append(line)
-        with (self.folder / METRICS).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.writes:
+            self._append(METRICS, json.dumps(line) + "\n")
+        if self._board is not None:
+            for name in ("loss", "ppl", "lr", "tokens_per_s"):
+                if line[name] is not None:
+                    self._board.add_scalar(f"{line['split']}/{name}", line[name], line["step"])
 
     def sync_metrics(self) -> int:
         """Bring the metrics to the disk; returns how many lines there are."""
-        with (self.folder / METRICS).open("a") as file:
-            os.fsync(file.fileno())
+        if self.writes:
+            with (self.folder / METRICS).open("a") as file:
+                os.fsync(file.fileno())
         return len(self.metrics)
+
+    def close(self) -> None:
+        """End what writes in the background."""
+        if self._board is not None:
+            self._board.close()
 
     def write_result(self, config: Config, result: dict[str, Any]) -> None:
         """Mark the run as finished, with what it came to.
@@ -112,7 +168,8 @@ class Run:
             result: JSON values.
         """
         content = result | {"length": _length(config)}
-        write_file(self.folder / RESULT, json.dumps(content, indent=1).encode())
+        if self.writes:
+            write_file(self.folder / RESULT, json.dumps(content, indent=1).encode())
 
     def read_result(self, config: Config) -> dict[str, Any] | None:
         """What `write_result` wrote, or None if the run has not finished or is to be longer."""

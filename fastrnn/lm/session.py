@@ -2,76 +2,108 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastrnn.lm.bigram import KneserNeyBigram
 from fastrnn.lm.checkpoint import Checkpoint, load_checkpoint, restore_weights
 from fastrnn.lm.config import Config
-from fastrnn.lm.data import load_corpus
+from fastrnn.lm.data import Corpus, load_corpus
 from fastrnn.lm.device import find_device, select_backend
 from fastrnn.lm.generate import generate, to_text
 from fastrnn.lm.loop import Trainer
 from fastrnn.lm.model import build_model, count_parameters
-from fastrnn.lm.report import Reporter, draw_curves
+from fastrnn.lm.parallel import World, check_shares
+from fastrnn.lm.report import Reporter, Silent, draw_curves
 from fastrnn.lm.run import Run, default_folder, perplexity
 from fastrnn.lm.settings import check_same_run
 
-SAMPLE_TOKENS = {"word": 60, "char": 300}
+SAMPLE_TOKENS = {"word": 60, "char": 300, "bpe": 90}
+BIGRAM_TOKENS = 10**8  # a longer text would take gigabytes to count
 
 
-def train(config: Config, reporter: Reporter) -> None:
+def train(config: Config, reporter: Reporter) -> int:
     """Train, or continue training, a language model and evaluate it.
 
     Args:
         config: all options, completed.
         reporter: where to say what happens.
 
+    Returns:
+        The exit code: 0, or 143 after SIGTERM.
+
     Raises:
         UserError: an option, a file or a checkpoint cannot be used.
     """
-    device = find_device(config.run.device)
-    with select_backend(config.run.backend, device) as backend:
-        _train_on(device, backend, config, reporter)
+    if config.run.tensorboard:
+        importlib.import_module("tensorboard")  # one that is not there is told before all else
+    name = config.run.device
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one device for each process
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = find_device(name)
+    if config.run.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    with select_backend(config.run.backend, device) as backend, World(device) as world:
+        return _train_on(device, backend, world, config, reporter if world.leads else Silent())
 
 
-def _train_on(device: torch.device, backend: str, config: Config, reporter: Reporter) -> None:
-    run = Run(Path(config.run.out) if config.run.out is not None else default_folder())
+def _train_on(
+    device: torch.device, backend: str, world: World, config: Config, reporter: Reporter
+) -> int:
+    check_shares(config, world.size)
+    folder = Path(config.run.out) if config.run.out is not None else default_folder()
+    run = Run(folder, world.leads)
     checkpoint = _find_checkpoint(config, run, reporter)
     if checkpoint is not None and (result := run.read_result(config)) is not None:
         reporter.say(f"{run.folder}: this run has finished; its result:")
         _say_result(result, reporter)
-        return
+        return 0
+    world.wait()  # until all have seen what there is
     options = config.training
     corpus = load_corpus(config.corpus, options.batch_size, options.bptt)
     torch.manual_seed(options.seed)
     rows, words = options.batch_size * options.bptt, len(corpus.vocabulary)
     model = build_model(words, config.model, rows, device)
-    trainer = Trainer(config, corpus, model, run, reporter)
+    trainer = Trainer(config, corpus, model, run, reporter, world)
     if checkpoint is not None:
         trainer.restore(checkpoint, run.last)
         run.continue_from(config, checkpoint.counters["metrics_lines"])
     else:
-        run.start(config, corpus.vocabulary)
+        run.start(config, corpus)
+    reporter.log = run.log
     reporter.say(
         f"{config.corpus.data}: {corpus.train.numel():,} training tokens, {words:,} in the "
         f"dictionary; {config.model.cell} with {count_parameters(words, config.model):,} "
         f"parameters on {device}, {backend} kernels; writing {run.folder}"
     )
+    if config.run.tensorboard:
+        run.open_board()
     with reporter:
         trainer.fit()
-    if trainer.interrupted:
+    if trainer.stopped_by:
+        how = "interrupted" if trainer.stopped_by == signal.SIGINT else "terminated"
         reporter.say(
-            f"interrupted at step {trainer.counters.step} of {trainer.steps}; --out {run.folder} "
-            "--resume continues; result so far:"
+            f"{how} at step {trainer.counters.step} of {trainer.steps}; --out {run.folder} "
+            "--resume continues" + ("; result so far:" if how == "interrupted" else "")
         )
+    if trainer.stopped_by == signal.SIGTERM:  # there may be seconds left
+        return 128 + signal.SIGTERM
+    if not world.leads:
+        trainer.evaluate(corpus.test)  # hears what the leader finds
+        return 0
     result = _finish(trainer)
-    draw_curves(run.metrics, run.curves)
-    if not trainer.interrupted:
+    run.close()
+    draw_curves(run.metrics, run.folder)
+    if not trainer.stopped_by:
         run.write_result(config, result)
     _say_result(result, reporter)
+    return 0
 
 
 def _find_checkpoint(config: Config, run: Run, reporter: Reporter) -> Checkpoint | None:
@@ -83,7 +115,7 @@ def _find_checkpoint(config: Config, run: Run, reporter: Reporter) -> Checkpoint
     if not run.has_checkpoint():
         reporter.say(f"{run.folder}: no checkpoint yet, starting afresh")
         return None
-    checkpoint = load_checkpoint(run.last)
+    checkpoint = load_checkpoint(run.last, reporter.say)
     check_same_run(config, checkpoint.counters["config"], run.last)
     reporter.say(f"{run.folder}: continuing after step {checkpoint.counters['step']}")
     return checkpoint
@@ -94,24 +126,36 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
     corpus, run, model = trainer.corpus, trainer.run, trainer.model
     # Interrupted before the first validation there is no best yet: the model is as it stands.
     if trainer.counters.best_loss is not None:
-        restore_weights(model, load_checkpoint(run.best).weights, run.best)
+        best = load_checkpoint(run.best, trainer.reporter.say)
+        restore_weights(model, best.weights, run.best)
     loss, speed = trainer.evaluate(corpus.test)
-    trainer.record("test", loss, speed)
+    trainer.journal.record("test", loss, speed)
     vocabulary, level = corpus.vocabulary, trainer.config.corpus.level
-    bigram = KneserNeyBigram(corpus.train, len(vocabulary), vocabulary.eos)
     tokens = generate(model, vocabulary, SAMPLE_TOKENS[level], trainer.config.training.seed)
     return {
         "test_perplexity": perplexity(loss),
-        "bigram_perplexity": bigram.perplexity(corpus.test),
+        "bigram_perplexity": _bigram_perplexity(corpus),
         "sample": to_text(tokens, level),
         "best_step": trainer.counters.best_step,
         "seconds": round(trainer.counters.seconds, 1),
     }
 
 
+def _bigram_perplexity(corpus: Corpus) -> float | None:
+    if corpus.train.numel() > BIGRAM_TOKENS:
+        return None
+    vocabulary = corpus.vocabulary
+    bigram = KneserNeyBigram(corpus.train, len(vocabulary), vocabulary.eos)
+    found = bigram.probabilities(corpus.test)
+    if vocabulary.document is not None:  # the model does not predict it either
+        found = found[corpus.test.numpy() != vocabulary.document]
+    return float(np.exp(-np.log(found).mean()))
+
+
 def _say_result(result: dict[str, Any], reporter: Reporter) -> None:
+    bigram = result["bigram_perplexity"]
     reporter.say(f"sample:\n{result['sample']}\n")
     reporter.say(
-        f"test perplexity {result['test_perplexity']:.2f} "
-        f"(bigram {result['bigram_perplexity']:.2f})"
+        f"test perplexity {result['test_perplexity']:.2f}"
+        + ("" if bigram is None else f" (bigram {bigram:.2f})")
     )

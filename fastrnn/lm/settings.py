@@ -9,21 +9,29 @@ import tomllib
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from fastrnn.lm.config import Config, CorpusOptions, ModelOptions, RunOptions, TrainingOptions
+from fastrnn.lm.config import (
+    Config,
+    CorpusOptions,
+    ModelOptions,
+    OptimizerOptions,
+    RunOptions,
+    TrainingOptions,
+)
 from fastrnn.lm.errors import UserError
 
-Options = CorpusOptions | ModelOptions | TrainingOptions | RunOptions
+Options = CorpusOptions | ModelOptions | OptimizerOptions | TrainingOptions | RunOptions
 # Asked of one command, no property of a run: never written to config.toml.
-_COMMAND_ONLY = ("out", "resume", "force", "config", "debug")
+_COMMAND_ONLY = ("out", "resume", "force", "preset", "presets", "config", "debug")
 # May differ when a run is continued; everything else shapes the weights or the order of the text.
 _FREE_ON_RESUME = (
     *_COMMAND_ONLY,
-    *("epochs", "max_steps", "backend", "device", "log_interval", "checkpoint_interval"),
+    *("epochs", "max_steps", "backend", "device", "compile", "tensorboard", "rewinds"),
+    *("log_interval", "checkpoint_interval"),
 )
 
 
 def _groups(config: Config) -> tuple[Options, ...]:
-    return config.corpus, config.model, config.training, config.run
+    return config.corpus, config.model, config.optimizer, config.training, config.run
 
 
 def option_names() -> list[str]:

@@ -1,0 +1,136 @@
+"""Options whose default depends on others, and what all options have to satisfy."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from fastrnn.lm.config import Config, ModelOptions, OptimizerOptions
+from fastrnn.lm.errors import UserError
+
+_RATES = {"sgd": 20.0, "nt-asgd": 30.0, "adam": 0.006, "adamw": 0.006}
+_SCHEDULES = {"sgd": "plateau", "nt-asgd": "constant", "adam": "cosine", "adamw": "cosine"}
+_FACTORS = {"plateau": 0.25, "decay": 0.5}
+
+
+def complete(config: Config) -> None:
+    """Fill in the options whose default depends on others, then check them all.
+
+    Args:
+        config: changed in place.
+
+    Raises:
+        UserError: an option is outside its range or does not go with another.
+    """
+    model = config.model
+    model.emb_size = model.top_size if model.emb_size is None else model.emb_size
+    _fill_optimizer(config.optimizer)
+    _check_ranges(config)
+    _check_corpus(config)
+    _check_model(config.model)
+    _check_run(config)
+
+
+def _fill_optimizer(options: OptimizerOptions) -> None:
+    name = options.optimizer
+    options.lr = _RATES[name] if options.lr is None else options.lr
+    options.schedule = options.schedule or _SCHEDULES[name]  # type: ignore[assignment]
+    if options.decay_factor is None:
+        options.decay_factor = _FACTORS.get(options.schedule or "", 0.5)
+    if options.weight_decay is None:
+        options.weight_decay = 0.01 if name == "adamw" else 0.0
+
+
+def _check_ranges(config: Config) -> None:
+    corpus, model, optimizer, training, run = (
+        *(config.corpus, config.model, config.optimizer, config.training, config.run),
+    )
+    least: tuple[tuple[object, str, int], ...] = (
+        (model, "hidden_size num_layers output_size", 1),
+        (training, "batch_size bptt epochs accumulate max_steps", 1),
+        (corpus, "min_count", 1),
+        (corpus, "bpe_size", 257),
+        (model, "emb_size", 0),
+        (optimizer, "decay_from patience", 1),
+        (optimizer, "warmup", 0),
+        (training, "seed rewinds", 0),
+        (run, "log_interval", 1),
+        (run, "checkpoint_interval", 0),
+    )
+    for group, names, bound in least:
+        for name in names.split():
+            value = getattr(group, name)
+            if value is not None and value < bound:
+                raise UserError(f"{flag(name)} must be at least {bound}, got {value}")
+            if value is not None and value >= 2**63:
+                raise UserError(f"{flag(name)} must be below 2**63, got {value}")
+    for name in (
+        *("dropout", "dropout_input", "dropout_layers", "dropout_output"),
+        *("dropout_words", "dropout_weights", "zoneout", "zoneout_cell"),
+    ):
+        value = getattr(model, name)
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"{flag(name)} must be at least 0 and below 1, got {value}")
+    for group, name in ((optimizer, "lr"), (model, "init_range"), (optimizer, "decay_factor")):
+        value = getattr(group, name)
+        if not 0 < value < math.inf:
+            raise UserError(f"{flag(name)} must be above 0 and finite, got {value}")
+    for group, names in ((optimizer, "clip weight_decay"), (training, "ar tar explosion")):
+        for name in names.split():
+            value = getattr(group, name)
+            if not 0 <= value < math.inf:
+                raise UserError(f"{flag(name)} must be at least 0 and finite, got {value}")
+
+
+def _check_corpus(config: Config) -> None:
+    corpus, training = config.corpus, config.training
+    for name, path in (("data", corpus.data), ("out", config.run.out or "")):
+        if any("\ud800" <= character <= "\udfff" for character in path):
+            # Bytes that are not UTF-8 arrive so; config.toml could not hold them.
+            raise UserError(f"{flag(name)} {path!r}: the path is not UTF-8")
+    if corpus.charset == "letters" and corpus.level != "char":
+        raise UserError(f"--charset letters needs --level char, got {corpus.level}")
+    if corpus.charset == "letters" and (corpus.sentences or corpus.documents is not None):
+        raise UserError("--charset letters has no lines: it goes without --sentences, --documents")
+    if corpus.sentences and corpus.documents is not None:
+        raise UserError("--sentences starts every line afresh: it goes without --documents")
+    if corpus.documents is not None:
+        try:
+            re.compile(corpus.documents)
+        except re.error as error:
+            raise UserError(f"--documents {corpus.documents!r}: no regex: {error}") from error
+    if corpus.sentences and (training.random_bptt or training.ar or training.tar):
+        raise UserError("--sentences goes without --random-bptt, --ar and --tar")
+    if training.batch_size % training.accumulate:
+        raise UserError(
+            f"--accumulate must divide --batch-size, got {training.accumulate} and "
+            f"{training.batch_size}"
+        )
+
+
+def _check_model(model: ModelOptions) -> None:
+    if model.tied and model.emb_size != model.top_size:
+        size = "hidden" if model.output_size is None else "output"
+        raise UserError(
+            f"--tied needs --emb-size equal to --{size}-size, got {model.emb_size} and "
+            f"{model.top_size}; pass --no-tied or change one"
+        )
+    if model.layer_norm and model.cell not in ("lstm", "gru"):
+        raise UserError(f"--layer-norm needs --cell lstm or gru, got {model.cell}")
+    if model.dropout_words and not model.emb_size:
+        raise UserError("--dropout-words needs an embedding, got --emb-size 0")
+
+
+def _check_run(config: Config) -> None:
+    run = config.run
+    if run.resume and run.out is None:
+        raise UserError("--resume needs --out, the folder of the run to continue")
+    if run.resume and run.force:
+        raise UserError("--resume continues a run and --force replaces it: pass one of them")
+    if run.precision == "tf32" and not run.device.startswith("cuda"):
+        raise UserError(f"--precision tf32 needs a CUDA device, got --device {run.device}")
+
+
+def flag(name: str) -> str:
+    """An option's name as it is on the command line."""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,119 @@
+"""Corpora as numbers in files of the cache, found again by what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastrnn.lm.config import CorpusOptions
+from fastrnn.lm.corpus import SPLITS
+from fastrnn.lm.errors import UserError
+from fastrnn.lm.texts import Text
+from fastrnn.lm.tokens import Vocabulary, cutter, tokens_of, vocabulary_of
+
+_FORMAT = 1  # counted up when the same text and options give other numbers
+_VOCABULARY, _TOKENIZER = "vocabulary.json", "tokenizer.json"
+
+
+def encoded(
+    texts: tuple[Text, Text, Text], options: CorpusOptions, cache: Path
+) -> tuple[str, Vocabulary, list[Tensor], Path | None]:
+    """Numbers of three texts' tokens, mapped from files.
+
+    Args:
+        texts: train, valid, test.
+        options: how they are cut.
+        cache: the folder of all such files; what is there is not made again.
+
+    Returns:
+        The key of text and options, the dictionary of the training text, the three texts as int32
+        [tokens] that are read from their files as they are used, and the file of the byte-pair
+        tokenizer if there is one.
+
+    Raises:
+        UserError: the cache cannot be written, or a text not be read.
+    """
+    key = _key(texts, options)
+    folder = cache / key[:32]
+    if not _complete(folder):
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            # Beside its place and renamed: another process may be making the same.
+            made = Path(tempfile.mkdtemp(dir=cache, prefix=f"{key[:32]}."))
+        except OSError as error:
+            raise _unwritable(cache, error) from error
+        try:
+            _encode(texts, options, made)
+            if not _complete(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            made.rename(folder)
+        except OSError as error:
+            if not _complete(folder):
+                raise _unwritable(cache, error) from error
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    counts = json.loads((folder / "counts.json").read_text())
+    vocabulary = Vocabulary(json.loads((folder / _VOCABULARY).read_text()))
+    tensors = [
+        torch.from_file(str(folder / f"{split}.int32"), size=count, dtype=torch.int32)
+        for split, count in zip(SPLITS, counts, strict=True)
+    ]
+    tokenizer = folder / _TOKENIZER
+    return key, vocabulary, tensors, tokenizer if tokenizer.is_file() else None
+
+
+def _unwritable(cache: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{cache}: cannot be written: {error.strerror}; set FASTRNN_CACHE to a folder that can"
+    )
+
+
+def _key(texts: tuple[Text, Text, Text], options: CorpusOptions) -> str:
+    cut = {k: v for k, v in asdict(options).items() if k not in ("data", "sentences")}
+    parts = [_FORMAT, cut, [text.digest for text in texts]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _complete(folder: Path) -> bool:
+    try:
+        counts = json.loads((folder / "counts.json").read_text())
+        sizes = [(folder / f"{split}.int32").stat().st_size for split in SPLITS]
+    except (OSError, ValueError):
+        return False
+    return sizes == [4 * count for count in counts]
+
+
+def _encode(texts: tuple[Text, Text, Text], options: CorpusOptions, folder: Path) -> None:
+    train = texts[0]
+    cut, tokenizer = cutter(options, train)
+    seen: Counter[str] = Counter()
+    for tokens in tokens_of(train, options, cut):
+        seen.update(tokens)
+    known = () if tokenizer is None else sorted(tokenizer.get_vocab())
+    vocabulary = vocabulary_of(options, seen, known)
+    counts = []
+    for split, text in zip(SPLITS, texts, strict=True):
+        count = 0
+        with (folder / f"{split}.int32").open("wb") as file:
+            for tokens in tokens_of(text, options, cut):
+                file.write(vocabulary.encode(tokens).numpy().astype(np.int32).tobytes())
+                count += len(tokens)
+            file.flush()
+            os.fsync(file.fileno())
+        if not count:
+            raise UserError(f"--data {options.data}: the {split} text has no tokens")
+        counts.append(count)
+    (folder / _VOCABULARY).write_text(json.dumps(vocabulary.tokens))
+    if tokenizer is not None:
+        (folder / _TOKENIZER).write_text(tokenizer.to_str())
+    (folder / "counts.json").write_text(json.dumps(counts))

@@ -1,0 +1,32 @@
+"""When a step must not be taken."""
+
+from __future__ import annotations
+
+import math
+
+_WARM = 20  # steps before the running mean of the norm means something
+_SHARE = 0.02  # of the newest norm in it
+
+
+def divergence(loss: float, norm: float, usual: float, step: int, explosion: float) -> str | None:
+    """Why the step would spoil the weights, or None.
+
+    Args:
+        loss: the batch's mean loss.
+        norm: the gradient's, before clipping.
+        usual: its running mean.
+        step: steps made before.
+        explosion: multiple of `usual` that is too much; 0: none is.
+    """
+    if not math.isfinite(loss):
+        return f"the training loss is {loss}"
+    if not math.isfinite(norm):
+        return f"the gradient's norm is {norm}"
+    if explosion and step >= _WARM and norm > explosion * usual:
+        return f"the gradient's norm is {norm:.3g}, its running mean {usual:.3g}"
+    return None
+
+
+def running_mean(usual: float, norm: float, step: int) -> float:
+    """The running mean with one more norm in it."""
+    return usual + (norm - usual) * max(_SHARE, 1 / (step + 1))

@@ -1,0 +1,106 @@
+"""Several processes that train one model, each on its share of a batch's columns."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from fastrnn.lm.config import Config
+from fastrnn.lm.errors import UserError
+
+
+class World:
+    """The processes of this run; one that was not started by torchrun is alone.
+
+    Args:
+        device: where this process computes; decides between gloo and nccl.
+
+    Raises:
+        UserError: the processes cannot reach one another.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self._device = device
+        if self.size > 1:
+            try:
+                dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            except (RuntimeError, ValueError) as error:
+                place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+                reason = str(error).strip().partition("\n")[0]
+                raise UserError(
+                    f"rank {self.rank} of {self.size}: no connection at {place}: {reason}"
+                ) from error
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def sum_gradients(self, gradients: list[Tensor]) -> None:
+        """Replace every process's gradients by their sum, the same bits everywhere."""
+        if self.size == 1:
+            return
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [g.numel() for g in gradients])
+        torch._foreach_copy_(
+            gradients, [p.view_as(g) for p, g in zip(parts, gradients, strict=True)]
+        )
+
+    def sum(self, *values: float) -> list[float]:
+        """The sums of every process's values."""
+        if self.size == 1:
+            return list(values)
+        summed = torch.tensor(values, dtype=torch.float64, device=self._device)
+        dist.all_reduce(summed)
+        return [float(v) for v in summed.tolist()]
+
+    def largest(self, value: int) -> int:
+        """The largest of the processes' values."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value, device=self._device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def wait(self) -> None:
+        """Go on when every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def from_leader(self, *values: float) -> list[float]:
+        """The values that the leading process has."""
+        mine = values if self.leads else (0.0,) * len(values)
+        return self.sum(*mine)
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Every process's tensor, all of one shape and dtype, by rank."""
+        if self.size == 1:
+            return [tensor]
+        mine = tensor.to(self._device).contiguous()
+        found = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(found, mine)
+        return found
+
+
+def check_shares(config: Config, size: int) -> None:
+    """Raise a UserError if so many processes cannot share this run's work evenly."""
+    columns, parts = config.training.batch_size, size * config.training.accumulate
+    if size > 1 and config.run.out is None:
+        raise UserError("several processes need --out, one folder that all of them can read")
+    if columns % parts:
+        raise UserError(
+            f"--batch-size must be a multiple of processes x --accumulate = {parts}, got {columns}"
+        )
