@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
 from pathlib import Path
-
-import tyro
 
 from fastrnn.lm.complete import complete
 from fastrnn.lm.config import Config
-from fastrnn.lm.errors import UserError
+from fastrnn.lm.options import read_options
 from fastrnn.lm.presets import describe_presets, preset_file
 from fastrnn.lm.run import CONFIG
-from fastrnn.lm.settings import option_names, suggest, update_from_toml
+from fastrnn.lm.settings import update_from_toml
 
 
 def parse(arguments: list[str]) -> Config:
@@ -49,29 +44,4 @@ def parse(arguments: list[str]) -> Config:
 
 
 def _parse_over(default: Config, arguments: list[str]) -> Config:
-    known = ["--" + name.replace("_", "-") for name in ["help", *option_names()]]
-    for argument in arguments:
-        option = argument.partition("=")[0].replace("_", "-")
-        if option.startswith("--") and option.replace("--no-", "--", 1) not in known:
-            raise UserError(f"unknown option {option!r}{suggest(option, known)}")
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                Config,
-                prog="fastrnn.train",
-                args=arguments,
-                default=default,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-    except SystemExit as error:
-        if error.code in (0, None):
-            raise
-        raise UserError(_unboxed(errors.getvalue())) from error
-
-
-def _unboxed(box: str) -> str:
-    """The first paragraph of the box that tyro draws around a message, as one line."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    end = next((i for i, line in enumerate(lines) if re.fullmatch("─+", line)), len(lines))
-    return " ".join(lines[:end]) or " ".join(box.split())
+    return read_options(Config, "fastrnn.train", arguments, default)

@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fastrnn.lm.model import LanguageModel
 from fastrnn.lm.tokens import EOS, Vocabulary, pairs_text
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn from the model's scores.
+
+    Args:
+        temperature: what scores are divided by; below 1, likely tokens gain; 0: always the
+            likeliest; default 0.8.
+        top_k: draw from this many likeliest tokens only; default None: from all.
+        top_p: draw from the fewest likeliest tokens that hold this probability together, in
+            (0, 1]; default 1: from all.
+        seed: seed of the draws; the same seed gives the same text; default 1.
+
+    Source: Fan et al. 2018 (top k); Holtzman et al. 2020 (top p).
+    """
+
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float = 1.0
+    seed: int = 1
+
+
 @torch.inference_mode()
-def generate(
+def stream(
     model: LanguageModel,
     vocabulary: Vocabulary,
+    prompt: Tensor,
     length: int,
-    seed: int,
-    temperature: float = 0.8,
-) -> list[str]:
+    batch: int,
+    sampling: Sampling,
+) -> Iterator[Tensor]:
     """Sample tokens one after another, each fed back, beginning at the start of a line.
 
     `<unk>` stands for no token in particular and is never drawn.
@@ -25,31 +50,86 @@ def generate(
     Args:
         model: the language model; put in evaluation mode.
         vocabulary: its dictionary.
+        prompt: int64 [P], what the text begins with; may be empty.
+        length: tokens to draw after it.
+        batch: B, texts drawn side by side.
+        sampling: how.
+
+    Yields:
+        int64 [B], `length` times, as soon as they are drawn.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(sampling.seed)
+    start = torch.cat((torch.tensor([vocabulary.eos]), prompt))
+    tokens, state = start.unsqueeze(1).expand(-1, batch), None
+    for _ in range(length):
+        logits, state = model(tokens.to(device), state)
+        scores = logits[-batch:].float().cpu()
+        scores[:, vocabulary.unknown] = -torch.inf
+        drawn = _draw(scores, sampling, generator)
+        yield drawn
+        tokens = drawn.unsqueeze(0)
+
+
+def _draw(scores: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """One token for each row of scores [B, V], int64 [B]."""
+    if sampling.temperature == 0:
+        return scores.argmax(1)
+    scores = scores / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < scores.size(1):
+        least = scores.topk(sampling.top_k, dim=1).values[:, -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    probabilities = scores.softmax(1)
+    if sampling.top_p < 1:
+        ordered, order = probabilities.sort(stable=True, dim=1, descending=True)
+        # A token stays if those before it do not hold top_p yet: the likeliest always does.
+        ordered[ordered.cumsum(1) - ordered >= sampling.top_p] = 0
+        probabilities = torch.zeros_like(ordered).scatter_(1, order, ordered)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+
+
+def generate(
+    model: LanguageModel,
+    vocabulary: Vocabulary,
+    length: int,
+    seed: int,
+    temperature: float = 0.8,
+) -> list[str]:
+    """One sampled text as a whole, without a prompt; see `stream`.
+
+    Args:
+        model: the language model; put in evaluation mode.
+        vocabulary: its dictionary.
         length: tokens to draw.
-        seed: seed of the draws; the same seed gives the same text.
-        temperature: what scores are divided by; below 1, likely tokens gain; default 0.8.
+        seed: seed of the draws.
+        temperature: see `Sampling`; default 0.8.
 
     Returns:
         The tokens.
     """
-    model.eval()
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    token, state, drawn = torch.tensor([[vocabulary.eos]]), None, []
-    for _ in range(length):
-        logits, state = model(token.to(device), state)
-        scores = logits[0].float().cpu() / temperature
-        scores[vocabulary.unknown] = -torch.inf
-        token = torch.multinomial(scores.softmax(0), 1, generator=generator).view(1, 1)
-        drawn.append(vocabulary.tokens[int(token)])
-    return drawn
+    prompt = torch.empty(0, dtype=torch.int64)
+    sampling = Sampling(temperature, seed=seed)
+    drawn = stream(model, vocabulary, prompt, length, 1, sampling)
+    return [vocabulary.tokens[int(token)] for token in drawn]
 
 
-def to_text(tokens: list[str], level: str) -> str:
-    """Tokens as text to read: `<eos>` ends a line, words stand apart, punctuation does not."""
-    if level == "char":
-        return "".join("\n" if token == EOS else token for token in tokens)
-    if level == "bpe":
-        return pairs_text(tokens)
-    text = " ".join(tokens).replace(f" {EOS} ", "\n").replace(EOS, "").strip()
-    return re.sub(r"\( ", "(", re.sub(r" ([.,:;?!)])", r"\1", text))
+def pieces(tokens: Iterable[str], level: str) -> Iterator[str]:
+    """Each token as the text that it adds: `<eos>` ends a line, words stand apart, punctuation
+    does not."""
+    apart = ""
+    for token in tokens:
+        if token == EOS:
+            apart = ""
+            yield "\n"
+        elif level == "char":
+            yield token
+        else:
+            yield ("" if re.match(r"[.,:;?!)]", token) else apart) + token
+            apart = "" if token.endswith("(") else " "
+
+
+def to_text(tokens: Iterable[str], level: str) -> str:
+    """Tokens as text to read, without white space around a text of words; see `pieces`."""
+    text = "".join(pieces(tokens, level))
+    return text if level == "char" else text.strip()

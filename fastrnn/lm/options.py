@@ -1,0 +1,68 @@
+"""A program's command line, read into a dataclass of options."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+from typing import Any, TypeVar
+
+import tyro
+
+from fastrnn.lm.errors import UserError
+from fastrnn.lm.settings import suggest
+
+Options = TypeVar("Options")
+
+
+def read_options(
+    kind: type[Options], name: str, arguments: list[str], default: Options | None = None
+) -> Options:
+    """Options from a command line.
+
+    Args:
+        kind: dataclass of options, or of groups of options.
+        name: the program's.
+        arguments: the command line without it.
+        default: what options are that the command line does not name; default: the fields'.
+
+    Returns:
+        The options, of the right types.
+
+    Raises:
+        UserError: an option is unknown, lacks its value or has one of another type.
+        SystemExit: after --help.
+    """
+    known = ["--" + option.replace("_", "-") for option in ["help", *_names(kind)]]
+    for argument in arguments:
+        option = argument.partition("=")[0].replace("_", "-")
+        if option.startswith("--") and option.replace("--no-", "--", 1) not in known:
+            raise UserError(f"unknown option {option!r}{suggest(option, known)}")
+    errors = io.StringIO()
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(errors):
+            config = (tyro.conf.OmitArgPrefixes,)
+            read: Options = tyro.cli(kind, prog=name, args=arguments, config=config, **given)
+            return read
+    except SystemExit as error:
+        if error.code in (0, None):
+            raise
+        raise UserError(_unboxed(errors.getvalue())) from error
+
+
+def _names(kind: Any) -> list[str]:
+    """The flat names of a dataclass's fields, those of groups in place of the group."""
+    names: list[str] = []
+    for field in dataclasses.fields(kind):
+        group: Any = field.default_factory
+        names += _names(group) if dataclasses.is_dataclass(group) else [field.name]
+    return names
+
+
+def _unboxed(box: str) -> str:
+    """The first paragraph of the box that tyro draws around a message, as one line."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    end = next((i for i, line in enumerate(lines) if re.fullmatch("─+", line)), len(lines))
+    return " ".join(lines[:end]) or " ".join(box.split())

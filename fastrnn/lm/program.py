@@ -1,0 +1,69 @@
+"""What every program does around its work: exit codes, and one line for every mistake."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+import torch
+
+from fastrnn.lm.errors import UserError
+
+# Packages that a plain installation lacks, and the extra that brings them.
+_EXTRAS = dict.fromkeys(("tyro", "rich", "safetensors", "matplotlib", "numpy"), "train")
+_EXTRAS |= dict.fromkeys(("optuna", "sqlalchemy"), "sweep")
+
+
+def run_program(
+    name: str, work: Callable[[list[str]], None], argv: Sequence[str] | None = None
+) -> int:
+    """Do a program's work and turn what goes wrong into an exit code.
+
+    Args:
+        name: the program's, for messages.
+        work: takes the command line; imports what it needs itself, so that a package that is not
+            installed is told in one line too.
+        argv: the command line without the program's name; default: that of the process.
+
+    Returns:
+        The exit code: 0; 2 after a mistake of the user, told in one line on standard error; 130
+        after Ctrl-C; 141 where the reader of the output went away.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        work(arguments)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # As `| head` leaves it. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        text = one_line(error)
+        if text is None:
+            raise
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"{name}: {text}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def one_line(error: Exception) -> str | None:
+    """What to tell the user about an error, or None if it is a fault of the program."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'file'}: {error.strerror}"
+    # torch's CPU allocator raises a plain RuntimeError.
+    no_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if no_memory or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        reason = str(error).strip().partition("\n")[0]
+        return f"out of memory; lower --batch-size, --bptt or --hidden-size ({reason})"
+    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+        extra = _EXTRAS[error.name]
+        return f"the package {error.name} is not installed: pip install 'fastrnn[{extra}]'"
+    return None

@@ -1,0 +1,106 @@
+"""What `fastrnn.generate` does: continue a prompt, token by token."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+
+from fastrnn.lm.data import tokenize
+from fastrnn.lm.errors import UserError
+from fastrnn.lm.generate import Sampling, pieces, stream, to_text
+from fastrnn.lm.saved import SavedRun, open_run
+from fastrnn.lm.settings import suggest
+
+
+@dataclass
+class WritingOptions:
+    """Continue a prompt with a trained model, printing each token as it comes."""
+
+    run: str
+    """Folder of the run; its best model writes."""
+    prompt: str = ""
+    """What the text begins with, at the start of a line."""
+    length: int = 100
+    """Tokens to draw after it."""
+    temperature: float = 0.8
+    """What scores are divided by; 0: always the likeliest token."""
+    top_k: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all)")
+    ] = None
+    """Draw from this many likeliest tokens only."""
+    top_p: float = 1.0
+    """Draw from the fewest likeliest tokens that hold this probability together."""
+    seed: int = 1
+    """Seed of the draws."""
+    batch: int = 1
+    """Texts to draw; more than one are printed when they are whole."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1 ..."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def write(options: WritingOptions) -> None:
+    """Print texts that a run's model continues a prompt with.
+
+    Args:
+        options: see `WritingOptions`.
+
+    Raises:
+        UserError: an option is out of range, the run cannot be read, or a token of the prompt is
+            not in its dictionary.
+    """
+    _check(options)
+    run = open_run(options.run, options.device)
+    level = run.config.corpus.level
+    prompt = _encode(run, options.prompt)
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
+    drawn = stream(run.model, run.vocabulary, prompt, options.length, options.batch, sampling)
+    if options.batch == 1:
+        for piece in pieces(_tokens(run, prompt, drawn), level):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        print()
+        return
+    columns = torch.stack(list(drawn), 1)
+    for number, column in enumerate(columns, 1):
+        text = to_text(_tokens(run, prompt, iter(column)), level)
+        print(f"--- {number}\n{text}")
+
+
+def _tokens(run: SavedRun, prompt: Tensor, drawn: Iterator[Tensor]) -> Iterator[str]:
+    for numbers in (iter(prompt), drawn):
+        yield from (run.vocabulary.tokens[int(number)] for number in numbers)
+
+
+def _encode(run: SavedRun, prompt: str) -> Tensor:
+    level, known = run.config.corpus.level, run.vocabulary.numbers
+    tokens = tokenize(prompt, level)
+    for token in tokens:
+        if token not in known:
+            kind = "character" if level == "char" else "word"
+            near = suggest(token, list(islice(known, 100_000)))
+            raise UserError(
+                f"--prompt: the {kind} {token!r} is not in the dictionary of {run.folder}{near}"
+            )
+    return run.vocabulary.encode(tokens)
+
+
+def _check(options: WritingOptions) -> None:
+    for name, least in (("length", 1), ("batch", 1), ("top_k", 1), ("seed", 0)):
+        value = getattr(options, name)
+        if value is not None and not least <= value < 2**63:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} must be at least {least} and below 2**63, got {value}")
+    if not 0 <= options.temperature < math.inf:
+        raise UserError(f"--temperature must be at least 0 and finite, got {options.temperature}")
+    if not 0 < options.top_p <= 1:
+        raise UserError(f"--top-p must be above 0 and at most 1, got {options.top_p}")
