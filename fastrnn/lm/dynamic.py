@@ -1,0 +1,119 @@
+"""Dynamic evaluation: a model that goes on learning from the text it is scored on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastrnn.lm.data import batchify, scored_columns
+from fastrnn.lm.model import LanguageModel, State
+
+# The training text is sampled for the mean square of its gradients in windows of this many columns.
+COLUMNS, WINDOWS = 100, 500
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How weights follow the text.
+
+    Args:
+        rule: "rms" divides each gradient by the root of its mean square over the training text,
+            and pulls weights with large gradients back more; "sgd" does neither.
+        rate: eta, what gradients are multiplied by.
+        decay: lambda, the share of the way back to the trained weights made at every step.
+        window: tokens between two steps.
+        epsilon: added to the root ("rms").
+
+    Source: Krause et al. 2018, equations 7-9, with the authors' published code for what the mean
+    square is taken over and for the bound on the decay.
+    """
+
+    rule: Literal["rms", "sgd"] = "rms"
+    rate: float = 5e-5
+    decay: float = 2e-3
+    window: int = 5
+    epsilon: float = 2e-5
+
+
+def evaluate_dynamically(
+    model: LanguageModel, tokens: Tensor, before: int, training: Tensor, adaptation: Adaptation
+) -> float:
+    """Mean loss over every token of a text, each scored before the weights learn from it.
+
+    Args:
+        model: in evaluation mode afterwards, with the weights that it came with.
+        tokens: int64 [N], read as one column.
+        before: the token taken to stand before the first.
+        training: int64 [M], the training text; read by "rms".
+        adaptation: how the weights follow.
+
+    Returns:
+        The loss in nats; not finite where the rate is too high.
+    """
+    model.eval()
+    parameters = list(model.parameters())
+    trained = [p.detach().clone() for p in parameters]
+    window, rate, decay = adaptation.window, adaptation.rate, adaptation.decay
+    steps: list[Tensor] = []  # what each gradient is multiplied by, "rms"
+    pulls: list[Tensor] = []
+    if adaptation.rule == "rms":
+        roots = gradient_roots(model, training, window)
+        steps = [rate / (root + adaptation.epsilon) for root in roots]
+        pulls = decay_shares(roots, decay)
+    device = parameters[0].device
+    inputs, targets = (t.to(device) for t in scored_columns(tokens, 1, before))
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    state: State | None = None
+    try:
+        for row in range(0, inputs.size(0), window):
+            part = slice(row, row + window)
+            loss, state = model.loss(inputs[part], targets[part], state)
+            total += loss.detach() * targets[part].numel()
+            gradients = torch.autograd.grad(loss, parameters)
+            with torch.no_grad():
+                for k, (p, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+                    # Before the gradient's step: the way back is from where the weights stood.
+                    p.lerp_(trained[k], pulls[k] if pulls else decay)
+                    if steps:
+                        p.addcmul_(gradient, steps[k], value=-1)
+                    else:
+                        p.sub_(gradient, alpha=rate)
+    finally:
+        with torch.no_grad():
+            for p, value in zip(parameters, trained, strict=True):
+                p.copy_(value)
+    return float(total) / tokens.numel()
+
+
+def gradient_roots(model: LanguageModel, training: Tensor, window: int) -> list[Tensor]:
+    """Root of the mean square of each weight's gradient over the training text.
+
+    Args:
+        model: in evaluation mode.
+        training: int64 [M], read in up to 100 columns, up to 500 windows of it.
+        window: steps of a window.
+
+    Returns:
+        One tensor for each parameter, of its shape.
+    """
+    parameters = list(model.parameters())
+    columns = batchify(training, min(COLUMNS, training.numel() // 2)).to(parameters[0].device)
+    squares = [torch.zeros_like(p, requires_grad=False) for p in parameters]
+    state: State | None = None
+    starts = range(0, columns.size(0) - 1, window)[:WINDOWS]
+    for row in starts:
+        end = min(row + window, columns.size(0) - 1)
+        loss, state = model.loss(columns[row:end], columns[row + 1 : end + 1], state)
+        for square, gradient in zip(squares, torch.autograd.grad(loss, parameters), strict=True):
+            square.addcmul_(gradient, gradient)
+    return [(square / len(starts)).sqrt_() for square in squares]
+
+
+def decay_shares(roots: list[Tensor], decay: float) -> list[Tensor]:
+    """How far each weight is pulled back: `decay` on average, by the size of its gradients, and
+    never further than home."""
+    mean = torch.stack([root.mean() for root in roots]).mean()
+    return [(decay * root / mean).clamp_(max=1) for root in roots]

@@ -1,0 +1,162 @@
+"""What `fastrnn.evaluate` does: perplexity, dynamic evaluation, what happens at each time-step."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from torch import Tensor
+
+from fastrnn.lm.checkpoint import write_file
+from fastrnn.lm.data import EOS, Vocabulary
+from fastrnn.lm.dynamic import Adaptation, evaluate_dynamically
+from fastrnn.lm.errors import UserError
+from fastrnn.lm.evaluate import evaluate
+from fastrnn.lm.pictures import draw_lines
+from fastrnn.lm.run import perplexity
+from fastrnn.lm.saved import SavedRun, open_run, read_text_of
+from fastrnn.lm.time_steps import gradient_norm_per_step, loss_per_step
+
+
+def _by_rule(metavar: str, default: str) -> object:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+@dataclass
+class MeasuringOptions:
+    """Measure the best models of runs on a split of the text that they were trained on."""
+
+    run: tuple[str, ...]
+    """Folders of one or more runs, compared in the same pictures."""
+    split: Literal["train", "valid", "test"] = "test"
+    """Which part of the text."""
+    out: Annotated[str | None, _by_rule("DIR", "evaluation-SPLIT in the first run's folder")] = None
+    """Folder for evaluation.json and the pictures."""
+    dynamic: bool = False
+    """Also let the weights follow the text as it is read (Krause et al. 2018)."""
+    rule: Literal["rms", "sgd"] = "rms"
+    """Dynamic evaluation: divide gradients by the root of their mean square in training, or not."""
+    rate: Annotated[float | None, _by_rule("FLOAT", "5e-5 with rms, 0.01 with sgd")] = None
+    """Dynamic evaluation: what gradients are multiplied by."""
+    decay: float = 2e-3
+    """Dynamic evaluation: share of the way back to the trained weights made at every step."""
+    window: int = 5
+    """Dynamic evaluation: tokens between two steps."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1 ..."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def measure(options: MeasuringOptions) -> None:
+    """Print what runs' models come to on a text, and write it as JSON and pictures.
+
+    Args:
+        options: see `MeasuringOptions`.
+
+    Raises:
+        UserError: an option is out of range, a run or its text cannot be read.
+    """
+    adaptation = _adaptation(options)
+    folder = Path(options.out or Path(options.run[0]) / f"evaluation-{options.split}")
+    found = []
+    for place in options.run:
+        run = open_run(place, options.device)
+        found.append(_measure_one(run, options.split, adaptation))
+        _say(found[-1], options.split)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"split": options.split, "runs": found}, indent=1)
+    write_file(folder / "evaluation.json", content.encode())
+    for name, key, label in (
+        ("loss-per-step", "loss_per_step", "loss (nats a token)"),
+        ("gradient-per-step", "gradient_norm_per_step", "norm of d loss(T) / d h(t), largest = 1"),
+    ):
+        lines = {each["run"]: each[key] for each in found if each[key]}
+        draw_lines(lines, "time-step t", label, folder / name)
+    print(f"in {folder}: evaluation.json, loss-per-step and gradient-per-step as .png and .svg")
+
+
+def _measure_one(run: SavedRun, split: str, adaptation: Adaptation | None) -> dict[str, Any]:
+    """Everything about one run, as JSON values."""
+    corpus, training = read_text_of(run), run.config.training
+    tokens: Tensor = getattr(corpus, split)
+    if tokens.numel() < 2:
+        raise UserError(f"--split {split}: the text has {tokens.numel()} tokens, fewer than 2")
+    eos, columns, steps = run.vocabulary.eos, training.batch_size, training.bptt
+    characters = count_characters(tokens, run.vocabulary, run.config.corpus.level)
+    loss, speed = evaluate(run.model, tokens, eos, columns * steps)
+    found = {"run": str(run.folder), "tokens": tokens.numel(), "characters": characters}
+    found |= _figures(loss, tokens, characters) | {"tokens_per_s": round(speed)}
+    if adaptation is not None:
+        loss = evaluate_dynamically(run.model, tokens, eos, corpus.train, adaptation)
+        found["dynamic"] = _figures(loss, tokens, characters) | asdict(adaptation)
+    found["loss_per_step"] = loss_per_step(run.model, tokens, columns, steps)
+    found["gradient_norm_per_step"] = gradient_norm_per_step(run.model, tokens, columns, steps)
+    return found
+
+
+def _figures(loss: float, tokens: Tensor, characters: int) -> dict[str, float | None]:
+    bits = loss * tokens.numel() / math.log(2) / characters
+    found = {"loss": loss, "perplexity": perplexity(loss), "bits_per_character": bits}
+    # JSON has no infinities: null stands for them.
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+
+def count_characters(tokens: Tensor, vocabulary: Vocabulary, level: str) -> int:
+    """Characters that tokens stand for.
+
+    Args:
+        tokens: int64 [N].
+        vocabulary: their dictionary.
+        level: "char", where each is one; "word", where each word is its letters and one space or
+            line end after it, and `<eos>` is that line end.
+
+    Returns:
+        The count, at least 1.
+    """
+    if level == "char":
+        return tokens.numel()
+    lengths = tokens.new_tensor([0 if t == EOS else len(t) + 1 for t in vocabulary.tokens])
+    return max(int(lengths[tokens].sum()), 1)
+
+
+def _say(found: dict[str, Any], split: str) -> None:
+    print(f"{found['run']}: {found['tokens']:,} tokens of {split}")
+    print(f"  perplexity {_written(found)}")
+    if "dynamic" in found:
+        each = found["dynamic"]
+        how = f"{each['rule']}, rate {each['rate']:g}, decay {each['decay']:g}"
+        print(f"  dynamic ({how}): perplexity {_written(each)}")
+    losses, norms = found["loss_per_step"], found["gradient_norm_per_step"]
+    print(f"  loss {losses[0]:.3f} at time-step 1, {losses[-1]:.3f} at {len(losses)}")
+    half = next(t for t, norm in enumerate(norms, 1) if norm >= 0.5)
+    print(
+        f"  gradient of the last loss: {norms[0]:.2g} of the largest at time-step 1, half at {half}"
+    )
+
+
+def _written(found: dict[str, Any]) -> str:
+    if found["perplexity"] is None:
+        return "not finite"
+    return f"{found['perplexity']:.2f}, {found['bits_per_character']:.3f} bits per character"
+
+
+def _adaptation(options: MeasuringOptions) -> Adaptation | None:
+    rate = options.rate
+    if rate is None:
+        rate = 5e-5 if options.rule == "rms" else 0.01
+    if not options.run:
+        raise UserError("--run needs the folder of a run")
+    if not 0 < rate < math.inf:
+        raise UserError(f"--rate must be above 0 and finite, got {rate}")
+    if not 0 <= options.decay <= 1:
+        raise UserError(f"--decay must be in [0, 1], got {options.decay}")
+    if options.window < 1:
+        raise UserError(f"--window must be at least 1, got {options.window}")
+    if not options.dynamic:
+        return None
+    return Adaptation(options.rule, rate, options.decay, options.window)

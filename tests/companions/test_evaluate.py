@@ -1,0 +1,244 @@
+"""Measuring trained models: dynamic evaluation, time-steps, the program, its errors."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastrnn.evaluate import main
+from fastrnn.lm.config import ModelOptions
+from fastrnn.lm.data import Vocabulary, tokenize
+from fastrnn.lm.dynamic import Adaptation, decay_shares, evaluate_dynamically, gradient_roots
+from fastrnn.lm.evaluate import evaluate
+from fastrnn.lm.measuring import count_characters
+from fastrnn.lm.model import LanguageModel
+from fastrnn.lm.time_steps import gradient_norm_per_step, loss_per_step
+
+CELLS = ["rnn-tanh", "lstm", "gru"]
+
+
+def make_model(cell: str, layers: int = 2, scale: float = 1.0) -> LanguageModel:
+    torch.manual_seed(1)
+    model = LanguageModel(11, ModelOptions(cell, 7, 9, layers, False, 0.5))  # type: ignore[arg-type]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(scale)
+    return model.eval()
+
+
+def text(count: int) -> torch.Tensor:
+    return torch.randint(11, (count,), generator=torch.Generator().manual_seed(2))
+
+
+# ---- time-steps
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_loss_at_each_step_is_that_of_torch(cell: str) -> None:
+    model, tokens = make_model(cell, scale=3), text(4 * 31)
+    rnn = {"lstm": nn.LSTM, "gru": nn.GRU}.get(cell, nn.RNN)(7, 9, 2)
+    rnn.load_state_dict(model.rnn.state_dict())
+    assert model.encoder is not None
+    columns = tokens.view(4, 31).t()
+    with torch.no_grad():
+        output, _ = rnn(model.encoder(columns))
+        scores = model.decoder(output)[:30]
+    losses = F.cross_entropy(scores.flatten(0, 1), columns[1:].flatten(), reduction="none")
+    found = loss_per_step(model, tokens, 4, 6)
+    assert found == pytest.approx(losses.view(5, 6, 4).mean((0, 2)).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_are_those_of_torch_cells(cell: str) -> None:
+    model, tokens = make_model(cell, layers=3, scale=2), text(4 * 13)
+    kind = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}.get(cell, nn.RNNCell)
+    cells = []
+    for k, width in enumerate((7, 9, 9)):
+        cells.append(kind(width, 9))
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        values = {name: getattr(model.rnn, f"{name}_l{k}").detach() for name in names}
+        cells[-1].load_state_dict(values)
+    columns, states, expected = tokens.view(4, 13).t(), [None] * 3, []
+    assert model.encoder is not None
+    for start in (0, 6):  # the state is carried from window to window, gradients are not
+        hidden = []
+        for row in columns[start : start + 6]:
+            x = model.encoder(row).detach()
+            hidden.append([])
+            for k, each in enumerate(cells):
+                states[k] = each(x, states[k])
+                x = states[k][0] if cell == "lstm" else states[k]
+                x.retain_grad()
+                hidden[-1].append(x)
+        F.cross_entropy(model.decoder(x), columns[start + 6]).backward()
+        # d loss / d h of each text is its share of the mean, so the sum is the average.
+        means = [torch.cat([h.grad.sum(0) for h in layers]) for layers in hidden]
+        expected.append(torch.stack([m.norm() for m in means]))
+        states = [tuple(t.detach() for t in s) if cell == "lstm" else s.detach() for s in states]
+    mean = torch.stack(expected).mean(0)
+    found = gradient_norm_per_step(model, tokens, 4, 6)
+    assert found == pytest.approx((mean / mean.max()).tolist(), rel=1e-4)
+    # The layers run as before afterwards.
+    assert "forward" not in vars(model.rnn)
+
+
+def test_a_text_shorter_than_a_window() -> None:
+    model = make_model("gru")
+    assert len(loss_per_step(model, text(8), 20, 35)) == 1
+    assert gradient_norm_per_step(model, text(9), 2, 35) == pytest.approx(
+        gradient_norm_per_step(model, text(9), 2, 3)
+    )
+
+
+# ---- dynamic evaluation
+
+
+@pytest.mark.parametrize("rule", ["sgd", "rms"])
+def test_dynamic_evaluation_follows_the_equations(rule: str) -> None:
+    model, tokens, training = make_model("lstm"), text(23), text(300).flip(0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    adaptation = Adaptation(rule, 0.05, 0.03, 4, 1e-4)  # type: ignore[arg-type]
+    found = evaluate_dynamically(model, tokens, 0, training, adaptation)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name])
+
+    parameters, stream = list(model.parameters()), torch.cat((torch.zeros(1).long(), tokens))
+    trained = [p.detach().clone() for p in parameters]
+    roots = gradient_roots(model, training, 4)
+    mean = sum(float(root.mean()) for root in roots) / len(roots)
+    total, state = 0.0, None
+    for start in range(0, 23, 4):
+        end = min(start + 4, 23)
+        logits, state = model(stream[start:end].unsqueeze(1), state)
+        state = tuple(s.detach() for s in state)
+        loss = F.cross_entropy(logits, stream[start + 1 : end + 1])
+        total += float(loss.detach()) * (end - start)
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for p, g, root, home in zip(parameters, gradients, roots, trained, strict=True):
+                if rule == "sgd":
+                    p += 0.03 * (home - p) - 0.05 * g
+                else:
+                    share = (0.03 * root / mean).clamp(max=1)
+                    p += share * (home - p) - 0.05 * g / (root + 1e-4)
+    assert found == pytest.approx(total / 23, rel=1e-5)
+
+
+def test_gradient_roots_are_means_over_windows() -> None:
+    model, training = make_model("gru", layers=1), text(100 * 9)
+    columns = training.view(100, 9).t()
+    squares, state = 0.0, None
+    for start, end in ((0, 3), (3, 6), (6, 8)):
+        logits, state = model(columns[start:end], state)
+        loss = F.cross_entropy(logits, columns[start + 1 : end + 1].flatten())
+        squares = squares + torch.autograd.grad(loss, model.decoder.weight)[0].square()
+        state = state.detach()
+    names = [name for name, _ in model.named_parameters()]
+    found = gradient_roots(model, training, 3)[names.index("decoder.weight")]
+    torch.testing.assert_close(found, (squares / 3).sqrt(), rtol=1e-4, atol=1e-7)
+
+
+def test_weights_are_never_pulled_beyond_home() -> None:
+    shares = decay_shares([torch.tensor([0.0, 1.0]), torch.tensor([200.0])], 0.8)
+    assert [s.tolist() for s in shares] == [[0, pytest.approx(0.8 / 100.25)], [1]]
+
+
+@pytest.mark.parametrize(("rule", "rate"), [("sgd", 0.5), ("rms", 2e-4)])
+def test_a_text_of_its_own_kind_is_learned_on_the_way(rule: str, rate: float) -> None:
+    model, tokens = make_model("gru"), torch.tensor([3, 1, 4, 1, 5]).repeat(60)
+    static, _ = evaluate(model, tokens, 0, 100)
+    adaptation = Adaptation(rule, rate, 0.0, 5)  # type: ignore[arg-type]
+    assert evaluate_dynamically(model, tokens, 0, text(5000), adaptation) < 0.9 * static
+
+
+def test_characters_are_counted_as_they_stand_in_the_text() -> None:
+    written = "ab c\n\nd efg\n"
+    words = tokenize(written, "word")
+    vocabulary = Vocabulary.of(words, 1)
+    counted = count_characters(vocabulary.encode(words), vocabulary, "word")
+    assert counted == len(written) - 1  # the empty line has no word before its end
+    characters = tokenize(written, "char")
+    vocabulary = Vocabulary.of(characters, 1)
+    assert count_characters(vocabulary.encode(characters), vocabulary, "char") == len(written)
+
+
+# ---- the program
+
+
+def test_runs_are_measured_together(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(runs / "words"), str(runs / "characters")]
+    out = tmp_path / "measured"
+    given = ["--split", "valid", "--dynamic", "--rule", "sgd", "--out", str(out)]
+    assert main(["--run", *names, *given]) == 0
+    printed = capsys.readouterr().out
+    assert {p.name for p in out.iterdir()} == {
+        "evaluation.json",
+        *(f"{n}-per-step.{end}" for n in ("loss", "gradient") for end in ("png", "svg")),
+    }
+    content = json.loads((out / "evaluation.json").read_text())
+    assert content["split"] == "valid" and [r["run"] for r in content["runs"]] == names
+    for name, found in zip(("words", "characters"), content["runs"], strict=True):
+        lines = (runs / name / "metrics.jsonl").read_text().splitlines()
+        best = min(m["loss"] for m in map(json.loads, lines) if m["split"] == "valid")
+        assert found["loss"] == pytest.approx(best, rel=1e-5)
+        assert found["perplexity"] == pytest.approx(math.exp(best), rel=1e-5)
+        bits = best / math.log(2) * found["tokens"] / found["characters"]
+        assert found["bits_per_character"] == pytest.approx(bits, rel=1e-5)
+        assert f"perplexity {math.exp(best):.2f}, {bits:.3f} bits per character" in printed
+        assert found["dynamic"]["rule"] == "sgd" and 0 < found["dynamic"]["loss"] < 2 * best
+        assert len(found["loss_per_step"]) == len(found["gradient_norm_per_step"]) == 10
+        assert max(found["gradient_norm_per_step"]) == 1
+    # 20 lines of 12 characters: words count their spaces and line ends.
+    assert [r["characters"] for r in content["runs"]] == [240, 240]
+    assert [r["tokens"] for r in content["runs"]] == [140, 240]
+
+
+def test_results_go_beside_the_run(runs: Path) -> None:
+    assert main(["--run", str(runs / "words")]) == 0
+    found = json.loads((runs / "words" / "evaluation-test" / "evaluation.json").read_text())
+    assert found["split"] == "test" and "dynamic" not in found["runs"][0]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("--split dev", "'dev'"),
+        ("--rule adam", "'adam'"),
+        ("--rate 0", "--rate must be above 0 and finite, got 0.0"),
+        ("--decay 2", "--decay must be in [0, 1], got 2.0"),
+        ("--window 0", "--window must be at least 1, got 0"),
+        ("--dinamic", "unknown option '--dinamic', did you mean '--dynamic'?"),
+        ("--run nowhere", "--run nowhere: no such folder"),
+        ("--run", "--run needs the folder of a run"),
+    ],
+)
+def test_mistakes(
+    runs: Path, capsys: pytest.CaptureFixture[str], given: str, expected: str
+) -> None:
+    run = [] if given.startswith("--run") else ["--run", str(runs / "words")]
+    assert main([*run, *given.split()]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("fastrnn.evaluate: ") and expected in told and told.count("\n") == 1
+
+
+def test_a_text_that_changed_is_refused(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = tmp_path / "copy"
+    copied.mkdir()
+    other = tmp_path / "other.txt"
+    other.write_text("a b a c a e\n" * 400)
+    config = (runs / "words" / "config.toml").read_text()
+    (copied / "config.toml").write_text(config.replace(str(runs / "text.txt"), str(other)))
+    for name in ("best", "vocabulary.json"):
+        (copied / name).symlink_to(runs / "words" / name)
+    assert main(["--run", str(copied)]) == 2
+    assert "holds another text now than the run was trained on" in capsys.readouterr().err
