@@ -1,0 +1,248 @@
+"""What a run came to, read from its folder without building its model."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from fastrnn.lm.errors import UserError
+from fastrnn.lm.run import CONFIG, METRICS, RESULT, perplexity
+
+Metrics = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers that training changes, and products made for each token.
+
+    Args:
+        recurrent: parameters of the layers, biases included, both of torch's two.
+        embedding: parameters of the embedding; 0 for one-hot input.
+        output: parameters of the output layer; tied, its bias alone.
+        recurrent_macs: multiply-accumulates per token with the layers' matrices, of the first
+            layer's with its whole input, one-hot or not.
+        output_macs: multiply-accumulates per token with the output layer's matrix, tied or not.
+    """
+
+    recurrent: int
+    embedding: int
+    output: int
+    recurrent_macs: int
+    output_macs: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run as its folder tells it.
+
+    Args:
+        folder: of the run.
+        settings: its config.toml.
+        metrics: its metrics.jsonl.
+        result: its result.json, {} while it has not finished.
+        shapes: of its model's parameters, {} before its first checkpoint.
+        evaluations: evaluation.json's entry of this run, by split.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    metrics: Metrics
+    result: dict[str, Any]
+    shapes: dict[str, list[int]]
+    evaluations: dict[str, dict[str, Any]]
+
+    @cached_property
+    def counts(self) -> Counts | None:
+        """Parameters and products, or None before the first checkpoint."""
+        return count(self.shapes, self.settings) if self.shapes else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Time trained, validation included."""
+        return self.metrics[-1]["seconds"] if self.metrics else None
+
+    @property
+    def best(self) -> float | None:
+        """The lowest validation perplexity."""
+        return min(self._validations, default=None)
+
+    @property
+    def last(self) -> float | None:
+        """The validation perplexity at the end."""
+        return self._validations[-1] if self._validations else None
+
+    @property
+    def test(self) -> float | None:
+        """The best model's test perplexity, or None while the run has not finished."""
+        return self.result.get("test_perplexity")
+
+    @property
+    def _validations(self) -> list[float]:
+        lines = [m for m in self.metrics if m["split"] == "valid"]
+        return [math.inf if m["loss"] is None else perplexity(m["loss"]) for m in lines]
+
+    def curve(self, split: str) -> dict[str, list[float]]:
+        """A learning curve.
+
+        Args:
+            split: "train" or "valid".
+
+        Returns:
+            Lists `epoch` (passes made, with fractions), `seconds` and `ppl`, of equal length;
+            losses that are not finite are left out.
+        """
+        lines = [m for m in self.metrics if m["split"] == split and m["loss"] is not None]
+        steps = [m["step"] for m in lines]
+        return {
+            "epoch": [round(float(e), 4) for e in self._epochs(steps)],
+            "seconds": [m["seconds"] for m in lines],
+            "ppl": [float(f"{min(perplexity(m['loss']), 1e300):.6g}") for m in lines],
+        }
+
+    def _epochs(self, steps: list[int]) -> Any:
+        """Passes over the text after so many steps, told from the validations that end each."""
+        ends = {0: 0}
+        for m in self.metrics:
+            if m["split"] == "valid":
+                ends[m["epoch"]] = m["step"]
+        known = sorted(ends)
+        # Steps after the last validation: at the pace of the epoch before.
+        pace = ends[known[-1]] / known[-1] if known[-1] else math.inf
+        beyond = [max(0.0, s - ends[known[-1]]) / pace for s in steps]
+        return np.interp(steps, [ends[e] for e in known], known) + np.array(beyond)
+
+
+def count(shapes: dict[str, list[int]], settings: dict[str, Any]) -> Counts:
+    """Parameters and products of a model.
+
+    Args:
+        shapes: of its parameters by name; a shared one once, under the embedding's name.
+        settings: the run's; `init` course keeps each gate's second bias at zero, uncounted.
+    """
+    sizes: dict[str, int] = {}
+    macs = 0
+    for name, shape in shapes.items():
+        part = name.partition(".")[0]
+        if "bias_hh" in name and settings.get("init") == "course":
+            continue
+        sizes[part] = sizes.get(part, 0) + math.prod(shape)
+        if part not in ("encoder", "decoder") and len(shape) == 2:
+            macs += math.prod(shape)
+    matrix = shapes.get("decoder.weight") or shapes["encoder.weight"]
+    embedding, output = sizes.pop("encoder", 0), sizes.pop("decoder")
+    return Counts(sum(sizes.values()), embedding, output, macs, math.prod(matrix))
+
+
+def read_summary(folder: Path) -> Summary:
+    """Read a run's folder; the run may be under way.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        UserError: it holds no run, or a file is damaged.
+    """
+    result = folder / RESULT
+    return Summary(
+        folder,
+        _toml(folder / CONFIG),
+        _metrics(folder / METRICS),
+        _json(result) if result.is_file() else {},
+        _shapes(folder),
+        _evaluations(folder),
+    )
+
+
+def find_runs(places: tuple[str, ...]) -> list[Path]:
+    """Folders of runs: those given, and those inside them.
+
+    Args:
+        places: folders of runs, or folders that hold such anywhere inside.
+
+    Returns:
+        Each once, in order.
+
+    Raises:
+        UserError: a place does not exist or holds no run.
+    """
+    found: dict[Path, None] = {}
+    for place in places:
+        folder = Path(place)
+        if not folder.is_dir():
+            raise UserError(f"{place}: no such folder")
+        inside = sorted(path.parent for path in folder.rglob(CONFIG))
+        if not inside:
+            raise UserError(f"{place}: holds no run: there is no {CONFIG} in it")
+        found |= dict.fromkeys(inside)
+    return list(found)
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text at byte {error.start}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_text(path))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged: not a JSON object")
+    return found
+
+
+def _metrics(path: Path) -> Metrics:
+    if not path.is_file():
+        return []
+    lines = _text(path).split("\n")[:-1]  # a last line without its end is being written
+    try:
+        found = [json.loads(line) for line in lines]
+        for line in found:
+            line["split"], line["loss"], line["step"], line["epoch"], line["seconds"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged: a line is not a JSON object of metrics") from error
+    return found
+
+
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    for name in ("best", "last"):
+        path = folder / name / "model.safetensors"
+        if not path.is_file():
+            continue
+        try:
+            with safe_open(path, "np") as file:
+                names = list(file.keys())
+                return {name: list(file.get_slice(name).get_shape()) for name in names}
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: the checkpoint is truncated or damaged") from error
+    return {}
+
+
+def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
+    found = {}
+    for path in sorted(folder.glob("evaluation-*/evaluation.json")):
+        content = _json(path)
+        for each in content.get("runs", []):
+            if Path(each["run"]).name == folder.name:
+                found[content["split"]] = each
+    return found
