@@ -26,7 +26,7 @@ FLOORS = (
     ("_onnx_nodes", "onnx"),
     ("fastrnn",),
     ("lm",),
-    ("train", "generate", "evaluate", "report"),
+    ("train", "generate", "evaluate", "profile", "report", "sweep"),
 )
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 HEAVY = ("tyro", "rich", "safetensors", "matplotlib", "triton", "pytest", "tensorboard", "onnx")

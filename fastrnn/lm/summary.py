@@ -70,6 +70,12 @@ class Summary:
         return self.metrics[-1]["seconds"] if self.metrics else None
 
     @property
+    def best_loss(self) -> float | None:
+        """The lowest finite validation loss."""
+        losses = [m["loss"] for m in self.metrics if m["split"] == "valid"]
+        return min((loss for loss in losses if loss is not None), default=None)
+
+    @property
     def best(self) -> float | None:
         """The lowest validation perplexity."""
         return min(self._validations, default=None)

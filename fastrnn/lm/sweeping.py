@@ -1,0 +1,250 @@
+"""What `fastrnn.sweep` does: one run after another, by as many workers as are wanted."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import optuna
+import torch
+import tyro
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+from rich.console import Console
+
+from fastrnn.lm.errors import UserError
+from fastrnn.lm.plan import Plan, options_of, read_plan, written
+from fastrnn.lm.program import one_line
+from fastrnn.lm.report import Reporter, duration
+from fastrnn.lm.reporting import ReportingOptions, write_report
+from fastrnn.lm.run import RESULT, perplexity
+from fastrnn.lm.session import train
+from fastrnn.lm.summary import read_summary
+
+
+@dataclass
+class SweepingOptions:
+    """Train over a grid or a search space of settings; called again, go on where it stopped."""
+
+    file: tyro.conf.Positional[str]
+    """TOML file: out, method (grid, random, tpe), trials, seed, storage, [settings], [search]."""
+    workers: int = 1
+    """Processes that train side by side, sharing the processors."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def sweep(options: SweepingOptions) -> None:
+    """Make a sweep's runs, and the page that shows them.
+
+    Args:
+        options: see `SweepingOptions`.
+
+    Raises:
+        UserError: the file cannot be used, or its storage.
+        KeyboardInterrupt: after Ctrl-C, once the runs under way are in their checkpoints.
+    """
+    if options.workers < 1:
+        raise UserError(f"--workers must be at least 1, got {options.workers}")
+    path = Path(options.file)
+    plan = read_plan(path)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    study = _open(plan)
+    _prepare(study, plan, path)
+    whole = work(path) if options.workers == 1 else _share_out(path, options.workers)
+    _conclude(study, plan)
+    if not whole:
+        raise KeyboardInterrupt
+
+
+def _share_out(path: Path, workers: int) -> bool:
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_worker, args=(path, threads)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    codes = []
+    for process in processes:
+        while process.is_alive():
+            try:
+                process.join()
+            except KeyboardInterrupt:  # the workers have heard it too, and end by themselves
+                continue
+        codes.append(process.exitcode)
+    if failed := [code for code in codes if code not in (0, 130)]:
+        raise UserError(f"{len(failed)} of {workers} workers died, see above; start again to go on")
+    return 130 not in codes
+
+
+def _worker(path: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
+    sys.exit(0 if work(path) else 130)
+
+
+def work(path: Path) -> bool:
+    """Train one run of a sweep after another, until none is left.
+
+    Args:
+        path: the sweep's file.
+
+    Returns:
+        False if Ctrl-C ended it before.
+    """
+    plan = read_plan(path)
+    study = _open(plan)
+    while (claimed := _claim(study, plan)) is not None:
+        trial, lock = claimed
+        with lock:
+            if not _train(trial, plan):
+                return False
+    return True
+
+
+def _open(plan: Plan) -> optuna.Study:
+    """The study that all workers of a sweep share."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    name = plan.out.name
+    return optuna.create_study(study_name=name, storage=_storage(plan), load_if_exists=True)
+
+
+def _sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
+    """What draws the trial of that number: seeded by it, or all workers would draw the same."""
+    seed = (plan.seed * 1_000_003 + number) % 2**32
+    if plan.method == "tpe":
+        # Runs under way count as poor ones: workers keep away from each other.
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    return optuna.samplers.RandomSampler(seed)
+
+
+def _storage(plan: Plan) -> BaseStorage:
+    if plan.storage is None:
+        return JournalStorage(JournalFileBackend(str(plan.out / "study.jsonl")))
+    kind = plan.storage.partition(":")[0]  # no more of it: there may be a password inside
+    try:
+        return RDBStorage(plan.storage)
+    except ModuleNotFoundError as error:
+        raise UserError(f"storage {kind}: the package {error.name} is not installed") from error
+    except Exception as error:  # of sqlalchemy, or of the database's own package
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"storage {kind}: cannot be opened: {reason}") from error
+
+
+def _prepare(study: optuna.Study, plan: Plan, path: Path) -> None:
+    """Put what is left to do in the queue: a new grid, and runs that a worker died over."""
+    with _locked(plan.out / ".lock"):
+        begun = study.user_attrs.get("plan")
+        if begun is None:
+            study.set_user_attr("plan", plan.identity())
+            for point in plan.points() if plan.method == "grid" else []:
+                study.enqueue_trial(point, user_attrs={"point": point})
+        elif begun != plan.identity():
+            raise UserError(
+                f"{path}: the sweep in {plan.out} began with another method, [settings] or "
+                "[search]; restore them, or name another out"
+            )
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            folder = _folder(trial)
+            # A living worker holds the lock; where there is no folder, it works elsewhere.
+            if (plan.out / folder).is_dir() and (lock := _try_lock(plan, folder)) is not None:
+                lock.close()
+                study.tell(trial.number, state=TrialState.FAIL)
+                point = trial.user_attrs.get("point", trial.params)
+                study.enqueue_trial(point, user_attrs={"folder": folder, "point": point})
+
+
+def _claim(study: optuna.Study, plan: Plan) -> tuple[Trial, IO[str]] | None:
+    """The next trial, and the lock on its folder that says that it is being worked on."""
+    with _locked(plan.out / ".lock"):
+        trials = study.get_trials(deepcopy=False)
+        waiting = any(trial.state == TrialState.WAITING for trial in trials)
+        begun = {_folder(trial) for trial in trials if trial.state != TrialState.WAITING}
+        if not waiting and (plan.method == "grid" or len(begun) >= plan.trials):
+            return None
+        study.sampler = _sampler(plan, len(trials))
+        trial = study.ask()
+        folder = _folder(trial)
+        (plan.out / folder).mkdir(exist_ok=True)
+        lock = _try_lock(plan, folder)
+        assert lock is not None
+        return trial, lock
+
+
+def _train(trial: Trial, plan: Plan) -> bool:
+    """Make or continue the run of a trial; False if it was interrupted."""
+    folder = plan.out / _folder(trial)
+    point = {key: _suggest(trial, key, values) for key, values in plan.search.items()}
+    print(f"{folder.name}  {written(point)}", flush=True)
+    try:
+        train(options_of(plan.settings | point, folder), Reporter(Console(file=io.StringIO())))
+    except Exception as error:
+        reason = one_line(error)
+        if reason is None:
+            raise
+        trial.set_user_attr("error", reason)
+        trial.study.tell(trial, state=TrialState.FAIL)
+        print(f"{folder.name}  failed: {reason}", flush=True)
+        return True
+    if not (folder / RESULT).is_file():
+        return False
+    summary = read_summary(folder)
+    best = summary.best_loss
+    if best is None:
+        trial.study.tell(trial, state=TrialState.FAIL)
+        return True
+    trial.study.tell(trial, best)
+    took = duration(summary.seconds or 0)
+    print(f"{folder.name}  valid perplexity {perplexity(best):.2f}, {took}", flush=True)
+    return True
+
+
+def _suggest(trial: Trial, key: str, values: Any) -> Any:
+    if isinstance(values, list):
+        return trial.suggest_categorical(key, values)
+    low, high, log = values["low"], values["high"], values.get("log", False)
+    step = values.get("step")
+    if all(isinstance(each, int) for each in (low, high, step or 1)):
+        return trial.suggest_int(key, low, high, step=step or 1, log=log)
+    return trial.suggest_float(key, low, high, step=step, log=log)
+
+
+def _conclude(study: optuna.Study, plan: Plan) -> None:
+    done = [t for t in study.get_trials(states=(TrialState.COMPLETE,)) if t.value is not None]
+    for trial in sorted(done, key=lambda t: t.value or 0.0)[:1]:
+        value = perplexity(trial.value or 0.0)
+        print(f"best: {_folder(trial)}, valid perplexity {value:.2f}, {written(trial.params)}")
+    if any(plan.out.glob("*/config.toml")):
+        page, title = str(plan.out / "report.html"), f"Sweep {plan.out.name}"
+        write_report(ReportingOptions((str(plan.out),), page, title))
+
+
+def _folder(trial: Trial | FrozenTrial) -> str:
+    """Name of a trial's folder: its own, or of the one that it continues."""
+    return str(trial.user_attrs.get("folder", f"{trial.number:04}"))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone among the processes of this machine."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _try_lock(plan: Plan, folder: str) -> IO[str] | None:
+    """An open file that holds a folder's lock until it is closed or its process dies, or None."""
+    file = (plan.out / f".{folder}.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file

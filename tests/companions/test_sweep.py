@@ -1,0 +1,215 @@
+"""Sweeps: what is tried, once each; going on after a kill; workers; errors."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("optuna")
+
+import optuna  # noqa: E402
+
+from fastrnn.lm import sweeping  # noqa: E402
+from fastrnn.lm.plan import Plan, options_of, read_plan  # noqa: E402
+from fastrnn.lm.program import one_line  # noqa: E402
+from fastrnn.sweep import main  # noqa: E402
+
+
+def write(tmp_path: Path, runs: Path, search: str, more: str = "", settings: str = "") -> Path:
+    """A sweep's file, of runs of 15 steps."""
+    path = tmp_path / "plan.toml"
+    path.write_text(
+        f"out = '{tmp_path / 'sweep'}'\n{more}\n[settings]\ndata = '{runs / 'text.txt'}'\n"
+        f"batch-size = 8\nbptt = 10\nhidden-size = 8\ndropout = 0.0\n"
+        f"{settings or 'max-steps = 15'}\n[search]\n{search}\n"
+    )
+    return path
+
+
+def made(out: Path) -> dict[str, dict[str, object]]:
+    """The settings of each run, by folder."""
+    return {
+        path.parent.name: tomllib.loads(path.read_text())
+        for path in sorted(out.glob("*/config.toml"))
+    }
+
+
+def test_a_grid_is_tried_once_and_reported(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, runs, 'cell = ["gru", "rnn-tanh"]\nlr = [0.02, 0.001]')
+    assert main([str(path)]) == 0
+    printed = capsys.readouterr().out
+    found = made(tmp_path / "sweep")
+    tried = [(s["cell"], s["lr"]) for s in found.values()]
+    assert sorted(tried) == sorted((c, lr) for c in ("gru", "rnn-tanh") for lr in (0.02, 0.001))
+    losses = {}
+    for name in found:
+        lines = (tmp_path / "sweep" / name / "metrics.jsonl").read_text().splitlines()
+        ppl = [m["ppl"] for m in map(json.loads, lines) if m["split"] == "valid"]
+        losses[name] = min(ppl)
+        assert f"{name}  valid perplexity {min(ppl):.2f}" in printed
+    best = min(losses, key=losses.__getitem__)
+    assert found[best]["lr"] == 0.02
+    assert (
+        f"best: {best}, valid perplexity {losses[best]:.2f}, cell {found[best]['cell']}" in printed
+    )
+    page = (tmp_path / "sweep" / "report.html").read_text()
+    assert all(f'title="{name}"' in page for name in found)
+
+    # Again: nothing is left to do, and nothing is done.
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").glob("*/metrics.jsonl")}
+    assert main([str(path)]) == 0
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert "0000  " not in capsys.readouterr().out
+
+    # Another search in the same folder is refused.
+    path.write_text(path.read_text().replace("0.001", "0.002"))
+    assert main([str(path)]) == 2
+    assert "began with another method, [settings] or [search]" in capsys.readouterr().err
+
+
+def test_a_search_draws_within_its_ranges_and_can_grow(runs: Path, tmp_path: Path) -> None:
+    search = "lr = { low = 1e-4, high = 1e-1, log = true }\nnum-layers = { low = 1, high = 3 }\n"
+    search += "clip = { low = 0.25, high = 1.0, step = 0.25 }\ntied = [true, false]"
+    path = write(tmp_path, runs, search, 'method = "tpe"\ntrials = 3', "max-steps = 4")
+    assert main([str(path)]) == 0
+    assert len(made(tmp_path / "sweep")) == 3
+    path.write_text(path.read_text().replace("trials = 3", "trials = 6"))
+    assert main([str(path)]) == 0
+    found = list(made(tmp_path / "sweep").values())
+    assert len(found) == 6
+    assert len({s["lr"] for s in found}) == 6  # each trial draws anew
+    for settings in found:
+        assert 1e-4 <= settings["lr"] <= 1e-1
+        assert settings["num_layers"] in (1, 2, 3) and settings["clip"] in (0.25, 0.5, 0.75, 1.0)
+    assert len({s["tied"] for s in found}) == 2
+
+
+def test_draws_differ_by_trial_and_not_by_worker() -> None:
+    plan = Plan(Path("x"), "random", 9, 3, None, {}, {"lr": {"low": 0.0, "high": 1.0}})
+    drawn = []
+    for number in (0, 1, 2, 2):
+        study = optuna.create_study(sampler=sweeping._sampler(plan, number))
+        drawn.append(study.ask().suggest_float("lr", 0, 1))
+    assert len(set(drawn)) == 3 and drawn[2] == drawn[3]
+
+
+def test_a_killed_sweep_goes_on_where_it_was(runs: Path, tmp_path: Path) -> None:
+    settings = "epochs = 100\nmax-steps = 1000\ncheckpoint-interval = 30\nlog-interval = 10"
+    path = write(tmp_path, runs, "lr = [0.01, 0.001]", "", settings)
+    metrics = tmp_path / "sweep" / "0000" / "metrics.jsonl"
+    with subprocess.Popen([sys.executable, "-m", "fastrnn.sweep", str(path)]) as program:
+        while not (metrics.is_file() and metrics.read_text().count("\n") > 10):
+            assert program.poll() is None
+            time.sleep(0.02)
+        program.send_signal(signal.SIGKILL)
+    begun = metrics.read_text().splitlines()[:5]
+    assert main([str(path)]) == 0
+    lines = metrics.read_text().splitlines()
+    assert lines[:5] == begun  # seconds among them: those steps were not made again
+    assert json.loads(lines[-1])["step"] == 1000
+    assert {name: s["lr"] for name, s in made(tmp_path / "sweep").items()} == {
+        "0000": 0.01,
+        "0001": 0.001,
+    }
+    study = sweeping._open(read_plan(path))
+    states = sorted(trial.state.name for trial in study.trials)
+    assert states == ["COMPLETE", "COMPLETE", "FAIL"]
+
+
+def test_workers_share_the_runs(runs: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, runs, "seed = [1, 2, 3, 4]", "", "max-steps = 4")
+    assert main([str(path), "--workers", "2"]) == 0
+    found = made(tmp_path / "sweep")
+    assert sorted(s["seed"] for s in found.values()) == [1, 2, 3, 4]
+    assert sorted(found) == ["0000", "0001", "0002", "0003"]
+
+
+def test_a_database_will_do(runs: Path, tmp_path: Path) -> None:
+    storage = f"storage = 'sqlite:///{tmp_path / 'study.db'}'"
+    path = write(tmp_path, runs, "lr = [0.01, 0.001]", storage, "max-steps = 2")
+    assert main([str(path)]) == 0
+    assert len(made(tmp_path / "sweep")) == 2
+    assert not (tmp_path / "sweep" / "study.jsonl").exists()
+
+
+def test_a_run_that_fails_does_not_end_the_sweep(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A fault of one run that its options do not tell: its folder is taken by a file.
+    path = write(tmp_path, runs, "lr = [0.01, 0.001]", "", "max-steps = 2")
+    (tmp_path / "sweep" / "0000").mkdir(parents=True)
+    (tmp_path / "sweep" / "0000" / "vocabulary.json").mkdir()
+    assert main([str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "0000  failed: " in printed and "best: 0001" in printed
+
+
+def test_options_of_a_run(tmp_path: Path) -> None:
+    settings = {"tied": False, "emb_size": 4, "lr": 1e-5, "data": "a b", "cell": "lstm"}
+    config = options_of(settings, tmp_path / "x")
+    assert (config.model.tied, config.model.emb_size) == (False, 4)
+    assert config.corpus.data == "a b" and config.run.resume
+    assert config.run.out == str(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "[search] must name an option to try values of"),
+        ("serch = 1", "unknown key 'serch', did you mean 'search'?"),
+        ("[search]\nhiden-size = [1]", "unknown option 'hiden-size', did you mean 'hidden_size'?"),
+        ("[settings]\nout = 'x'", "settings: unknown option 'out'"),
+        ("method = 'gird'\n[search]\nlr = [1]", "method: expected one of grid, random, tpe"),
+        ("trials = 0\n[search]\nlr = [1]", "trials must be at least 1, got 0"),
+        ("trials = 'x'\n[search]\nlr = [1]", "trials: expected int, got 'x'"),
+        ("[search]\nlr = 1", "search.lr: expected a list, or a table with low and high, got 1"),
+        ("[search]\nlr = []", "search.lr: expected a list of one value or more"),
+        ("[search]\nlr = {low = 1, high = 2}", "search.lr: method grid needs a list of values"),
+        ("method='tpe'\n[search]\nlr = {low = 2, high = 1}", "search.lr: no such range"),
+        ("method='tpe'\n[search]\nlr = {low = 0, high = 1, log = true}", "no such range"),
+        ("method='tpe'\n[search]\nlr = {low = 0, hi = 1}", "low and high"),
+        ("method='tpe'\n[search]\nlr = {low = 0, high = 'x'}", "search.lr.high: expected a float"),
+        ("[settings]\nlr = 1\n[search]\nlr = [1]", "lr is in both [settings] and [search]"),
+        ("[settings]\nlr = [1]\n[search]\nseed = [1]", "settings.lr: expected one value"),
+        ("[search]\ndropout = [0.1, 1.5]", "with dropout 1.5: --dropout must be"),
+        ("[search]\ncell = ['gru', 'gur']", "with cell gur: "),
+        ("[search]\nseed = [" + "1," * 101 + "]\nlr = [" + "1," * 100 + "]", "more than 10000"),
+        ("[search", "not valid TOML"),
+    ],
+)
+def test_mistakes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, expected: str
+) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(content)
+    assert main([str(path)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"fastrnn.sweep: {path}: ") and expected in told
+    assert told.count("\n") == 1
+
+
+def test_mistakes_elsewhere(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*arguments: str) -> str:
+        assert main(list(arguments)) == 2
+        return capsys.readouterr().err
+
+    assert "nowhere.toml: cannot be read: No such file" in told("nowhere.toml")
+    path = write(tmp_path, runs, "lr = [0.1]")
+    assert "--workers must be at least 1, got 0" in told(str(path), "--workers", "0")
+    path = write(tmp_path, runs, "lr = [0.1]", "storage = 'nosuch://me:secret@host/x'")
+    error = told(str(path))
+    assert "storage nosuch: cannot be opened: " in error and "secret" not in error
+
+
+def test_a_missing_package_names_its_extra() -> None:
+    error = ModuleNotFoundError("No module named 'optuna'", name="optuna")
+    assert one_line(error) == ("the package optuna is not installed: pip install 'fastrnn[sweep]'")
