@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -106,7 +107,8 @@ def test_a_killed_sweep_goes_on_where_it_was(runs: Path, tmp_path: Path) -> None
     settings = "epochs = 100\nmax-steps = 1000\ncheckpoint-interval = 30\nlog-interval = 10"
     path = write(tmp_path, runs, "lr = [0.01, 0.001]", "", settings)
     metrics = tmp_path / "sweep" / "0000" / "metrics.jsonl"
-    with subprocess.Popen([sys.executable, "-m", "fastrnn.sweep", str(path)]) as program:
+    command = [sys.executable, "-m", "fastrnn.sweep", str(path)]
+    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) as program:
         while not (metrics.is_file() and metrics.read_text().count("\n") > 10):
             assert program.poll() is None
             time.sleep(0.02)
