@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastrnn._layers import Layers
 from fastrnn.lm.model import LanguageModel
 from fastrnn.lm.tokens import EOS, Vocabulary, pairs_text
+from fastrnn.streaming import Stream
 
 
 @dataclass(frozen=True)
@@ -62,14 +66,44 @@ def stream(
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(sampling.seed)
     start = torch.cat((torch.tensor([vocabulary.eos]), prompt))
-    tokens, state = start.unsqueeze(1).expand(-1, batch), None
-    for _ in range(length):
-        logits, state = model(tokens.to(device), state)
-        scores = logits[-batch:].float().cpu()
-        scores[:, vocabulary.unknown] = -torch.inf
-        drawn = _draw(scores, sampling, generator)
-        yield drawn
-        tokens = drawn.unsqueeze(0)
+    tokens = start.unsqueeze(1).expand(-1, batch)
+    logits, state = model(tokens.to(device))
+    with _stepping(model, batch):
+        for left in range(length - 1, -1, -1):
+            scores = logits[-batch:].float().cpu()
+            scores[:, vocabulary.unknown] = -torch.inf
+            drawn = _draw(scores, sampling, generator)
+            yield drawn
+            if left:
+                logits, state = model(drawn.unsqueeze(0).to(device), state)
+
+
+@contextmanager
+def _stepping(model: LanguageModel, batch: int) -> Iterator[None]:
+    """Inside a `with` block the recurrent layers make single steps from packed weights.
+
+    They start from the states that the model is first given, and then go on from their own.
+    """
+
+    def stepper(steps: Stream) -> Callable[..., Any]:
+        begun = False
+
+        def forward(x: Tensor, hx: Any = None, **_: Any) -> tuple[Tensor, Any]:
+            nonlocal begun
+            if not begun:
+                steps.state, begun = hx, True
+            return steps.step(x[0]).unsqueeze(0), hx
+
+        return forward
+
+    stacks = [module for module in model.modules() if isinstance(module, Layers)]
+    for stack in stacks:
+        stack.forward = stepper(stack.stream(batch))  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for stack in stacks:
+            del stack.forward
 
 
 def _draw(scores: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastrnn
 from fastrnn.generate import main
 from fastrnn.lm.config import ModelOptions
 from fastrnn.lm.data import Vocabulary
@@ -58,15 +59,18 @@ def test_tokens_come_as_often_as_they_should(
     assert [f > 0 for f in found] == [e > 0 for e in expected]
 
 
-def test_a_prompt_sets_the_state_and_columns_do_not_touch() -> None:
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_prompt_sets_the_state_and_columns_do_not_touch(backend: str) -> None:
     torch.manual_seed(0)
     model = LanguageModel(6, ModelOptions("lstm", 8, 8, 2, True))
     with torch.no_grad():
         model.decoder.weight.normal_()
     prompt = torch.tensor([1, 2, 3])
     greedy = Sampling(temperature=0)
-    found = torch.stack(list(stream(model, WORDS, prompt, 8, 3, greedy)))
+    with fastrnn.use_backend(backend):
+        found = torch.stack(list(stream(model, WORDS, prompt, 8, 3, greedy)))
     assert found.shape == (8, 3) and torch.equal(found[:, :1].expand(-1, 3), found)
+    assert "forward" not in vars(model.rnn)  # as it was
     tokens = [0, 1, 2, 3]
     for token in found[:, 0].tolist():
         scores = model.eval()(torch.tensor(tokens).unsqueeze(1))[0][-1].detach()
