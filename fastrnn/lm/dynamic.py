@@ -8,8 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastrnn.lm.batches import Batch, window
 from fastrnn.lm.data import batchify, scored_columns
-from fastrnn.lm.model import LanguageModel, State
+from fastrnn.lm.layers import State
+from fastrnn.lm.model import LanguageModel
 
 # The training text is sampled for the mean square of its gradients in windows of this many columns.
 COLUMNS, WINDOWS = 100, 500
@@ -39,39 +41,48 @@ class Adaptation:
 
 
 def evaluate_dynamically(
-    model: LanguageModel, tokens: Tensor, before: int, training: Tensor, adaptation: Adaptation
+    model: LanguageModel,
+    tokens: Tensor,
+    before: int,
+    training: Tensor,
+    adaptation: Adaptation,
+    document: int | None = None,
 ) -> float:
     """Mean loss over every token of a text, each scored before the weights learn from it.
 
     Args:
         model: in evaluation mode afterwards, with the weights that it came with.
-        tokens: int64 [N], read as one column.
+        tokens: integers [N], read as one column.
         before: the token taken to stand before the first.
-        training: int64 [M], the training text; read by "rms".
+        training: integers [M], the training text; read by "rms".
         adaptation: how the weights follow.
+        document: the token that begins a document, which is not predicted; default None.
 
     Returns:
         The loss in nats; not finite where the rate is too high.
     """
     model.eval()
-    parameters = list(model.parameters())
+    parameters = _trainable(model)
     trained = [p.detach().clone() for p in parameters]
-    window, rate, decay = adaptation.window, adaptation.rate, adaptation.decay
+    length, rate, decay = adaptation.window, adaptation.rate, adaptation.decay
     steps: list[Tensor] = []  # what each gradient is multiplied by, "rms"
     pulls: list[Tensor] = []
     if adaptation.rule == "rms":
-        roots = gradient_roots(model, training, window)
+        roots = gradient_roots(model, training, length, document)
         steps = [rate / (root + adaptation.epsilon) for root in roots]
         pulls = decay_shares(roots, decay)
     device = parameters[0].device
-    inputs, targets = (t.to(device) for t in scored_columns(tokens, 1, before))
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    inputs, targets = scored_columns(tokens, 1, before)
+    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     state: State | None = None
     try:
-        for row in range(0, inputs.size(0), window):
-            part = slice(row, row + window)
-            loss, state = model.loss(inputs[part], targets[part], state)
-            total += loss.detach() * targets[part].numel()
+        for row in range(0, inputs.size(0), length):
+            part = window(inputs[row : row + length], targets[row : row + length], document)
+            loss, state = _loss(model, part.to(device), state)
+            if not part.count:  # nothing but the beginning of a document
+                continue
+            total += loss.detach() * part.count
+            count += part.count
             gradients = torch.autograd.grad(loss, parameters)
             with torch.no_grad():
                 for k, (p, gradient) in enumerate(zip(parameters, gradients, strict=True)):
@@ -85,28 +96,43 @@ def evaluate_dynamically(
         with torch.no_grad():
             for p, value in zip(parameters, trained, strict=True):
                 p.copy_(value)
-    return float(total) / tokens.numel()
+    return float(total) / max(count, 1)
 
 
-def gradient_roots(model: LanguageModel, training: Tensor, window: int) -> list[Tensor]:
+def _trainable(model: LanguageModel) -> list[torch.nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _loss(model: LanguageModel, part: Batch, state: State | None) -> tuple[Tensor, State]:
+    """The mean loss of a batch, and the states after it."""
+    return model.loss(part.inputs, part.targets, state, "mean", part.resets)
+
+
+def gradient_roots(
+    model: LanguageModel, training: Tensor, length: int, document: int | None = None
+) -> list[Tensor]:
     """Root of the mean square of each weight's gradient over the training text.
 
     Args:
         model: in evaluation mode.
-        training: int64 [M], read in up to 100 columns, up to 500 windows of it.
-        window: steps of a window.
+        training: integers [M], read in up to 100 columns, up to 500 windows of it.
+        length: steps of a window.
+        document: as for `evaluate_dynamically`.
 
     Returns:
-        One tensor for each parameter, of its shape.
+        One tensor for each parameter that training changes, of its shape.
     """
-    parameters = list(model.parameters())
-    columns = batchify(training, min(COLUMNS, training.numel() // 2)).to(parameters[0].device)
+    parameters = _trainable(model)
+    columns = batchify(training, min(COLUMNS, training.numel() // 2))
     squares = [torch.zeros_like(p, requires_grad=False) for p in parameters]
     state: State | None = None
-    starts = range(0, columns.size(0) - 1, window)[:WINDOWS]
+    starts = range(0, columns.size(0) - 1, length)[:WINDOWS]
     for row in starts:
-        end = min(row + window, columns.size(0) - 1)
-        loss, state = model.loss(columns[row:end], columns[row + 1 : end + 1], state)
+        end = min(row + length, columns.size(0) - 1)
+        part = window(columns[row:end], columns[row + 1 : end + 1], document)
+        loss, state = _loss(model, part.to(parameters[0].device), state)
+        if not part.count:
+            continue
         for square, gradient in zip(squares, torch.autograd.grad(loss, parameters), strict=True):
             square.addcmul_(gradient, gradient)
     return [(square / len(starts)).sqrt_() for square in squares]

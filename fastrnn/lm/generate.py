@@ -49,7 +49,7 @@ def stream(
 ) -> Iterator[Tensor]:
     """Sample tokens one after another, each fed back, beginning at the start of a line.
 
-    `<unk>` stands for no token in particular and is never drawn.
+    `<unk>` stands for no token in particular, `<doc>` is never predicted: neither is drawn.
 
     Args:
         model: the language model; put in evaluation mode.
@@ -65,13 +65,14 @@ def stream(
     model.eval()
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(sampling.seed)
+    never = [n for n in (vocabulary.unknown, vocabulary.document) if n is not None]
     start = torch.cat((torch.tensor([vocabulary.eos]), prompt))
     tokens = start.unsqueeze(1).expand(-1, batch)
     logits, state = model(tokens.to(device))
     with _stepping(model, batch):
         for left in range(length - 1, -1, -1):
             scores = logits[-batch:].float().cpu()
-            scores[:, vocabulary.unknown] = -torch.inf
+            scores[:, never] = -torch.inf
             drawn = _draw(scores, sampling, generator)
             yield drawn
             if left:
@@ -150,7 +151,10 @@ def generate(
 
 def pieces(tokens: Iterable[str], level: str) -> Iterator[str]:
     """Each token as the text that it adds: `<eos>` ends a line, words stand apart, punctuation
-    does not."""
+    does not, and byte pairs wait until their character is whole."""
+    if level == "bpe":
+        yield from _pair_pieces(tokens)
+        return
     apart = ""
     for token in tokens:
         if token == EOS:
@@ -163,7 +167,18 @@ def pieces(tokens: Iterable[str], level: str) -> Iterator[str]:
             apart = "" if token.endswith("(") else " "
 
 
+def _pair_pieces(tokens: Iterable[str]) -> Iterator[str]:
+    held: list[str] = []
+    for token in tokens:
+        held.append(token)
+        text = pairs_text(held)
+        if not text.endswith("\ufffd"):
+            held = []
+            yield text
+    yield pairs_text(held)
+
+
 def to_text(tokens: Iterable[str], level: str) -> str:
     """Tokens as text to read, without white space around a text of words; see `pieces`."""
     text = "".join(pieces(tokens, level))
-    return text if level == "char" else text.strip()
+    return text.strip() if level == "word" else text

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 from torch import Tensor
 
 from fastrnn.lm.checkpoint import write_file
-from fastrnn.lm.data import EOS, Vocabulary
 from fastrnn.lm.dynamic import Adaptation, evaluate_dynamically
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.evaluate import evaluate
@@ -20,6 +20,10 @@ from fastrnn.lm.pictures import draw_lines
 from fastrnn.lm.run import perplexity
 from fastrnn.lm.saved import SavedRun, open_run, read_text_of
 from fastrnn.lm.time_steps import gradient_norm_per_step, loss_per_step
+from fastrnn.lm.tokens import DOCUMENT, EOS, Vocabulary
+
+# The letters by which byte pairs stand for the bytes 10xxxxxx, with which no character begins.
+_CONTINUED = {*map(chr, range(0x122, 0x144)), *map(chr, range(0xA1, 0xC0))} - {"\xad"}
 
 
 def _by_rule(metavar: str, default: str) -> object:
@@ -75,32 +79,40 @@ def measure(options: MeasuringOptions) -> None:
         ("loss-per-step", "loss_per_step", "loss (nats a token)"),
         ("gradient-per-step", "gradient_norm_per_step", "norm of d loss(T) / d h(t), largest = 1"),
     ):
-        lines = {each["run"]: each[key] for each in found if each[key]}
-        draw_lines(lines, "time-step t", label, folder / name)
-    print(f"in {folder}: evaluation.json, loss-per-step and gradient-per-step as .png and .svg")
+        lines = {each["run"]: each[key] for each in found if key in each}
+        if lines:
+            draw_lines(lines, "time-step t", label, folder / name)
+    print(f"in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
 def _measure_one(run: SavedRun, split: str, adaptation: Adaptation | None) -> dict[str, Any]:
     """Everything about one run, as JSON values."""
     corpus, training = read_text_of(run), run.config.training
+    sentences, document = run.config.corpus.sentences, run.vocabulary.document
+    if sentences and adaptation is not None:
+        raise UserError(f"--dynamic needs a run on continuous text; {run.folder} read sentences")
     tokens: Tensor = getattr(corpus, split)
     if tokens.numel() < 2:
         raise UserError(f"--split {split}: the text has {tokens.numel()} tokens, fewer than 2")
     eos, columns, steps = run.vocabulary.eos, training.batch_size, training.bptt
+    batch = columns if sentences else columns * steps
+    loss, speed = evaluate(run.model, tokens, eos, batch, document, sentences)
     characters = count_characters(tokens, run.vocabulary, run.config.corpus.level)
-    loss, speed = evaluate(run.model, tokens, eos, columns * steps)
-    found = {"run": str(run.folder), "tokens": tokens.numel(), "characters": characters}
-    found |= _figures(loss, tokens, characters) | {"tokens_per_s": round(speed)}
+    count = tokens.numel() - (0 if document is None else int((tokens == document).sum()))
+    found = {"run": str(run.folder), "tokens": count, "characters": characters}
+    found |= _figures(loss, count, characters) | {"tokens_per_s": round(speed)}
     if adaptation is not None:
-        loss = evaluate_dynamically(run.model, tokens, eos, corpus.train, adaptation)
-        found["dynamic"] = _figures(loss, tokens, characters) | asdict(adaptation)
-    found["loss_per_step"] = loss_per_step(run.model, tokens, columns, steps)
-    found["gradient_norm_per_step"] = gradient_norm_per_step(run.model, tokens, columns, steps)
+        loss = evaluate_dynamically(run.model, tokens, eos, corpus.train, adaptation, document)
+        found["dynamic"] = _figures(loss, count, characters) | asdict(adaptation)
+    if not sentences:  # whose steps are no windows of a text
+        given = (run.model, tokens, columns, steps, document)
+        found["loss_per_step"] = loss_per_step(*given)
+        found["gradient_norm_per_step"] = gradient_norm_per_step(*given)
     return found
 
 
-def _figures(loss: float, tokens: Tensor, characters: int) -> dict[str, float | None]:
-    bits = loss * tokens.numel() / math.log(2) / characters
+def _figures(loss: float, count: int, characters: int) -> dict[str, float | None]:
+    bits = loss * count / math.log(2) / characters
     found = {"loss": loss, "perplexity": perplexity(loss), "bits_per_character": bits}
     # JSON has no infinities: null stands for them.
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
@@ -110,18 +122,24 @@ def count_characters(tokens: Tensor, vocabulary: Vocabulary, level: str) -> int:
     """Characters that tokens stand for.
 
     Args:
-        tokens: int64 [N].
+        tokens: integers [N].
         vocabulary: their dictionary.
         level: "char", where each is one; "word", where each word is its letters and one space or
-            line end after it, and `<eos>` is that line end.
+            line end after it, and `<eos>` is that line end; "bpe".
 
     Returns:
-        The count, at least 1.
+        The count, at least 1; `<doc>` is none.
     """
-    if level == "char":
-        return tokens.numel()
-    lengths = tokens.new_tensor([0 if t == EOS else len(t) + 1 for t in vocabulary.tokens])
-    return max(int(lengths[tokens].sum()), 1)
+
+    def length(token: str) -> int:
+        if token in (DOCUMENT, EOS):
+            return 0 if token == DOCUMENT or level == "word" else 1
+        if level == "bpe":
+            return sum(letter not in _CONTINUED for letter in token)
+        return len(token) + 1 if level == "word" else 1
+
+    lengths = torch.tensor([length(token) for token in vocabulary.tokens])
+    return max(int(lengths[tokens.long()].sum()), 1)
 
 
 def _say(found: dict[str, Any], split: str) -> None:
@@ -131,6 +149,8 @@ def _say(found: dict[str, Any], split: str) -> None:
         each = found["dynamic"]
         how = f"{each['rule']}, rate {each['rate']:g}, decay {each['decay']:g}"
         print(f"  dynamic ({how}): perplexity {_written(each)}")
+    if "loss_per_step" not in found:
+        return
     losses, norms = found["loss_per_step"], found["gradient_norm_per_step"]
     print(f"  loss {losses[0]:.3f} at time-step 1, {losses[-1]:.3f} at {len(losses)}")
     half = next(t for t, norm in enumerate(norms, 1) if norm >= 0.5)

@@ -17,7 +17,7 @@ from fastrnn.lm.settings import option_names, suggest
 Settings = dict[str, Any]  # option names, with underscores, and values
 METHODS = ("grid", "random", "tpe")
 # The sweep's own business, not the file's.
-_REFUSED = ("out", "resume", "force", "debug")
+_REFUSED = ("out", "resume", "force", "presets", "debug")
 _KEYS = {"out": str, "method": str, "trials": int, "seed": int, "storage": str}
 _MOST = 10_000  # points of a grid
 

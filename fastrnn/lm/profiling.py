@@ -63,13 +63,14 @@ class Stopwatch:
         self._device = next(model.parameters()).device
         self._now: float | None = None
         self._step = dict.fromkeys(PHASES, 0.0)
+        self._tokens = 0
         self.steps: list[dict[str, float]] = []
         self.profiler = torch.profiler.profile() if traced else None
         self._handles: list[Any] = []
 
     def __enter__(self) -> Stopwatch:
         model = self._model
-        model.loss = self._around(model.loss)  # type: ignore[method-assign]
+        model.objective = self._around(model.objective)  # type: ignore[method-assign]
         self._handles = [
             model.rnn.register_forward_pre_hook(lambda *_: self._mark("embedding")),
             model.rnn.register_forward_hook(lambda *_: self._mark("recurrence")),
@@ -80,14 +81,15 @@ class Stopwatch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self._model.loss
+        del self._model.objective
         for handle in self._handles:
             handle.remove()
 
-    def _around(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
+    def _around(self, objective: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
             self._mark("data")
-            result = loss(*args, **kwargs)
+            self._tokens += args[1].numel()
+            result = objective(*args)
             self._mark("output + loss")
             return result
 
@@ -120,6 +122,11 @@ class Stopwatch:
             raise _Enough
         self._now = time.perf_counter()
 
+    @property
+    def tokens(self) -> float:
+        """Mean number of tokens that a step reads."""
+        return self._tokens / len(self.steps)
+
     def medians(self) -> dict[str, float]:
         """Seconds of each part in the median step; no part suffers from another's outlier."""
         timed = self.steps[WARMUP : self._timed]
@@ -139,6 +146,8 @@ def profile(arguments: list[str]) -> None:
     if not 1 <= options.steps <= 10**6:
         raise UserError(f"--steps must be from 1 to 1000000, got {options.steps}")
     config = parse(_trainers(arguments))
+    if config.run.compile:
+        raise UserError("--compile: a compiled step has no parts that could be timed")
     folder = Path(config.run.out or "profile")
     # No end but that of the stopwatch: neither validation nor checkpoint comes in between.
     config.training.max_steps, config.run.checkpoint_interval = None, 0
@@ -159,8 +168,9 @@ def profile(arguments: list[str]) -> None:
         f"{kind}, {training.batch_size} x {training.bptt} tokens a step, "
         f"{len(corpus.vocabulary):,} in the dictionary, on {device}, {backend} kernels"
     )
-    _show(seconds, what, rows, options.steps)
-    content = {"what": what, "steps": options.steps, "tokens_per_step": rows, "seconds": seconds}
+    _show(seconds, what, watch.tokens, options.steps)
+    content = {"what": what, "steps": options.steps, "seconds": seconds}
+    content["tokens_per_step"] = watch.tokens
     write_file(folder / "profile.json", json.dumps(content, indent=1).encode())
     _draw(seconds, what, folder / "profile")
     if watch.profiler is not None:
@@ -184,20 +194,20 @@ def _trainers(arguments: list[str]) -> list[str]:
 def _train(config: Config, corpus: Corpus, model: LanguageModel) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run")
-        run.start(config, corpus.vocabulary)
+        run.start(config, corpus)
         try:
             Trainer(config, corpus, model, run, Reporter(Console(file=io.StringIO()))).fit()
         except _Enough:
             return
 
 
-def _show(seconds: dict[str, float], what: str, rows: int, steps: int) -> None:
+def _show(seconds: dict[str, float], what: str, tokens: float, steps: int) -> None:
     total = sum(seconds.values())
     print(what)
     for phase, value in seconds.items():
         bar = "█" * round(40 * value / total)
         print(f"  {phase:<14}{1000 * value:9.2f} ms {100 * value / total:6.1f}%  {bar}".rstrip())
-    speed = f"{rows / total:,.0f} tokens/s"
+    speed = f"{tokens / total:,.0f} tokens/s"
     print(f"  {'a step':<14}{1000 * total:9.2f} ms  {speed}; medians of {steps} steps")
 
 

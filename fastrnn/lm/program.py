@@ -13,27 +13,27 @@ from fastrnn.lm.errors import UserError
 
 # Packages that a plain installation lacks, and the extra that brings them.
 _EXTRAS = dict.fromkeys(("tyro", "rich", "safetensors", "matplotlib", "numpy"), "train")
-_EXTRAS |= dict.fromkeys(("optuna", "sqlalchemy"), "sweep")
+_EXTRAS |= {"optuna": "sweep", "tokenizers": "bpe", "tensorboard": "tensorboard"}
 
 
 def run_program(
-    name: str, work: Callable[[list[str]], None], argv: Sequence[str] | None = None
+    name: str, work: Callable[[list[str]], int | None], argv: Sequence[str] | None = None
 ) -> int:
     """Do a program's work and turn what goes wrong into an exit code.
 
     Args:
         name: the program's, for messages.
-        work: takes the command line; imports what it needs itself, so that a package that is not
-            installed is told in one line too.
+        work: takes the command line, may return an exit code; imports what it needs itself, so
+            that a package that is not installed is told in one line too.
         argv: the command line without the program's name; default: that of the process.
 
     Returns:
-        The exit code: 0; 2 after a mistake of the user, told in one line on standard error; 130
-        after Ctrl-C; 141 where the reader of the output went away.
+        The exit code: that of `work`, or 0; 2 after a mistake of the user, told in one line on
+        standard error; 130 after Ctrl-C; 141 where the reader of the output went away.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        work(arguments)
+        return work(arguments) or 0
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
@@ -49,7 +49,6 @@ def run_program(
             traceback.print_exc()
         print(f"{name}: {text}", file=sys.stderr)
         return 2
-    return 0
 
 
 def one_line(error: Exception) -> str | None:

@@ -247,6 +247,7 @@ def _data(runs: list[Summary], names: list[str], differing: list[str]) -> dict[s
                 "steps": {
                     split: {"loss": e["loss_per_step"], "gradient": e["gradient_norm_per_step"]}
                     for split, e in run.evaluations.items()
+                    if "loss_per_step" in e
                 },
             }
             for run, name in zip(runs, names, strict=True)

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastrnn.lm.checkpoint import checkpoint_exists, load_checkpoint, restore_weights
-from fastrnn.lm.config import Config, complete
-from fastrnn.lm.data import Corpus, Vocabulary, load_corpus
+from fastrnn.lm.complete import complete
+from fastrnn.lm.config import Config
+from fastrnn.lm.data import Corpus, load_corpus
 from fastrnn.lm.device import find_device
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.model import LanguageModel, build_model
 from fastrnn.lm.run import CONFIG, Run
 from fastrnn.lm.settings import update_from_toml
+from fastrnn.lm.tokens import Vocabulary
 
 VOCABULARY = "vocabulary.json"
 

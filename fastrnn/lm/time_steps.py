@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,49 +12,57 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastrnn._layers import Layers
+from fastrnn.lm.batches import IGNORED, Batch, window
 from fastrnn.lm.data import batchify
 from fastrnn.lm.errors import UserError
-from fastrnn.lm.model import LanguageModel, State
+from fastrnn.lm.layers import State
+from fastrnn.lm.model import LanguageModel
 
 GRADIENT_WINDOWS = 10
 
 
 def _windows(
-    tokens: Tensor, columns: int, steps: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and targets [T, B] of a text read in windows of equal length; a rest is left out."""
-    rows = batchify(tokens, min(columns, tokens.numel() // 2)).to(device)
+    model: LanguageModel, tokens: Tensor, columns: int, steps: int, document: int | None
+) -> Iterator[Batch]:
+    """A text read in windows of equal length; a rest is left out."""
+    device = next(model.parameters()).device
+    rows = batchify(tokens, min(columns, tokens.numel() // 2))
     steps = min(steps, rows.size(0) - 1)
     for row in range(0, rows.size(0) - steps, steps):
-        yield rows[row : row + steps], rows[row + 1 : row + steps + 1]
+        part = window(rows[row : row + steps], rows[row + 1 : row + steps + 1], document)
+        yield part.to(device)
 
 
 @torch.inference_mode()
-def loss_per_step(model: LanguageModel, tokens: Tensor, columns: int, steps: int) -> list[float]:
+def loss_per_step(
+    model: LanguageModel, tokens: Tensor, columns: int, steps: int, document: int | None = None
+) -> list[float]:
     """Mean loss at each step of a window, over all whole windows of a text.
 
     Args:
         model: put in evaluation mode; its state is carried from window to window, as in training.
-        tokens: int64 [N], of which two or more fill a column.
+        tokens: integers [N], of which two or more fill a column.
         columns: B, texts read side by side.
         steps: T, of a window; shorter where the columns are.
+        document: the token that begins a document, which is not predicted; default None.
 
     Returns:
         T losses in nats.
     """
     model.eval()
-    device = next(model.parameters()).device
     sums: list[Tensor] = []
+    counts: list[Tensor] = []
     state: State | None = None
-    for inputs, targets in _windows(tokens, columns, steps, device):
-        logits, state = model(inputs, state)
-        losses = F.cross_entropy(logits.float(), targets.flatten(), reduction="none")
-        sums.append(losses.view(targets.shape).mean(1))
-    return torch.stack(sums).double().mean(0).tolist()
+    for part in _windows(model, tokens, columns, steps, document):
+        logits, state = model(part.inputs, state, part.resets)
+        losses = F.cross_entropy(logits.float(), part.targets.flatten(), reduction="none")
+        sums.append(losses.view(part.targets.shape).sum(1, dtype=torch.float64))
+        counts.append((part.targets != IGNORED).sum(1))
+    return (torch.stack(sums).sum(0) / torch.stack(counts).sum(0).clamp_min(1)).tolist()
 
 
 def gradient_norm_per_step(
-    model: LanguageModel, tokens: Tensor, columns: int, steps: int
+    model: LanguageModel, tokens: Tensor, columns: int, steps: int, document: int | None = None
 ) -> list[float]:
     """How strongly the loss at a window's last step depends on the hidden state at each step.
 
@@ -72,25 +80,24 @@ def gradient_norm_per_step(
         UserError: the model has no recurrent layers.
     """
     model.eval()
-    device = next(model.parameters()).device
     norms: list[Tensor] = []
     state: State | None = None
-    windows = _windows(tokens, columns, steps, device)
+    windows = _windows(model, tokens, columns, steps, document)
     with _recorded(model) as hidden:
-        for _, (inputs, targets) in zip(range(GRADIENT_WINDOWS), windows, strict=False):
+        for part in islice(windows, GRADIENT_WINDOWS):
             hidden.clear()
-            for step in inputs.unsqueeze(1):
-                logits, state = model(step, state)
-            loss = F.cross_entropy(logits.float(), targets[-1])  # the mean over the batch
+            for t, row in enumerate(part.inputs):
+                resets = None if part.resets is None else part.resets[t : t + 1]
+                logits, state = model(row.unsqueeze(0), state, resets)
+            loss = F.cross_entropy(logits.float(), part.targets[-1])  # the mean over the batch
             if not hidden:
                 raise UserError("gradient norms per time-step need a model with recurrent layers")
             # Each column's share of the mean loss: summed over the batch it is the mean gradient.
             gradients = torch.autograd.grad(loss, hidden)
             squares = torch.stack([g.sum(1).square().sum() for g in gradients])
-            norms.append(squares.view(len(inputs), -1).sum(1).sqrt())
+            norms.append(squares.view(len(part.inputs), -1).sum(1).sqrt())
             assert state is not None
-            cut = [s.detach() for s in (state if isinstance(state, tuple) else (state,))]
-            state = _joined(cut)
+            state = tuple(s.detach() for s in state)
     mean = torch.stack(norms).double().mean(0)
     return (mean / mean.max().clamp_min(torch.finfo(mean.dtype).tiny)).tolist()
 
@@ -99,43 +106,24 @@ def gradient_norm_per_step(
 def _recorded(model: LanguageModel) -> Iterator[list[Tensor]]:
     """Collects every layer's h_t [1, B, H], layer by layer, as the model makes single steps.
 
-    The fused layers have no such tensors: here each layer runs on its own, and the h that the next
-    step starts from is the one that the layer above reads.
+    A layer's output and its last state are two tensors: here they are one, so that its gradient
+    counts both the layer above and the next step.
     """
     hidden: list[Tensor] = []
 
-    def step(layers: list[Layers], x: Tensor, hx: State | None = None) -> tuple[Tensor, State]:
-        before = None if hx is None else hx if isinstance(hx, tuple) else (hx,)
-        after = []
-        for k, layer in enumerate(layers):
-            first = None if before is None else tuple(s[k : k + 1] for s in before)
-            x, last = layer(x, first if first is None or len(first) > 1 else first[0])
-            hidden.append(x)
-            after.append((x, *last[1:]) if isinstance(last, tuple) else (x,))
-        return x, _joined([torch.cat(each) for each in zip(*after, strict=True)])
+    def stepper(layer: Layers) -> Callable[..., Any]:
+        def forward(x: Tensor, hx: Any = None, **options: Any) -> tuple[Tensor, Any]:
+            h, last = type(layer).forward(layer, x, hx, **options)
+            hidden.append(h)
+            return h, (h, *last[1:]) if isinstance(last, tuple) else h
 
-    stacks = [module for module in model.modules() if isinstance(module, Layers)]
-    for stack in stacks:
-        layers = _layers_of(stack)
-        stack.forward = lambda x, hx=None, layers=layers: step(layers, x, hx)  # type: ignore
+        return forward
+
+    layers = [module for module in model.modules() if isinstance(module, Layers)]
+    for layer in layers:
+        layer.forward = stepper(layer)  # type: ignore[method-assign]
     try:
         yield hidden
     finally:
-        for stack in stacks:
-            del stack.forward
-
-
-def _joined(states: list[Tensor]) -> State:
-    return states[0] if len(states) == 1 else (states[0], states[1])
-
-
-def _layers_of(stack: Layers) -> list[Layers]:
-    """Each layer of a stack as a stack of one, over the same parameters."""
-    layers = []
-    for weights in stack.all_weights:
-        layer = copy.copy(stack)
-        layer.num_layers, layer.input_size = 1, weights[0].size(1)
-        named: Any = zip(layer._all_weights[0], weights, strict=True)
-        layer._parameters = dict(named)
-        layers.append(layer)
-    return layers
+        for layer in layers:
+            del layer.forward

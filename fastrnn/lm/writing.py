@@ -13,11 +13,11 @@ import torch
 import tyro
 from torch import Tensor
 
-from fastrnn.lm.data import tokenize
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.generate import Sampling, pieces, stream, to_text
 from fastrnn.lm.saved import SavedRun, open_run
 from fastrnn.lm.settings import suggest
+from fastrnn.lm.tokens import cut_pairs, cutter
 
 
 @dataclass
@@ -83,15 +83,31 @@ def _tokens(run: SavedRun, prompt: Tensor, drawn: Iterator[Tensor]) -> Iterator[
 
 def _encode(run: SavedRun, prompt: str) -> Tensor:
     level, known = run.config.corpus.level, run.vocabulary.numbers
-    tokens = tokenize(prompt, level)
+    tokens = _cut(run, prompt)
     for token in tokens:
         if token not in known:
-            kind = "character" if level == "char" else "word"
+            kind = {"char": "character", "word": "word", "bpe": "piece"}[level]
             near = suggest(token, list(islice(known, 100_000)))
             raise UserError(
                 f"--prompt: the {kind} {token!r} is not in the dictionary of {run.folder}{near}"
             )
     return run.vocabulary.encode(tokens)
+
+
+def _cut(run: SavedRun, prompt: str) -> list[str]:
+    """The prompt's tokens, cut as the run's text was."""
+    if run.config.corpus.level != "bpe":
+        return cutter(run.config.corpus, ())[0](prompt)
+    from tokenizers import Tokenizer
+
+    path = run.folder / "tokenizer.json"
+    try:
+        pairs = Tokenizer.from_str(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except Exception as error:  # the package's own, of no class of its own
+        raise UserError(f"{path}: damaged: {error}") from error
+    return cut_pairs(pairs, f"{prompt}\n")[:-1]  # without the <eos> of a line that goes on
 
 
 def _check(options: WritingOptions) -> None:

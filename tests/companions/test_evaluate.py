@@ -13,19 +13,20 @@ from torch.nn import functional as F
 
 from fastrnn.evaluate import main
 from fastrnn.lm.config import ModelOptions
-from fastrnn.lm.data import Vocabulary, tokenize
 from fastrnn.lm.dynamic import Adaptation, decay_shares, evaluate_dynamically, gradient_roots
 from fastrnn.lm.evaluate import evaluate
 from fastrnn.lm.measuring import count_characters
 from fastrnn.lm.model import LanguageModel
 from fastrnn.lm.time_steps import gradient_norm_per_step, loss_per_step
+from fastrnn.lm.tokens import Vocabulary, tokenize
 
 CELLS = ["rnn-tanh", "lstm", "gru"]
 
 
 def make_model(cell: str, layers: int = 2, scale: float = 1.0) -> LanguageModel:
     torch.manual_seed(1)
-    model = LanguageModel(11, ModelOptions(cell, 7, 9, layers, False, 0.5))  # type: ignore[arg-type]
+    options = ModelOptions(cell, emb_size=7, hidden_size=9, num_layers=layers, tied=False)  # type: ignore[arg-type]
+    model = LanguageModel(11, options)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(scale)
@@ -43,7 +44,10 @@ def text(count: int) -> torch.Tensor:
 def test_loss_at_each_step_is_that_of_torch(cell: str) -> None:
     model, tokens = make_model(cell, scale=3), text(4 * 31)
     rnn = {"lstm": nn.LSTM, "gru": nn.GRU}.get(cell, nn.RNN)(7, 9, 2)
-    rnn.load_state_dict(model.rnn.state_dict())
+    layers = [layer.named_parameters() for layer in model.rnn.layers]
+    rnn.load_state_dict(
+        {name.replace("l0", f"l{k}"): p for k, each in enumerate(layers) for name, p in each}
+    )
     assert model.encoder is not None
     columns = tokens.view(4, 31).t()
     with torch.no_grad():
@@ -62,7 +66,7 @@ def test_gradients_are_those_of_torch_cells(cell: str) -> None:
     for k, width in enumerate((7, 9, 9)):
         cells.append(kind(width, 9))
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        values = {name: getattr(model.rnn, f"{name}_l{k}").detach() for name in names}
+        values = {name: getattr(model.rnn.layers[k], f"{name}_l0").detach() for name in names}
         cells[-1].load_state_dict(values)
     columns, states, expected = tokens.view(4, 13).t(), [None] * 3, []
     assert model.encoder is not None
@@ -85,7 +89,7 @@ def test_gradients_are_those_of_torch_cells(cell: str) -> None:
     found = gradient_norm_per_step(model, tokens, 4, 6)
     assert found == pytest.approx((mean / mean.max()).tolist(), rel=1e-4)
     # The layers run as before afterwards.
-    assert "forward" not in vars(model.rnn)
+    assert not any("forward" in vars(layer) for layer in model.rnn.layers)
 
 
 def test_a_text_shorter_than_a_window() -> None:
@@ -138,7 +142,7 @@ def test_gradient_roots_are_means_over_windows() -> None:
         logits, state = model(columns[start:end], state)
         loss = F.cross_entropy(logits, columns[start + 1 : end + 1].flatten())
         squares = squares + torch.autograd.grad(loss, model.decoder.weight)[0].square()
-        state = state.detach()
+        state = tuple(s.detach() for s in state)
     names = [name for name, _ in model.named_parameters()]
     found = gradient_roots(model, training, 3)[names.index("decoder.weight")]
     torch.testing.assert_close(found, (squares / 3).sqrt(), rtol=1e-4, atol=1e-7)

@@ -12,9 +12,9 @@ import torch
 import fastrnn
 from fastrnn.generate import main
 from fastrnn.lm.config import ModelOptions
-from fastrnn.lm.data import Vocabulary
 from fastrnn.lm.generate import Sampling, stream
 from fastrnn.lm.model import LanguageModel
+from fastrnn.lm.tokens import Vocabulary
 
 WORDS = Vocabulary(["<eos>", "a", "b", "c", "d", "<unk>"])
 NONE = torch.empty(0, dtype=torch.int64)
@@ -23,7 +23,7 @@ NONE = torch.empty(0, dtype=torch.int64)
 @pytest.fixture
 def biased() -> LanguageModel:
     """A model whose scores depend on nothing: p = 0.4 a, 0.3 b, 0.2 c, 0.1 d."""
-    model = LanguageModel(6, ModelOptions("gru", 4, 4, 1, False))
+    model = LanguageModel(6, ModelOptions("gru", hidden_size=4, emb_size=4, tied=False))
     with torch.no_grad():
         model.decoder.weight.zero_()
         model.decoder.bias.copy_(torch.tensor([1e-30, 0.4, 0.3, 0.2, 0.1, 50.0]).log())
@@ -62,7 +62,7 @@ def test_tokens_come_as_often_as_they_should(
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_a_prompt_sets_the_state_and_columns_do_not_touch(backend: str) -> None:
     torch.manual_seed(0)
-    model = LanguageModel(6, ModelOptions("lstm", 8, 8, 2, True))
+    model = LanguageModel(6, ModelOptions("lstm", hidden_size=8, emb_size=8, num_layers=2))
     with torch.no_grad():
         model.decoder.weight.normal_()
     prompt = torch.tensor([1, 2, 3])
@@ -70,7 +70,7 @@ def test_a_prompt_sets_the_state_and_columns_do_not_touch(backend: str) -> None:
     with fastrnn.use_backend(backend):
         found = torch.stack(list(stream(model, WORDS, prompt, 8, 3, greedy)))
     assert found.shape == (8, 3) and torch.equal(found[:, :1].expand(-1, 3), found)
-    assert "forward" not in vars(model.rnn)  # as it was
+    assert not any("forward" in vars(module) for module in model.modules())  # as it was
     tokens = [0, 1, 2, 3]
     for token in found[:, 0].tolist():
         scores = model.eval()(torch.tensor(tokens).unsqueeze(1))[0][-1].detach()

@@ -32,12 +32,11 @@ def test_each_part_is_timed_by_itself(given: list[str], monkeypatch: pytest.Monk
         clock[0] += seconds
 
     class Slow(LanguageModel):
-        def loss(self, *args: object, **kwargs: object) -> object:
+        def objective(self, *args: object) -> object:
             spend(2.0)
-            found = super().loss(*args, **kwargs)  # type: ignore[arg-type]
+            found = super().objective(*args)  # type: ignore[arg-type]
             spend(8.0)
-            if self.training:
-                found[0].register_hook(lambda _: spend(16.0))
+            found[0].register_hook(lambda _: spend(16.0))
             return found
 
     config = parse([*given, "--clip", "0"])
@@ -55,7 +54,7 @@ def test_each_part_is_timed_by_itself(given: list[str], monkeypatch: pytest.Monk
         **dict.fromkeys(PHASES, 0.0),
         **{"embedding": 2.0, "recurrence": 4.0, "output + loss": 8.0, "backward": 16.0},
     }
-    assert "loss" not in vars(model)  # as it was
+    assert "objective" not in vars(model)  # as it was
 
 
 def test_the_steps_are_those_of_the_trainer(
@@ -75,7 +74,8 @@ def test_the_steps_are_those_of_the_trainer(
     config = parse(given)
     corpus = load_corpus(config.corpus, 8, 10)
     with torch.no_grad():
-        loss, _ = model.loss(corpus.test[:-1].unsqueeze(1), corpus.test[1:].unsqueeze(1), None)
+        rows = corpus.test.long().unsqueeze(1)
+        loss, _ = model.loss(rows[:-1], rows[1:], None)
     assert float(loss) < 0.5  # from log 6 = 1.79
 
 
@@ -108,6 +108,7 @@ def test_table_json_and_pictures(
     [
         ("--steps 0", "--steps must be from 1 to 1000000, got 0"),
         ("--stepps 3", "unknown option '--stepps', did you mean '--steps'?"),
+        ("--compile", "--compile: a compiled step has no parts that could be timed"),
         ("--hidden-size 0", "--hidden-size must be at least 1, got 0"),
         ("--data nowhere", "--data nowhere: no such folder or file"),
         ("--device teapot", "--device teapot: cannot be used"),

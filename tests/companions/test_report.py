@@ -23,7 +23,8 @@ CHROMIUM = shutil.which("chromium")
 
 
 def counts(cell: str, hidden: int, layers: int = 1, width: int = 0, tied: bool = False) -> Counts:
-    model = LanguageModel(28, ModelOptions(cell, width, hidden, layers, tied))  # type: ignore[arg-type]
+    options = ModelOptions(cell, width, hidden, num_layers=layers, tied=tied)  # type: ignore[arg-type]
+    model = LanguageModel(28, options)
     return count({name: list(p.shape) for name, p in model.named_parameters()}, {})
 
 
