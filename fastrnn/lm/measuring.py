@@ -44,7 +44,7 @@ class MeasuringOptions:
     """Also let the weights follow the text as it is read (Krause et al. 2018)."""
     rule: Literal["rms", "sgd"] = "rms"
     """Dynamic evaluation: divide gradients by the root of their mean square in training, or not."""
-    rate: Annotated[float | None, _by_rule("FLOAT", "5e-5 with rms, 0.01 with sgd")] = None
+    rate: Annotated[float | None, _by_rule("FLOAT", "5e-5 with rms, 0.1 with sgd")] = None
     """Dynamic evaluation: what gradients are multiplied by."""
     decay: float = 2e-3
     """Dynamic evaluation: share of the way back to the trained weights made at every step."""
@@ -168,7 +168,7 @@ def _written(found: dict[str, Any]) -> str:
 def _adaptation(options: MeasuringOptions) -> Adaptation | None:
     rate = options.rate
     if rate is None:
-        rate = 5e-5 if options.rule == "rms" else 0.01
+        rate = 5e-5 if options.rule == "rms" else 0.1
     if not options.run:
         raise UserError("--run needs the folder of a run")
     if not 0 < rate < math.inf:
