@@ -103,30 +103,30 @@ def test_draws_differ_by_trial_and_not_by_worker() -> None:
     assert len(set(drawn)) == 3 and drawn[2] == drawn[3]
 
 
-def test_a_killed_sweep_goes_on_where_it_was(runs: Path, tmp_path: Path) -> None:
-    settings = "epochs = 100\nmax-steps = 1000\ncheckpoint-interval = 30\nlog-interval = 10"
-    path = write(tmp_path, runs, "lr = [0.01, 0.001]", "", settings)
-    metrics = tmp_path / "sweep" / "0000" / "metrics.jsonl"
-    command = [sys.executable, "-m", "fastrnn.sweep", str(path)]
-    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) as program:
-        while not (metrics.is_file() and metrics.read_text().count("\n") > 10):
+def test_killed_workers_are_gone_on_for_where_they_were(runs: Path, tmp_path: Path) -> None:
+    settings = "epochs = 100\nmax-steps = 800\ncheckpoint-interval = 30\nlog-interval = 10"
+    path = write(tmp_path, runs, "lr = [0.01, 0.002, 0.001]", "", settings)
+    begun = [tmp_path / "sweep" / name / "metrics.jsonl" for name in ("0000", "0001")]
+    command = [sys.executable, "-m", "fastrnn.sweep", str(path), "--workers", "2"]
+    with subprocess.Popen(command, start_new_session=True) as program:
+        while not all(p.is_file() and p.read_text().count("\n") > 8 for p in begun):
             assert program.poll() is None
             time.sleep(0.02)
-        program.send_signal(signal.SIGKILL)
-    begun = metrics.read_text().splitlines()[:5]
+        os.killpg(program.pid, signal.SIGKILL)
+    before = [p.read_text().splitlines()[:5] for p in begun]
     assert main([str(path)]) == 0
-    lines = metrics.read_text().splitlines()
-    assert lines[:5] == begun  # seconds among them: those steps were not made again
-    assert json.loads(lines[-1])["step"] == 1000
-    assert {name: s["lr"] for name, s in made(tmp_path / "sweep").items()} == {
-        "0000": 0.01,
-        "0001": 0.001,
-    }
-    study = sweeping._open(read_plan(path))
-    states = sorted(trial.state.name for trial in study.trials)
-    assert states == ["COMPLETE", "COMPLETE", "FAIL"]
+    found = {name: s["lr"] for name, s in made(tmp_path / "sweep").items()}
+    assert sorted(found.values()) == [0.001, 0.002, 0.01] and len(found) == 3
+    for name in found:
+        lines = (tmp_path / "sweep" / name / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["step"] == 800
+    # Seconds among them: those steps were not made again.
+    assert before == [p.read_text().splitlines()[:5] for p in begun]
+    states = [trial.state.name for trial in sweeping._open(read_plan(path)).trials]
+    assert states.count("COMPLETE") == 3 and 1 <= states.count("FAIL") == len(states) - 3
 
 
+@pytest.mark.slow
 def test_workers_share_the_runs(runs: Path, tmp_path: Path) -> None:
     path = write(tmp_path, runs, "seed = [1, 2, 3, 4]", "", "max-steps = 4")
     assert main([str(path), "--workers", "2"]) == 0
