@@ -138,7 +138,7 @@ def _table(runs: list[Summary], names: list[str], differing: list[str]) -> str:
         "settings that differ": [key.replace("_", " ") for key in differing],
         "parameters": ["recurrent", "embedding", "output"],
         "multiply-accumulates": ["recurrent", "output"],
-        "training": ["time"],
+        "time": ["in all", "an epoch"],
     }
     over, heads, edges = "", "", set()
     for text, columns in groups.items():
@@ -194,7 +194,8 @@ def _row(
         else:
             number = getattr(run.counts, field.name)
             add(short(number), number, title=f"{number:,}")
-    add("–" if run.seconds is None else duration(run.seconds), run.seconds)
+    for seconds in (run.seconds, run.seconds_an_epoch):
+        add("–" if seconds is None else duration(seconds), seconds)
     return f"<tr>{''.join(cells)}</tr>"
 
 

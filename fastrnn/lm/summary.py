@@ -70,6 +70,12 @@ class Summary:
         return self.metrics[-1]["seconds"] if self.metrics else None
 
     @property
+    def seconds_an_epoch(self) -> float | None:
+        """Time of a pass over the text, with its validation, so far on average."""
+        ends = [m for m in self.metrics if m["split"] == "valid"]
+        return ends[-1]["seconds"] / ends[-1]["epoch"] if ends else None
+
+    @property
     def best_loss(self) -> float | None:
         """The lowest finite validation loss."""
         losses = [m["loss"] for m in self.metrics if m["split"] == "valid"]

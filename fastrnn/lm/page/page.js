@@ -191,7 +191,7 @@ function drawSteps() {
         };
       });
       const [low, high] = bounds(series.flatMap((s) => s.y), false);
-      chart(element("div", {}, pair), series, { x: `time-step: ${y}`, y, left: 1, low, high });
+      chart(element("div", {}, pair), series, { x: "time-step", y, left: 1, low, high });
     }
   }
 }
