@@ -79,7 +79,7 @@ def measure(options: MeasuringOptions) -> None:
         ("loss-per-step", "loss_per_step", "loss (nats a token)"),
         ("gradient-per-step", "gradient_norm_per_step", "norm of d loss(T) / d h(t), largest = 1"),
     ):
-        lines = {each["run"]: each[key] for each in found if key in each}
+        lines = {each["run"]: each[key] for each in found if each.get(key)}
         if lines:
             draw_lines(lines, "time-step t", label, folder / name)
     print(f"in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
@@ -153,6 +153,8 @@ def _say(found: dict[str, Any], split: str) -> None:
         return
     losses, norms = found["loss_per_step"], found["gradient_norm_per_step"]
     print(f"  loss {losses[0]:.3f} at time-step 1, {losses[-1]:.3f} at {len(losses)}")
+    if not norms:
+        return
     half = next(t for t, norm in enumerate(norms, 1) if norm >= 0.5)
     print(
         f"  gradient of the last loss: {norms[0]:.2g} of the largest at time-step 1, half at {half}"

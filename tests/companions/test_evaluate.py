@@ -92,6 +92,17 @@ def test_gradients_are_those_of_torch_cells(cell: str) -> None:
     assert not any("forward" in vars(layer) for layer in model.rnn.layers)
 
 
+def test_a_model_without_recurrent_layers_has_no_gradients_to_show() -> None:
+    class Forgetful(nn.Module):
+        def forward(self, x: torch.Tensor, *_: object) -> tuple[torch.Tensor, tuple[()]]:
+            return F.pad(x, (0, 2)), ()
+
+    model = make_model("gru")
+    model.rnn = Forgetful()  # type: ignore[assignment]
+    assert gradient_norm_per_step(model, text(40), 4, 6) == []
+    assert len(loss_per_step(model, text(40), 4, 6)) == 6
+
+
 def test_a_text_shorter_than_a_window() -> None:
     model = make_model("gru")
     assert len(loss_per_step(model, text(8), 20, 35)) == 1

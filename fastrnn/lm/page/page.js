@@ -183,13 +183,14 @@ function drawSteps() {
     legend(panel, entries.map((e) => ({ ...e, name: e.run.name })));
     const pair = element("div", { class: "pair" }, panel);
     for (const [key, y] of [["loss", "loss"], ["gradient", "gradient norm"]]) {
-      const series = entries.map(({ run, colour }) => {
+      const series = entries.filter(({ run }) => run.steps[split][key].length).map(({ run, colour }) => {
         const values = run.steps[split][key];
         return {
           name: run.name, colour, kind: "step", y: values, x: values.map((_, i) => i + 1),
           tell: (i) => `${run.name}\n${y} ${number(values[i])} at time-step ${i + 1}`,
         };
       });
+      if (!series.length) continue;
       const [low, high] = bounds(series.flatMap((s) => s.y), false);
       chart(element("div", {}, pair), series, { x: "time-step", y, left: 1, low, high });
     }
