@@ -23,7 +23,7 @@ from rich.console import Console
 
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.plan import Plan, options_of, read_plan, written
-from fastrnn.lm.program import one_line
+from fastrnn.lm.program import one_line, run_program
 from fastrnn.lm.report import Reporter, duration
 from fastrnn.lm.reporting import ReportingOptions, write_report
 from fastrnn.lm.run import RESULT, perplexity
@@ -87,7 +87,7 @@ def _share_out(path: Path, workers: int) -> bool:
 
 def _worker(path: Path, threads: int) -> None:
     torch.set_num_threads(threads)
-    sys.exit(0 if work(path) else 130)
+    sys.exit(run_program("fastrnn.sweep", lambda _: 0 if work(path) else 130, []))
 
 
 def work(path: Path) -> bool:

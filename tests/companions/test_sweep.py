@@ -126,6 +126,24 @@ def test_killed_workers_are_gone_on_for_where_they_were(runs: Path, tmp_path: Pa
     assert states.count("COMPLETE") == 3 and 1 <= states.count("FAIL") == len(states) - 3
 
 
+def test_an_interrupted_sweep_goes_on(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, runs, "lr = [0.01, 0.001]", "", "max-steps = 2")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeping, "train", interrupt)
+        assert main([str(path)]) == 130
+        # As the trainer ends after the first Ctrl-C: in order, but with no result.
+        patch.setattr(sweeping, "train", lambda *_: 0)
+        assert main([str(path)]) == 130
+    assert main([str(path)]) == 0
+    assert sorted(made(tmp_path / "sweep")) == ["0000", "0001"]
+
+
 @pytest.mark.slow
 def test_workers_share_the_runs(runs: Path, tmp_path: Path) -> None:
     path = write(tmp_path, runs, "seed = [1, 2, 3, 4]", "", "max-steps = 4")
