@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from fastrnn.lm.config import ModelOptions
+from fastrnn.lm.counts import Counts, count
+from fastrnn.lm.fragments import short
 from fastrnn.lm.model import LanguageModel
-from fastrnn.lm.reporting import page, short, short_names
+from fastrnn.lm.reporting import page, short_names
 from fastrnn.lm.run import CONFIG
-from fastrnn.lm.summary import Counts, Summary, count, find_runs, read_summary
+from fastrnn.lm.summary import Summary, find_runs, read_summary
 from fastrnn.report import main
 
 CHROMIUM = shutil.which("chromium")
