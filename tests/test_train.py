@@ -347,7 +347,7 @@ def error_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ("--hiden-size 3", "unknown option '--hiden-size', did you mean '--hidden-size'?"),
         ("--hidden-size", "--hidden-size"),
         ("--hidden-size many", "many"),
-        ("--cell transformer", "'transformer'"),
+        ("--cell elman", "'elman'"),
         ("stray", "stray"),
         ("--hidden-size 0", "--hidden-size must be at least 1, got 0"),
         ("--num-layers -1", "--num-layers must be at least 1, got -1"),

@@ -24,6 +24,7 @@ def complete(config: Config) -> None:
     """
     model = config.model
     model.emb_size = model.top_size if model.emb_size is None else model.emb_size
+    model.context = config.training.bptt if model.context is None else model.context
     _fill_optimizer(config.optimizer)
     _check_ranges(config)
     _check_corpus(config)
@@ -46,8 +47,9 @@ def _check_ranges(config: Config) -> None:
         *(config.corpus, config.model, config.optimizer, config.training, config.run),
     )
     least: tuple[tuple[object, str, int], ...] = (
-        (model, "hidden_size num_layers output_size", 1),
-        (training, "batch_size bptt epochs accumulate max_steps", 1),
+        (training, "bptt", 1),
+        (model, "hidden_size num_layers output_size heads context", 1),
+        (training, "batch_size epochs accumulate max_steps", 1),
         (corpus, "min_count", 1),
         (corpus, "bpe_size", 257),
         (model, "emb_size", 0),
@@ -94,6 +96,8 @@ def _check_corpus(config: Config) -> None:
         raise UserError("--charset letters has no lines: it goes without --sentences, --documents")
     if corpus.sentences and corpus.documents is not None:
         raise UserError("--sentences starts every line afresh: it goes without --documents")
+    if corpus.documents is not None and config.model.cell == "transformer":
+        raise UserError("--documents needs a recurrent --cell, got transformer")
     if corpus.documents is not None:
         try:
             re.compile(corpus.documents)
@@ -115,10 +119,27 @@ def _check_model(model: ModelOptions) -> None:
             f"--tied needs --emb-size equal to --{size}-size, got {model.emb_size} and "
             f"{model.top_size}; pass --no-tied or change one"
         )
+    if model.cell == "transformer":
+        _check_transformer(model)
     if model.layer_norm and model.cell not in ("lstm", "gru"):
         raise UserError(f"--layer-norm needs --cell lstm or gru, got {model.cell}")
     if model.dropout_words and not model.emb_size:
         raise UserError("--dropout-words needs an embedding, got --emb-size 0")
+
+
+def _check_transformer(model: ModelOptions) -> None:
+    if model.hidden_size % model.heads:
+        raise UserError(
+            f"--heads must divide --hidden-size, got {model.heads} and {model.hidden_size}"
+        )
+    if not model.emb_size == model.top_size == model.hidden_size:
+        raise UserError(
+            f"--cell transformer needs --emb-size and --output-size equal to --hidden-size = "
+            f"{model.hidden_size}, got {model.emb_size} and {model.top_size}"
+        )
+    for name in ("zoneout", "zoneout_cell", "dropout_weights", "residual", "dropout_input"):
+        if getattr(model, name):
+            raise UserError(f"{flag(name)} needs a recurrent --cell, got transformer")
 
 
 def _check_run(config: Config) -> None:

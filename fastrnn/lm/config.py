@@ -47,14 +47,18 @@ class CorpusOptions:
 class ModelOptions:
     """Embedding, recurrent layers, softmax."""
 
-    cell: Literal["rnn-tanh", "rnn-relu", "lstm", "gru", "gru-reset-before"] = "gru"
+    cell: Literal["rnn-tanh", "rnn-relu", "lstm", "gru", "gru-reset-before", "transformer"] = "gru"
     """Kind of layer; gru-reset-before is the original, with the reset gate before the product."""
     emb_size: Annotated[int | None, _unset("INT", "the output size")] = None
     """Width of the embedding; 0 feeds one-hot vectors instead."""
     hidden_size: int = 200
-    """Units of each recurrent layer."""
+    """Units of each layer."""
     num_layers: int = 1
-    """Recurrent layers."""
+    """Layers."""
+    heads: int = 4
+    """Attention heads of each transformer layer."""
+    context: Annotated[int | None, _unset("INT", "bptt")] = None
+    """Tokens that a transformer looks back over when it is not trained."""
     tied: bool = True
     """Use the embedding as the weight of the output layer too; needs emb-size = output-size."""
     dropout: float = 0.3
@@ -84,7 +88,7 @@ class ModelOptions:
     init: Literal["torch", "zaremba", "course"] = "torch"
     """Weights at the start. torch: U(-0.1, 0.1) outside, U(-1/sqrt(H), 1/sqrt(H)) inside the
     layers, of H units; zaremba: all from U(-r, r), r being init-range; course: as torch, with a
-    single bias for each gate."""
+    single bias for each gate, or a transformer's matrices as Glorot and Bengio draw them."""
     init_range: float = 0.1
     """r of --init zaremba."""
 

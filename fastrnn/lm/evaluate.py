@@ -42,7 +42,8 @@ def evaluate(
     device = next(model.parameters()).device
     began, state, count = time.perf_counter(), None, 0
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for part in _batches(tokens, before, batch, document, sentences):
+    context = getattr(model.rnn, "context", batch)  # a transformer reads no longer windows
+    for part in _batches(tokens, before, batch, document, sentences, context):
         part = part.to(device)
         given = state if part.carried else None
         loss, state = model.loss(part.inputs, part.targets, given, "sum", part.resets, part.lengths)
@@ -52,13 +53,13 @@ def evaluate(
 
 
 def _batches(
-    tokens: Tensor, before: int, batch: int, document: int | None, sentences: bool
+    tokens: Tensor, before: int, batch: int, document: int | None, sentences: bool, context: int
 ) -> Iterator[Batch]:
     if sentences:
         yield from Sentences(tokens, TrainingOptions(), before).every(batch)
         return
     columns = min(COLUMNS, tokens.numel())
     inputs, targets = scored_columns(tokens, columns, before)
-    rows = -(-batch // columns)
+    rows = min(-(-batch // columns), context)
     for row in range(0, inputs.size(0), rows):
         yield window(inputs[row : row + rows], targets[row : row + rows], document)

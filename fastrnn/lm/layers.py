@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fastrnn import modules
 from fastrnn.lm.config import ModelOptions
+from fastrnn.lm.transformer import Transformer
 
 State = tuple[Tensor, ...]  # of every layer h, and after it an LSTM's c: [1, B, units] each
 Layer = modules.RNN | modules.LSTM | modules.GRU
@@ -89,6 +90,40 @@ class RecurrentStack(nn.Module):
             adds = self.residual and k > 0 and output.shape == rows.shape
             rows = rows + output if adds else output
         return rows, tuple(after)
+
+
+class TransformerStack(nn.Module):
+    """Transformer layers in the place of recurrent ones.
+
+    Nothing is carried from window to window in training. In evaluation the state is the embeddings
+    last read, so that tokens can be read one by one.
+
+    Args:
+        options: completed; its sizes, heads, dropout and context.
+    """
+
+    def __init__(self, options: ModelOptions) -> None:
+        super().__init__()
+        assert options.context is not None
+        self.context = options.context
+        self.blocks = Transformer(
+            options.hidden_size, options.num_layers, options.heads, dropout=options.dropouts[1]
+        )
+
+    def forward(
+        self,
+        input: Tensor,
+        state: State | None,
+        resets: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """As `RecurrentStack`'s; what lies beyond `lengths` is behind all that counts."""
+        if self.training:
+            return self.blocks(input), ()
+        read = torch.cat((state[0], input)) if state else input
+        # No more places than in training, unless the input alone has more.
+        read = read[-max(self.context, input.size(0)) :]
+        return self.blocks(read)[-input.size(0) :], (read[-self.context :],)
 
 
 def units(options: ModelOptions) -> list[int]:

@@ -12,7 +12,7 @@ from fastrnn.lm.batches import IGNORED
 from fastrnn.lm.config import ModelOptions
 from fastrnn.lm.device import memory_of
 from fastrnn.lm.errors import UserError
-from fastrnn.lm.layers import Dropout, RecurrentStack, State
+from fastrnn.lm.layers import Dropout, RecurrentStack, State, TransformerStack
 from fastrnn.loss import linear_cross_entropy
 
 Run = tuple[Tensor, State]
@@ -20,6 +20,8 @@ Run = tuple[Tensor, State]
 
 class LanguageModel(nn.Module):
     """Predicts each next token of B texts read side by side.
+
+    Its layers are in `rnn`, recurrent or not.
 
     Args:
         vocabulary_size: V, tokens in the dictionary.
@@ -35,8 +37,13 @@ class LanguageModel(nn.Module):
         width = options.emb_size
         self.vocabulary_size, self.dropout_words = vocabulary_size, options.dropout_words
         self.encoder = nn.Embedding(vocabulary_size, width) if width else None
-        self.drop_input = Dropout(options.dropouts[0], options.variational)
-        self.rnn = RecurrentStack(width or vocabulary_size, options)
+        attends = options.cell == "transformer"  # whose own dropout comes after the places
+        self.drop_input = Dropout(0.0 if attends else options.dropouts[0], options.variational)
+        self.rnn = (
+            TransformerStack(options)
+            if attends
+            else RecurrentStack(width or vocabulary_size, options)
+        )
         self.drop_output = Dropout(options.dropouts[2], options.variational)
         self.decoder = nn.Linear(options.top_size, vocabulary_size)
         everything = options.init == "zaremba"
@@ -46,6 +53,9 @@ class LanguageModel(nn.Module):
             if options.tied:
                 self.decoder.weight = self.encoder.weight
         nn.init.uniform_(self.decoder.weight, -bound, bound)
+        if attends and options.init == "course":
+            for matrix in (p for p in self.parameters() if p.dim() > 1):
+                nn.init.xavier_uniform_(matrix)
         nn.init.uniform_(self.decoder.bias, *((-bound, bound) if everything else (0.0, 0.0)))
 
     def forward(
@@ -173,6 +183,9 @@ def count_parameters(vocabulary_size: int, options: ModelOptions) -> int:
         recurrent = _layer_parameters(first, hidden, options)
         recurrent += alike * _layer_parameters(hidden, hidden, options)
         recurrent += _layer_parameters(hidden, top, options)
+    if options.cell == "transformer":
+        # Four projections, two layers of 4 H units between them, two norms; one norm at the end.
+        recurrent = options.num_layers * (12 * hidden**2 + 13 * hidden) + 2 * hidden
     output = 1 if options.tied else top + 1
     return recurrent + vocabulary_size * (options.emb_size + output)
 

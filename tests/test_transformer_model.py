@@ -1,0 +1,101 @@
+"""The transformer in the place of the language model's recurrent layers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("tyro")
+
+from fastrnn.lm.command_line import parse  # noqa: E402
+from fastrnn.lm.evaluate import evaluate  # noqa: E402
+from fastrnn.lm.model import LanguageModel, count_parameters  # noqa: E402
+from fastrnn.train import main  # noqa: E402
+from tests.test_training_options import options_of  # noqa: E402
+from tests.test_ways_of_training import one_thread, run, text  # noqa: E402, F401
+
+
+def small(**more: object) -> LanguageModel:
+    torch.manual_seed(0)
+    given = {"cell": "transformer", "hidden_size": 16, "num_layers": 2, "dropout": 0.0}
+    return LanguageModel(9, options_of(**given | more))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_are_counted_as_they_are(tied: bool) -> None:
+    options = options_of(cell="transformer", hidden_size=16, num_layers=3, tied=tied)
+    model = LanguageModel(11, options)
+    assert count_parameters(11, options) == sum(p.numel() for p in model.parameters())
+
+
+def test_no_place_sees_a_later_one() -> None:
+    model = small().eval()
+    tokens = torch.randint(9, (12, 2))
+    other = tokens.clone()
+    other[7:] = (other[7:] + 1) % 9
+    (one, _), (two, _) = model(tokens), model(other)
+    torch.testing.assert_close(one[:14], two[:14])
+    assert not one[14:].equal(two[14:])
+
+
+def test_tokens_read_one_by_one_give_what_they_give_together() -> None:
+    model = small(context=8).eval()
+    tokens = torch.randint(9, (8, 3))
+    whole, _ = model(tokens)
+    state, parts = None, []
+    for token in tokens:
+        logits, state = model(token.unsqueeze(0), state)
+        parts.append(logits)
+    torch.testing.assert_close(torch.cat(parts), whole)
+    further, state = model(tokens[:1], state)
+    assert state is not None and state[0].size(0) == 8
+    shifted, _ = model(torch.cat((tokens[1:], tokens[:1])))
+    torch.testing.assert_close(further, shifted[-3:])
+
+
+def test_evaluation_reads_windows_of_the_trained_length() -> None:
+    model = small(context=5)
+    lengths = []
+    model.rnn.blocks.register_forward_pre_hook(lambda _, args: lengths.append(args[0].size(0)))
+    tokens = torch.randint(9, (230,), dtype=torch.int32)
+    evaluate(model, tokens, 0, 700)
+    assert lengths == [5, 5, 5, 5, 5]  # ten columns of 23; the last window of 3 looks back for 2
+
+
+def test_the_course_draws_matrices_as_glorot() -> None:
+    model = small(init="course", tied=False)
+    matrix = model.rnn.blocks.blocks[0].feed_forward[0].weight.detach()
+    bound = (6 / (16 + 64)) ** 0.5
+    assert 0.98 * bound < float(matrix.abs().max()) <= bound
+
+
+def test_course_transformer_has_its_size() -> None:
+    model = parse(["--preset", "course-transformer"]).model
+    assert (model.heads, model.context, model.dropouts) == (16, 35, (0.1, 0.1, 0.0))
+    assert count_parameters(10_000, model) / 1e6 == pytest.approx(29.2, abs=0.1)
+
+
+@pytest.mark.parametrize("more", ["", "--sentences"])
+def test_it_learns(text: Path, tmp_path: Path, more: str) -> None:  # noqa: F811
+    options = f"--cell transformer --heads 2 --num-layers 2 --epochs 4 --dropout 0.1 {more}"
+    assert run(text, tmp_path / "a", options)[-1]["ppl"] < 2.6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--heads 3", "--heads must divide --hidden-size, got 3 and 200"),
+        ("--heads 0", "--heads must be at least 1, got 0"),
+        ("--emb-size 100 --no-tied", "--cell transformer needs --emb-size and --output-size equal"),
+        ("--zoneout 0.1", "--zoneout needs a recurrent --cell, got transformer"),
+        ("--residual", "--residual needs a recurrent --cell, got transformer"),
+        ("--documents x", "--documents needs a recurrent --cell, got transformer"),
+        ("--layer-norm", "--layer-norm needs --cell lstm or gru, got transformer"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: str, expected: str
+) -> None:
+    assert main(["--cell", "transformer", *arguments.split()]) == 2
+    said = capsys.readouterr().err
+    assert expected in said and said.count("\n") == 1, said
