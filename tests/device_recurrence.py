@@ -1,0 +1,262 @@
+"""One layer on the emulated device, next to the reference: what the tests of csrc/*.cu compare."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastrnn.cells import CELLS, recurrence
+from fastrnn.regularisers import Extras
+from tests import emulator
+from tests.emulator import Emulator, Step, pointer
+
+Tensors = dict[str, Tensor]
+DIFFERENTIABLE = ("x_proj", "state", "weight_hh", "bias_ih", "bias_hh")
+RESULTS = ("output", "state_n", "cells")
+
+
+@dataclass
+class Problem:
+    """A recurrence over projected rows, in float64, with the gradients that come back.
+
+    Args:
+        cell: a key of CELLS.
+        sizes: T batch sizes.
+        tensors: those of DIFFERENTIABLE that are there.
+        grads: those of RESULTS that have a gradient.
+        reverse: the walk's direction.
+        extras: resets and zoneout.
+    """
+
+    cell: str
+    sizes: Sequence[int]
+    tensors: Tensors
+    grads: Tensors
+    reverse: bool = False
+    extras: Extras = field(default_factory=Extras)
+
+    @property
+    def batch(self) -> int:
+        return self.sizes[0]
+
+    @property
+    def hidden(self) -> int:
+        return self.tensors["state"].size(2)
+
+    def reference(self, dtype: torch.dtype) -> Tensors:
+        """Results and gradients of fastrnn.cells in a dtype."""
+        cell = CELLS[self.cell]
+        leaves = {n: t.detach().to(dtype).requires_grad_() for n, t in self.tensors.items()}
+        x_proj = leaves["x_proj"] + leaves["bias_ih"] if "bias_ih" in leaves else leaves["x_proj"]
+        output, state_n, cells, reserve = recurrence(
+            cell,
+            x_proj,
+            leaves["state"].unbind(),
+            leaves["weight_hh"],
+            leaves.get("bias_hh"),
+            self.sizes,
+            self.reverse,
+            extras=self.extras,
+        )
+        results = {"output": output, "state_n": torch.stack(state_n), "cells": cells}
+        found = torch.autograd.grad(
+            [results[name] for name in self.grads],
+            list(leaves.values()),
+            [g.to(dtype) for g in self.grads.values()],
+            materialize_grads=True,
+        )
+        results["reserve"] = reserve
+        results |= {f"grad_{n}": g for n, g in zip(leaves, found, strict=True)}
+        return {name: t.detach() for name, t in results.items() if t.numel()}
+
+
+def problem(
+    cell: str,
+    sizes: Sequence[int],
+    hidden: int,
+    *,
+    reverse: bool = False,
+    bias: bool = True,
+    resets: float = 0.0,
+    zoneout: tuple[float, ...] | None = None,
+    training: bool = True,
+    grads: Sequence[str] = RESULTS,
+    seed: int = 0,
+) -> Problem:
+    """Random tensors; `resets` is the share of rows that are reset."""
+    c = CELLS[cell]
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, bound: float = 1.0) -> Tensor:
+        return (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) * bound
+
+    rows, batch, GH, bound = sum(sizes), sizes[0], c.gates * hidden, hidden**-0.5
+    tensors = {
+        "x_proj": draw(rows, GH, bound=2),
+        "state": draw(c.states, batch, hidden),
+        "weight_hh": draw(GH, hidden, bound=bound),
+    }
+    if bias:
+        tensors |= {"bias_ih": draw(GH, bound=bound), "bias_hh": draw(GH, bound=bound)}
+    every = {
+        "output": draw(rows, hidden),
+        "state_n": draw(c.states, batch, hidden),
+        "cells": draw(c.states - 1, rows, hidden),
+    }
+    extras = Extras(
+        resets=torch.rand(rows, generator=generator) < resets if resets else None,
+        zoneout=zoneout,
+        seed=torch.tensor([-(2**62) + 12345]) if zoneout and training else None,
+        sequences=torch.randperm(batch, generator=generator) + 7 if zoneout else None,
+    )
+    wanted = {n: every[n] for n in grads if every[n].numel()}
+    return Problem(cell, sizes, tensors, wanted, reverse, extras)
+
+
+def walk(sizes: Sequence[int], reverse: bool) -> list[Step]:
+    """The steps of kernels_cuda.h in the order they run."""
+    starts = [sum(sizes[:t]) for t in range(len(sizes))]
+    order = list(range(len(sizes)))[:: -1 if reverse else 1]
+    steps = []
+    for i, t in enumerate(order):
+        near = [order[i - 1] if i else None, order[i + 1] if i + 1 < len(order) else None]
+        places = [
+            n for k in near for n in ((0, 0) if k is None else (starts[k], min(sizes[k], sizes[t])))
+        ]
+        steps.append(Step(t, starts[t], sizes[t], *places))
+    return steps
+
+
+class OnDevice:
+    """A problem's tensors in the device's memory, in a dtype, and the structures that hold them.
+
+    Args:
+        device: the emulator.
+        problem: what to run.
+        dtype: of every tensor.
+        misalign: bytes that tensors are off a 16-byte boundary.
+        save: keep what the backward pass needs.
+    """
+
+    def __init__(
+        self,
+        device: Emulator,
+        problem: Problem,
+        dtype: torch.dtype,
+        misalign: int = 0,
+        save: bool = True,
+    ) -> None:
+        self.device, self.problem, self.dtype, self.misalign = device, problem, dtype, misalign
+        self.cell = CELLS[problem.cell]
+        rows, H = sum(problem.sizes), problem.hidden
+        extras = problem.extras
+        self.tensors = {n: self.put(t) for n, t in problem.tensors.items()}
+        self.grads = {n: self.put(t) for n, t in problem.grads.items()}
+        self.extras = {n: device.put(getattr(extras, n)) for n in ("resets", "seed", "sequences")}
+        self.results = {
+            "state_n": self.put(problem.tensors["state"]),
+            "output": self.empty(rows, H),
+        }
+        if save:
+            self.results["cells"] = self.empty(self.cell.states - 1, rows, H)
+            self.results["reserve"] = self.empty(rows, self.cell.reserve * H)
+
+    def put(self, tensor: Tensor) -> Tensor:
+        found = self.device.put(tensor.to(self.dtype), self.misalign)
+        assert found is not None
+        return found
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self.device.empty(shape, dtype or self.dtype, self.misalign)
+
+    def _sequence(self) -> tuple[object, ...]:
+        zoneout = (*(self.problem.extras.zoneout or ()), 0.0, 0.0)[:2]
+        extras = emulator.Extras(
+            *(pointer(self.extras[n]) for n in ("resets", "seed", "sequences")),
+            (ctypes.c_double * 2)(*zoneout),
+        )
+        named = (pointer(self.tensors.get(n)) for n in ("state", "bias_ih", "bias_hh"))
+        rows = sum(self.problem.sizes)
+        return (rows, self.problem.batch, self.problem.hidden, *named, extras)
+
+    def forward(self) -> emulator.Forward:
+        named = (pointer(self.results.get(n)) for n in ("state_n", "output", "cells", "reserve"))
+        return emulator.Forward(*self._sequence(), pointer(self.tensors["x_proj"]), *named)
+
+    def backward(self) -> emulator.Backward:
+        """Makes the gradients' tensors, too: `sent`, by the structure's names."""
+        rows, H = sum(self.problem.sizes), self.problem.hidden
+        S, B = self.cell.states, self.problem.batch
+        sums = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.sent = {
+            "carry": self.empty(S, B, H, dtype=sums),
+            "grad_x": self.empty(rows, self.cell.gates * H),
+            "grad_state": self.empty(S, B, H),
+            "previous": self.empty(rows, H),
+        }
+        shared = self.problem.cell != "gru"
+        self.sent["grad_h"] = (
+            self.sent["grad_x"] if shared else self.empty(*self.sent["grad_x"].shape)
+        )
+        if self.cell.operand_gates:
+            self.sent["operand"] = self.empty(rows, H)
+        by_name = self.results | self.sent
+        by_name |= {f"grad_{n}": g for n, g in self.grads.items()}
+        return emulator.Backward(
+            *self._sequence(), *(pointer(by_name.get(n)) for n in emulator.BACKWARD)
+        )
+
+    def found(self) -> Tensors:
+        """By the reference's names: results and, after a backward pass, gradients."""
+        every = dict(self.results)
+        if hasattr(self, "sent"):
+            grad_h, split = self.sent["grad_h"], self.cell.operand_gates * self.problem.hidden
+            parts = [grad_h[:, :split] if split else grad_h]
+            states = [self.sent["previous"]]
+            if split:
+                parts.append(grad_h[:, split:])
+                states.append(self.sent["operand"])
+            products = [g.double().T @ s.double() for g, s in zip(parts, states, strict=True)]
+            every |= {
+                "grad_x_proj": self.sent["grad_x"],
+                "grad_state": self.sent["grad_state"],
+                "grad_weight_hh": torch.cat(products),
+            }
+        return {name: t for name, t in every.items() if t.numel()}
+
+
+def run_steps(at: OnDevice, backward: bool = True) -> Tensors:
+    """The step schedule, its products by torch."""
+    p, device, H = at.problem, at.device, at.problem.hidden
+    kernels = device.step_kernels(p.cell, at.dtype)
+    F, steps = kernels.operand_gates * H, walk(p.sizes, p.reverse)
+    W, args = at.tensors["weight_hh"], at.forward()
+    has_operand = F > 0
+    operands = at.empty(p.batch, H) if has_operand else None
+    stage = at.empty(p.batch, F) if has_operand and "reserve" not in at.results else None
+    for step in steps:
+        h = at.results["state_n"][0, : step.rows]
+        if operands is not None:
+            product = at.put(h @ W[:F].T)
+            device.run(kernels.operand, args, step, product, operands, stage)
+            h = operands[: step.rows]
+        device.run(kernels.forward, args, step, at.put(h @ W[F:].T), stage)
+    if not backward:
+        return at.found()
+    args, product = at.backward(), at.empty(p.batch, H)
+    for step in reversed(steps):
+        rows = slice(step.row, step.row + step.rows)
+        grad_h = at.sent["grad_h"][rows]
+        device.run(kernels.backward, args, step, product)
+        if has_operand:
+            device.run(kernels.operand_backward, args, step, at.put(grad_h[:, F:] @ W[F:]))
+            product[: step.rows] = grad_h[:, :F] @ W[:F]
+        else:
+            product[: step.rows] = grad_h @ W
+        if step.prev_rows < step.rows:
+            device.run(kernels.begin, args, step, product)
+    return at.found()
