@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "inline.h"
+
 namespace fastrnn::cuda {
 
 enum class Dtype { float32, float64, float16, bfloat16 };
@@ -26,7 +28,8 @@ struct Step {
 };
 
 // Step i of `steps` equal ones over a padded batch.
-constexpr Step equal_step(std::int64_t i, std::int64_t steps, std::int64_t batch, bool reverse) {
+FASTRNN_INLINE constexpr Step equal_step(std::int64_t i, std::int64_t steps, std::int64_t batch,
+                                         bool reverse) {
   const std::int64_t t = reverse ? steps - 1 - i : i, one = reverse ? -1 : 1;
   return {t,
           t * batch,

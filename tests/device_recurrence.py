@@ -260,3 +260,36 @@ def run_steps(at: OnDevice, backward: bool = True) -> Tensors:
         if step.prev_rows < step.rows:
             device.run(kernels.begin, args, step, product)
     return at.found()
+
+
+def run_persistent(
+    at: OnDevice,
+    schedule: str,
+    cluster: int,
+    *,
+    processors: int = 132,
+    limit: int = 227 * 1024,
+    table: bool | None = None,
+    backward: bool = True,
+) -> Tensors:
+    """A persistent schedule; `table`: whether the steps are a table, by default if they differ."""
+    p, device = at.problem, at.device
+    kernels = device.persistent_kernels(schedule, p.cell, at.dtype)
+    assert kernels is not None
+    steps = walk(p.sizes, p.reverse)
+    if table is None:
+        table = len(set(p.sizes)) > 1
+    raw = torch.frombuffer(bytearray(b"".join(map(bytes, steps))), dtype=torch.int64)
+    on_device = device.put(raw) if table else None
+    walked = emulator.Steps(len(steps), pointer(on_device), p.reverse)
+    at.results["state_n"] = at.empty(*at.results["state_n"].shape)  # only written
+    for back in (False, True)[: 1 + backward]:
+        layout = emulator.Layout()
+        fits = kernels.layout(
+            back, p.batch, p.hidden, cluster, processors, limit, ctypes.byref(layout)
+        )
+        assert fits, "the shape does not fit"
+        kernel, args = (kernels.backward, at.backward()) if back else (kernels.forward, at.forward())
+        space = device.put(torch.zeros(layout.bytes, dtype=torch.uint8)) if layout.bytes else None
+        device.run(kernel, args, walked, at.tensors["weight_hh"], layout, space)
+    return at.found()

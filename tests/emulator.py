@@ -20,6 +20,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # as in 
 HOOKS = ["-fsanitize=thread"]
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-DFASTRNN_EMULATOR"]
 UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
+SCHEDULES = ("cluster",)
 NOT_KERNELS = ("device.cu",)
 
 
@@ -110,6 +111,24 @@ class StepKernels(ctypes.Structure):
     ]
 
 
+class PersistentKernels(ctypes.Structure):
+    _fields_ = [
+        (
+            "layout",
+            CFUNCTYPE(c_bool, c_bool, c_int64, c_int64, c_int, c_int, c_int64, POINTER(Layout)),
+        ),
+        *(
+            (
+                name,
+                _function(
+                    POINTER(arguments), POINTER(Steps), c_void_p, POINTER(Layout), *[c_void_p] * 2
+                ),
+            )
+            for name, arguments in (("forward", Forward), ("backward", Backward))
+        ),
+    ]
+
+
 class EmulatorError(RuntimeError):
     """The emulator found a mistake in a kernel."""
 
@@ -126,6 +145,7 @@ class Emulator:
         for name, result in (
             *(("emulator_allocate", c_void_p), ("emulator_report", c_char_p)),
             *(("emulator_site", c_char_p), ("emulator_step_kernels", c_void_p)),
+            *((f"emulator_{name}_kernels", c_void_p) for name in SCHEDULES),
         ):
             getattr(self.library, name).restype = result
 
@@ -170,6 +190,14 @@ class Emulator:
         """The step schedule's kernels."""
         found = self.library.emulator_step_kernels(cell.encode(), DTYPES.index(dtype))
         return StepKernels.from_address(found)
+
+    def persistent_kernels(
+        self, schedule: str, cell: str, dtype: torch.dtype
+    ) -> PersistentKernels | None:
+        """Those of one of SCHEDULES, if it has the cell and dtype."""
+        get = getattr(self.library, f"emulator_{schedule}_kernels")
+        found = get(cell.encode(), DTYPES.index(dtype))
+        return PersistentKernels.from_address(found) if found else None
 
     def run(self, kernel: Callable[..., int], *args: Any) -> None:
         """Launch; structures, device tensors (or None) and the stream's place.

@@ -28,4 +28,7 @@ void emulator_remove(const char* site) { emulator::remove_site(site); }
 const void* emulator_step_kernels(const char* cell, int dtype) {
   return fastrnn::cuda::step_kernels(cell, Dtype(dtype));
 }
+const void* emulator_cluster_kernels(const char* cell, int dtype) {
+  return fastrnn::cuda::cluster_kernels(cell, Dtype(dtype));
+}
 }
