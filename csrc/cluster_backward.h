@@ -157,18 +157,19 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   constexpr int G = Cell::gates, O = 2;
   FASTRNN_SHARED(unsigned char, shared);
   const ClusterPlace at(p, shared);
+  const bool speaks = at.part == 0 && at.unit_of(p, 0) < b.hidden_size;  // the job's first warp
   ClusterProduct<T, O, held> product;
   product.fill(p, at, BackwardWeights<T, G>{weight, b.hidden_size, at.unit_of(p, 0) + at.group});
   clear_rows<T>(p, at);
   BackwardRows<T, Cell> rows{b, extras, p, at};
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * columns * O * G * octet;
   Step step = step_at(steps, steps.steps - 1, b.batch);
-  if (at.part == 0) rows.fetch(step);
+  if (speaks) rows.fetch(step);
   cluster_arrive();  // every block is there, and its rows are cleared
   cluster_wait();
   float sums[O][elements] = {};
   for (Index i = steps.steps - 1; i >= 0; --i) {
-    if (at.part == 0) {
+    if (speaks) {
       rows.advance(step, sums, staged);
       __syncwarp();
       broadcast(p, at, staged, O * G * octet, at.rows<T>(p, i) + at.unit_of(p, 0) * G);
@@ -177,11 +178,11 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     const Step done = step;
     if (i > 0) {
       step = step_at(steps, i - 1, b.batch);
-      if (at.part == 0) rows.fetch(step);
+      if (speaks) rows.fetch(step);
     }
     cluster_wait();
     product(p, at, at.rows<T>(p, i), sums);
-    if (at.part == 0) rows.begin(done, sums);
+    if (speaks) rows.begin(done, sums);
   }
 #endif
 }

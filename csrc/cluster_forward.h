@@ -14,7 +14,7 @@ template <class T>
 __device__ __forceinline__ void clear_rows(const ClusterPlan& p, const ClusterPlace& at) {
   const Run<T> zeros{};
   Run<T>* const runs = reinterpret_cast<Run<T>*>(at.shared + p.rows);
-  for (int i = int(threadIdx.x); i < 2 * columns * p.stride / octet; i += p.threads())
+  for (int i = int(threadIdx.x); i < 2 * p.tile * p.stride / octet; i += p.threads())
     runs[i] = zeros;
 }
 
@@ -152,6 +152,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   FASTRNN_SHARED(unsigned char, shared);
   const ClusterPlace at(p, shared);
   const Index H = f.hidden_size;
+  const bool speaks = at.part == 0 && at.unit_of(p, 0) < H;  // the job's first warp, if any
   ClusterProduct<T, Cell::gates, held> product;
   const bool whole = H % octet == 0 && reinterpret_cast<std::uintptr_t>(weight) % 16 == 0;
   product.fill(p, at, ForwardWeights<T>{weight, H, at.unit_of(p, 0) + at.group, whole});
@@ -165,7 +166,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     if (sequence < f.batch)
       at.rows<T>(p, 0)[n * p.stride + unit] = static_cast<const T*>(f.state)[sequence * H + unit];
   }
-  if (at.part == 0) {
+  if (speaks) {
     rows.begin();
     rows.fetch(step);
   }
@@ -175,7 +176,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     const bool last = i + 1 == steps.steps;
     float sums[Cell::gates][elements];
     product(p, at, at.rows<T>(p, i), sums);
-    if (at.part == 0) {
+    if (speaks) {
       rows.advance(step, sums, staged);
       __syncwarp();
       if (!last) broadcast(p, at, staged, octet, at.rows<T>(p, i + 1) + at.unit_of(p, 0));
@@ -183,13 +184,13 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     // What the others wait for is on its way; the rest is done while they wait. After the last
     // step nothing is exchanged.
     if (!last) cluster_arrive();
-    if (at.part == 0) rows.save(step);
+    if (speaks) rows.save(step);
     if (last) break;
     step = step_at(steps, i + 1, f.batch);
-    if (at.part == 0) rows.fetch(step);
+    if (speaks) rows.fetch(step);
     cluster_wait();
   }
-  if (at.part == 0) rows.end();
+  if (speaks) rows.end();
 #endif
 }
 

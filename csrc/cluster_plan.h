@@ -63,13 +63,15 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
   const std::int64_t of_job = std::int64_t(cluster) * p.octets_of_job;
   p.jobs = int((octets + of_job - 1) / of_job);
   p.splits = splits, p.held = held;
-  const std::int64_t k = std::int64_t(cluster) * p.octets() * octet * p.values;
+  // Blocks take whole jobs; the last ones may have fewer, or none.
+  const std::int64_t used = (octets + p.octets_of_job - 1) / p.octets_of_job * p.octets_of_job;
+  const std::int64_t k = used * octet * p.values;
   p.chunks = int((k + chunk_k - 1) / chunk_k);
   // Rows lie 64 bytes off a multiple of 128: the lanes of a 16-byte load meet different banks.
   const int bytes = shape.number_bytes, row = p.chunks * chunk_k * bytes;
   p.stride = (row + (row % 128 == 0 ? 64 : 0)) / bytes;
   p.rows = std::int64_t(p.jobs) * splits * p.stored() * p.slots * octet * chunk_k * bytes;
-  p.partial = p.rows + 2ll * columns * p.stride * bytes;
+  p.partial = p.rows + 2ll * tile * p.stride * bytes;
   p.stage = p.partial + std::int64_t(p.jobs) * (splits - 1) * p.slots * octet * columns * 4;
   p.state = p.stage + std::int64_t(columns) * p.octets() * octet * p.values * bytes;
   p.shared = p.state + std::int64_t(p.states) * p.octets() * octet * columns * 4;

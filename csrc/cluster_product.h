@@ -36,10 +36,10 @@ struct ClusterPlace {
   __device__ __forceinline__ Index unit_of(const ClusterPlan& p, int o) const {
     return (Index(rank) * p.octets() + job * p.octets_of_job + o) * octet;
   }
-  // The rows [columns, stride] of k that steps of this parity read.
+  // The rows [tile, stride] of k that steps of this parity read.
   template <class T>
   __device__ __forceinline__ T* rows(const ClusterPlan& p, Index parity) const {
-    return reinterpret_cast<T*>(shared + p.rows) + (parity & 1) * columns * p.stride;
+    return reinterpret_cast<T*>(shared + p.rows) + (parity & 1) * p.tile * p.stride;
   }
 };
 
@@ -105,11 +105,11 @@ class ClusterProduct {
     static constexpr int tiles = (Slots + 1) / 2;
     float d[2][tiles][4] = {};
     const T* row;
-    int stride;
 
     __device__ __forceinline__ TensorSums(const ClusterPlace& at, const T* rows,
                                           const ClusterPlan& p)
-        : row(rows + at.group * p.stride + at.place * octet), stride(p.stride) {}
+        // A column without a sequence repeats the last one; nobody looks at its sums.
+        : row(rows + (at.group < p.tile ? at.group : p.tile - 1) * p.stride + at.place * octet) {}
 
     __device__ __forceinline__ void add(int chunk, const Run<T> (&weights)[Slots]) {
       std::uint32_t w[2 * tiles][4] = {}, b[4];

@@ -289,7 +289,9 @@ def run_persistent(
             back, p.batch, p.hidden, cluster, processors, limit, ctypes.byref(layout)
         )
         assert fits, "the shape does not fit"
-        kernel, args = (kernels.backward, at.backward()) if back else (kernels.forward, at.forward())
+        kernel, args = (
+            (kernels.backward, at.backward()) if back else (kernels.forward, at.forward())
+        )
         space = device.put(torch.zeros(layout.bytes, dtype=torch.uint8)) if layout.bytes else None
         device.run(kernel, args, walked, at.tensors["weight_hh"], layout, space)
     return at.found()
