@@ -11,7 +11,6 @@
 //
 //   forward(x[G], h[G], prev[S], next[S], reserve[R])
 //   backward(reserve[R], prev[S], next[S], grad_next[S], grad_x[G], grad_h[G], grad_prev[S])
-//   inner(reserve[R], prev[S]): with two states, next[1] again, from what the step kept
 //
 // x and h are the gates' shares from the input and from the state, biases included. grad_prev is
 // the part of the gradient that does not pass through a product. With shared_gradients grad_h is
@@ -36,11 +35,6 @@ FASTRNN_INLINE V tanh_slope(V y) {
 struct Lstm {
   static constexpr int gates = 4, states = 2, reserve = 4, operand_gates = 0;
   static constexpr bool shared_gradients = true;
-
-  template <class V>
-  static FASTRNN_INLINE V inner(const V* reserve, const V* prev) {
-    return reserve[1] * prev[1] + reserve[0] * reserve[2];
-  }
 
   template <class V>
   static FASTRNN_INLINE void forward(const V* x, const V* h, const V* prev, V* next, V* reserve) {

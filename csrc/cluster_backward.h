@@ -48,13 +48,14 @@ struct BackwardRows {
         if (!active(step, o, e)) continue;
         const Index at_row = row * H + unit(o);
         const RowStates<T> states{b, step, sequence(e)};
+        const T* const kept =
+            static_cast<const T*>(b.reserve) + row * extras.slots<Cell>() * H + unit(o);
 #pragma unroll
-        for (int r = 0; r < R; ++r)
-          reserve[r][o][e] = static_cast<const T*>(b.reserve)[(row * R + r) * H + unit(o)];
+        for (int r = 0; r < R; ++r) reserve[r][o][e] = kept[r * H];
 #pragma unroll
         for (int s = 0; s < S; ++s) {
           before[s][o][e] = states.before(s)[unit(o)];
-          after[s][o][e] = states.after(s)[unit(o)];
+          after[s][o][e] = extras.zoned ? kept[(R + s) * H] : states.after(s)[unit(o)];
           sent[s][o][e] = optional(s == 0 ? b.grad_output : b.grad_cells, at_row);
           if (ends)
             sent[s][o][e] += optional(b.grad_state_n, (s * b.batch + sequence(e)) * H + unit(o));
@@ -106,13 +107,10 @@ struct BackwardRows {
           bypass[s] = 0.f;
           if (extras.zoned) {
             const float share = extras.kept<float>(s, step.time, sequence(e), unit(o));
-            next[s] = unmixed(prev[s], next[s], share);
             bypass[s] = around(grad[s], share);
             grad[s] = through(grad[s], share);
           }
         }
-        if constexpr (S > 1)
-          if (extras.zoned) next[1] = Cell::inner(kept, prev);
         float to_x[G], to_h[G], to_prev[S];
         Cell::backward(kept, prev, next, grad, to_x, to_h, to_prev);
 #pragma unroll

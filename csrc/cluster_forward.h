@@ -29,7 +29,7 @@ struct ForwardRows {
   Index unit;
   T x[G][E];      // of the step to come
   bool reset[E];  // its rows
-  T next[S][E], kept[at_least_one<R>][E];
+  T next[S][E], made[S][E], kept[at_least_one<R>][E];
 
   __device__ __forceinline__ ForwardRows(const Forward& f, const Regularisers& extras,
                                          const ClusterPlan& p, const ClusterPlace& at)
@@ -90,6 +90,7 @@ struct ForwardRows {
       const bool works = active(step, e);
 #pragma unroll
       for (int s = 0; s < S; ++s) {
+        narrow(after[s], &made[s][e]);
         if (extras.zoned && works)
           after[s] = mixed(prev[s], after[s], extras.kept<float>(s, step.time, sequence(e), unit));
         if (!works) after[s] = prev[s];
@@ -110,10 +111,13 @@ struct ForwardRows {
       const Index row = step.row + sequence(e);
       static_cast<T*>(f.output)[row * H + unit] = next[0][e];
       if (S > 1 && f.cells) static_cast<T*>(f.cells)[row * H + unit] = next[S - 1][e];
-      if (f.reserve)
+      if (!f.reserve) continue;
+      T* const reserve = static_cast<T*>(f.reserve) + row * extras.slots<Cell>() * H + unit;
 #pragma unroll
-        for (int r = 0; r < R; ++r)
-          static_cast<T*>(f.reserve)[(row * R + r) * H + unit] = kept[r][e];
+      for (int r = 0; r < R; ++r) reserve[r * H] = kept[r][e];
+      if (extras.zoned)
+#pragma unroll
+        for (int s = 0; s < S; ++s) reserve[(R + s) * H] = made[s][e];
     }
   }
 

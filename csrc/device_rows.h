@@ -7,7 +7,7 @@
 #include "cells.h"
 #include "gpu.h"
 #include "kernels_cuda.h"
-#include "random_words.h"
+#include "philox.h"
 
 namespace fastrnn::cuda {
 
@@ -69,6 +69,12 @@ struct Regularisers {
     }
   }
 
+  // Slots of a row of the reserve: with zoneout also the states it acts on.
+  template <class Cell>
+  __device__ __forceinline__ Index slots() const {
+    return Cell::reserve + (zoned ? Cell::states : 0);
+  }
+
   __device__ __forceinline__ bool reset(Index row) const { return resets && resets[row]; }
 
   // How much of a unit's state stays: 0 or 1 in training.
@@ -76,8 +82,13 @@ struct Regularisers {
   __device__ __forceinline__ V kept(int state, Index time, Index sequence, Index unit) const {
     if (!seed) return V(expected[state]);
     const Index number = sequences ? sequences[sequence] : sequence;
-    const std::uint32_t word = device::random_word(*seed, state, time, number, unit);
-    return word < keep_below[state] ? V(1) : V(0);
+    std::uint32_t words[4];
+    device::philox<1>(std::uint64_t(*seed), std::uint32_t(unit / 4), std::uint32_t(number),
+                      std::uint32_t(time), std::uint32_t(state), words);
+    // Chosen, not indexed: an index would put the words into the device's local memory.
+    const std::uint32_t low = unit & 1 ? words[1] : words[0];
+    const std::uint32_t high = unit & 1 ? words[3] : words[2];
+    return (unit & 2 ? high : low) < keep_below[state] ? V(1) : V(0);
   }
 };
 
@@ -87,12 +98,6 @@ __device__ __forceinline__ V mixed(V prev, V next, V kept) {
   if (kept == V(0)) return next;
   if (kept == V(1)) return prev;
   return kept * prev + (V(1) - kept) * next;
-}
-
-// `next` from what was mixed; anything where all of prev was kept.
-template <class V>
-__device__ __forceinline__ V unmixed(V prev, V mixture, V kept) {
-  return kept == V(0) || kept == V(1) ? mixture : (mixture - kept * prev) / (V(1) - kept);
 }
 
 // The share of a gradient that goes through the step, not around it.

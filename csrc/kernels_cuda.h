@@ -45,7 +45,7 @@ struct Extras {
   const bool* resets;             // [N] or null: zero the row's state before its step
   const std::int64_t* seed;       // one value, or null: each mask is replaced by its expectation
   const std::int64_t* sequences;  // [B], numbers the masks know the sequences by, or null: 0 to B-1
-  double zoneout[max_states];     // probability that a unit keeps its value; 0: none
+  double zoneout[max_states];     // probabilities that a unit keeps its value; all 0: no zoneout
 };
 
 // One layer and direction, its input already projected.
@@ -62,7 +62,7 @@ struct Forward : Sequence {
   void* running;  // [S, B, H]: a copy of `state` before the first step, the last states at the end
   void* output;   // [N, H]
   void* cells;    // [S-1, N, H] or null
-  void* reserve;  // [N, R*H] or null
+  void* reserve;  // [N, R*H], or with zoneout [N, (R+S)*H]: the states it acted on; or null
 };
 
 struct Backward : Sequence {
@@ -71,7 +71,7 @@ struct Backward : Sequence {
   const void* grad_cells;    // [S-1, N, H] or null
   const void* output;        // [N, H]
   const void* cells;         // [S-1, N, H]
-  const void* reserve;       // [N, R*H]
+  const void* reserve;       // [N, R*H], or with zoneout [N, (R+S)*H]
   void* carry;               // sums [S, B, H], scratch: needs no filling
   void* grad_x;              // [N, G*H], of x_proj
   void* grad_h;              // [N, G*H], of the state's product; grad_x if the cell shares them

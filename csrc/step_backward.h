@@ -62,11 +62,13 @@ __global__ void __launch_bounds__(step_threads)
 
     P kept[at_least_one<R>], before[S], after[S], grad_x[G], grad_h[G];
     Packet<V, Width> grad_prev[S];
-    load_blocks<R>(static_cast<const T*>(b.reserve) + row * R * H + unit, H, kept);
+    const T* const reserve_row =
+        static_cast<const T*>(b.reserve) + row * extras.slots<Cell>() * H + unit;
+    load_blocks<R>(reserve_row, H, kept);
 #pragma unroll
     for (int s = 0; s < S; ++s) {
       before[s] = load<T, Width>(states.before(s) + unit);
-      after[s] = load<T, Width>(states.after(s) + unit);
+      after[s] = load<T, Width>(extras.zoned ? reserve_row + (R + s) * H : states.after(s) + unit);
     }
 #pragma unroll
     for (int i = 0; i < Width; ++i) {
@@ -81,13 +83,10 @@ __global__ void __launch_bounds__(step_threads)
         bypass[s] = V(0);
         if (extras.zoned) {
           const V share = extras.kept<V>(s, step.time, sequence, unit + i);
-          next[s] = unmixed(prev[s], next[s], share);
           bypass[s] = around(grad[s], share);
           grad[s] = through(grad[s], share);
         }
       }
-      if constexpr (S > 1)
-        if (extras.zoned) next[1] = Cell::inner(reserve, prev);
       V to_x[G], to_h[G], to_prev[S];
       Cell::backward(reserve, prev, next, grad, to_x, to_h, to_prev);
 #pragma unroll
@@ -123,7 +122,9 @@ __global__ void __launch_bounds__(step_threads)
     T* const grad_row = static_cast<T*>(b.grad_x) + row * G * H + unit;
     P kept[R], grad_x[first], operand;
     load_blocks<first>(static_cast<const T*>(grad_row), H, grad_x);
-    load_blocks<R>(static_cast<const T*>(b.reserve) + row * R * H + unit, H, kept);
+    const T* const reserve_row =
+        static_cast<const T*>(b.reserve) + row * extras.slots<Cell>() * H + unit;
+    load_blocks<R>(reserve_row, H, kept);
     const P before = load<T, Width>(RowStates<T>{b, step, sequence}.before(0) + unit);
     const P grad_operand = load<T, Width>(product + sequence * H + unit);
     Packet<V, Width> grad_prev = load<V, Width>(carry);

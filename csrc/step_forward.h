@@ -18,7 +18,7 @@ template <class T, class Cell, int Width>
 __global__ void __launch_bounds__(step_threads)
     step_operand(Forward f, Regularisers extras, Step step, const T* product, T* operands,
                  T* stage) {
-  constexpr int G = Cell::gates, R = Cell::reserve, first = Cell::operand_gates;
+  constexpr int G = Cell::gates, first = Cell::operand_gates;
   using V = Sum<T>;
   using P = Packet<T, Width>;
   const Index H = f.hidden_size, unit = first_unit<Width>();
@@ -46,8 +46,8 @@ __global__ void __launch_bounds__(step_threads)
       for (int g = 0; g < first; ++g) kept[g].set(i, reserve[g]);
     }
     store(operand, operands + sequence * H + unit);
-    T* const to =
-        f.reserve ? static_cast<T*>(f.reserve) + row * R * H : stage + sequence * first * H;
+    T* const to = f.reserve ? static_cast<T*>(f.reserve) + row * extras.slots<Cell>() * H
+                            : stage + sequence * first * H;
     store_blocks<first>(kept, H, to + unit);
   }
 }
@@ -71,8 +71,9 @@ __global__ void __launch_bounds__(step_threads)
     const Index row = step.row + sequence;
     const bool reset = extras.reset(row);
     T* const running = static_cast<T*>(f.running) + sequence * H + unit;
-    T* const kept_row = f.reserve ? static_cast<T*>(f.reserve) + row * R * H + unit : nullptr;
-    P x_proj[last], h_proj[last], before[S], after[S], kept[at_least_one<R>];
+    T* const kept_row =
+        f.reserve ? static_cast<T*>(f.reserve) + row * extras.slots<Cell>() * H + unit : nullptr;
+    P x_proj[last], h_proj[last], before[S], after[S], made[S], kept[at_least_one<R>];
     load_blocks<last>(static_cast<const T*>(f.x_proj) + (row * G + first) * H + unit, H, x_proj);
     load_blocks<last>(product + sequence * last * H + unit, H, h_proj);
     load_blocks<S>(static_cast<const T*>(running), state_size, before);
@@ -100,6 +101,7 @@ __global__ void __launch_bounds__(step_threads)
       Cell::forward(x, h, prev, next, reserve);
 #pragma unroll
       for (int s = 0; s < S; ++s) {
+        made[s].set(i, next[s]);
         if (extras.zoned)
           next[s] = mixed(prev[s], next[s], extras.kept<V>(s, step.time, sequence, unit + i));
         after[s].set(i, next[s]);
@@ -113,6 +115,7 @@ __global__ void __launch_bounds__(step_threads)
     if (kept_row)
 #pragma unroll
       for (int r = first; r < R; ++r) store(kept[r], kept_row + r * H);
+    if (kept_row && extras.zoned) store_blocks<S>(made, H, kept_row + R * H);
   }
 }
 

@@ -163,7 +163,8 @@ class OnDevice:
         }
         if save:
             self.results["cells"] = self.empty(self.cell.states - 1, rows, H)
-            self.results["reserve"] = self.empty(rows, self.cell.reserve * H)
+            slots = self.cell.reserve + (self.cell.states if extras.zoneout else 0)
+            self.results["reserve"] = self.empty(rows, slots * H)
 
     def put(self, tensor: Tensor) -> Tensor:
         found = self.device.put(tensor.to(self.dtype), self.misalign)
