@@ -17,13 +17,13 @@ struct BackwardRows {
   const ClusterPlace& at;
   // Of the step to come.
   T reserve[at_least_one<R>][O][E], before[S][O][E], after[S][O][E];
-  float sent[S][O][E];  // gradients that do not come from the step after
-  bool reset[E], cut[E];
+  T sent[S][O][E];  // grad_output and grad_cells
+  bool reset[E], ends[E], cut[E];
+  // Of the step that was, where they are not what the product takes.
+  T of_x[Cell::shared_gradients ? 1 : G][O][E];
 
-  __device__ __forceinline__ Index unit(int o) const { return at.unit_of(p, o) + at.group; }
-  __device__ __forceinline__ Index sequence(int e) const {
-    return at.first_sequence + at.column(e);
-  }
+  __device__ __forceinline__ int unit(int o) const { return at.unit_of(p, o) + at.group; }
+  __device__ __forceinline__ int sequence(int e) const { return at.first_sequence + at.column(e); }
   __device__ __forceinline__ bool active(const Step& step, int o, int e) const {
     return at.column(e) < p.tile && sequence(e) < step.rows && unit(o) < b.hidden_size;
   }
@@ -31,8 +31,22 @@ struct BackwardRows {
     return reinterpret_cast<float*>(at.shared +
                                     p.state)[(((at.job * S + s) * O + o) * E + e) * 32 + at.lane];
   }
-  __device__ __forceinline__ float optional(const void* from, Index i) const {
-    return from ? widen(static_cast<const T*>(from)[i]) : 0.f;
+  __device__ __forceinline__ T optional(const void* from, Index i) const {
+    return from ? static_cast<const T*>(from)[i] : T{};
+  }
+
+  __device__ __forceinline__ void begin() const {
+#pragma unroll
+    for (int s = 0; s < S; ++s)
+#pragma unroll
+      for (int o = 0; o < O; ++o)
+#pragma unroll
+        for (int e = 0; e < E; ++e) {
+          const bool there = at.column(e) < p.tile && sequence(e) < b.batch;
+          const Index from = (s * b.batch + sequence(e)) * b.hidden_size + unit(o);
+          carry(s, o, e) =
+              there && unit(o) < b.hidden_size ? widen(optional(b.grad_state_n, from)) : 0.f;
+        }
   }
 
   __device__ __forceinline__ void fetch(const Step& step) {
@@ -40,9 +54,10 @@ struct BackwardRows {
 #pragma unroll
     for (int e = 0; e < E; ++e) {
       const Index row = step.row + sequence(e);
-      const bool ends = sequence(e) >= step.next_rows, there = active(step, 0, e);
+      const bool there = active(step, 0, e);
+      ends[e] = sequence(e) >= step.next_rows;
       reset[e] = there && extras.reset(row);
-      cut[e] = there && (ends || extras.reset(step.next_row + sequence(e)));
+      cut[e] = there && !ends[e] && extras.reset(step.next_row + sequence(e));
 #pragma unroll
       for (int o = 0; o < O; ++o) {
         if (!active(step, o, e)) continue;
@@ -57,15 +72,13 @@ struct BackwardRows {
           before[s][o][e] = states.before(s)[unit(o)];
           after[s][o][e] = extras.zoned ? kept[(R + s) * H] : states.after(s)[unit(o)];
           sent[s][o][e] = optional(s == 0 ? b.grad_output : b.grad_cells, at_row);
-          if (ends)
-            sent[s][o][e] += optional(b.grad_state_n, (s * b.batch + sequence(e)) * H + unit(o));
         }
       }
     }
   }
 
   // Of the sequences whose first step is behind us: their initial states' gradient.
-  __device__ __forceinline__ void begin(const Step& step, const float (&sums)[O][E]) const {
+  __device__ __forceinline__ void end(const Step& step, const float (&sums)[O][E]) const {
 #pragma unroll
     for (int o = 0; o < O; ++o)
 #pragma unroll
@@ -81,20 +94,19 @@ struct BackwardRows {
       }
   }
 
-  // The cell; leaves what the product takes in `staged` [columns, O, G, octet].
+  // The cell; leaves what the product takes in `staged` [tile, O, G, octet].
   __device__ __forceinline__ void advance(const Step& step, const float (&sums)[O][E], T* staged) {
-    const Index H = b.hidden_size;
 #pragma unroll
     for (int o = 0; o < O; ++o)
 #pragma unroll
       for (int e = 0; e < E; ++e) {
         T* const stage = staged + ((at.column(e) * O + o) * G) * octet + at.group;
+        if (at.column(e) >= p.tile) continue;
         if (!active(step, o, e)) {
 #pragma unroll
           for (int g = 0; g < G; ++g) stage[g * octet] = T{};
           continue;
         }
-        const Index row = step.row + sequence(e);
         float kept[at_least_one<R>], prev[S], next[S], grad[S], bypass[S];
 #pragma unroll
         for (int r = 0; r < R; ++r) kept[r] = widen(reserve[r][o][e]);
@@ -102,8 +114,9 @@ struct BackwardRows {
         for (int s = 0; s < S; ++s) {
           prev[s] = reset[e] ? 0.f : widen(before[s][o][e]);
           next[s] = widen(after[s][o][e]);
-          grad[s] = sent[s][o][e];
-          if (!cut[e]) grad[s] += s == 0 ? carry(s, o, e) + sums[o][e] : carry(s, o, e);
+          grad[s] = cut[e] ? 0.f : carry(s, o, e);
+          if (s == 0 && !cut[e] && !ends[e]) grad[s] += sums[o][e];
+          grad[s] += widen(sent[s][o][e]);
           bypass[s] = 0.f;
           if (extras.zoned) {
             const float share = extras.kept<float>(s, step.time, sequence(e), unit(o));
@@ -117,17 +130,32 @@ struct BackwardRows {
         for (int s = 0; s < S; ++s) carry(s, o, e) = to_prev[s] + bypass[s];
 #pragma unroll
         for (int g = 0; g < G; ++g) {
-          const Index at_gate = (row * G + g) * H + unit(o);
-          T* const of_x = static_cast<T*>(b.grad_x) + at_gate;
-          narrow(to_x[g], of_x);
+          narrow(Cell::shared_gradients ? to_x[g] : to_h[g], &stage[g * octet]);
+          if constexpr (!Cell::shared_gradients) narrow(to_x[g], &of_x[g][o][e]);
+        }
+      }
+  }
+
+  __device__ __forceinline__ void save(const Step& step, const T* staged) const {
+    const Index H = b.hidden_size;
+#pragma unroll
+    for (int o = 0; o < O; ++o)
+#pragma unroll
+      for (int e = 0; e < E; ++e) {
+        if (!active(step, o, e)) continue;
+        const Index row = step.row + sequence(e), at_row = row * G * H + unit(o);
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+          const T sum = staged[((at.column(e) * O + o) * G + g) * octet + at.group];
           if constexpr (Cell::shared_gradients) {
-            narrow(to_x[g], &stage[g * octet]);
+            static_cast<T*>(b.grad_x)[at_row + g * H] = sum;
           } else {
-            narrow(to_h[g], &stage[g * octet]);
-            narrow(to_h[g], static_cast<T*>(b.grad_h) + at_gate);
+            static_cast<T*>(b.grad_x)[at_row + g * H] = of_x[g][o][e];
+            static_cast<T*>(b.grad_h)[at_row + g * H] = sum;
           }
         }
-        if (b.previous) narrow(prev[0], static_cast<T*>(b.previous) + row * H + unit(o));
+        if (b.previous)
+          static_cast<T*>(b.previous)[row * H + unit(o)] = reset[e] ? T{} : before[0][o][e];
       }
   }
 };
@@ -160,9 +188,12 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   product.fill(p, at, BackwardWeights<T, G>{weight, b.hidden_size, at.unit_of(p, 0) + at.group});
   clear_rows<T>(p, at);
   BackwardRows<T, Cell> rows{b, extras, p, at};
-  T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * columns * O * G * octet;
+  T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * p.tile * O * G * octet;
   Step step = step_at(steps, steps.steps - 1, b.batch);
-  if (speaks) rows.fetch(step);
+  if (speaks) {
+    rows.begin();
+    rows.fetch(step);
+  }
   cluster_arrive();  // every block is there, and its rows are cleared
   cluster_wait();
   float sums[O][elements] = {};
@@ -173,14 +204,15 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
       broadcast(p, at, staged, O * G * octet, at.rows<T>(p, i) + at.unit_of(p, 0) * G);
     }
     cluster_arrive();
-    const Step done = step;
+    if (speaks) rows.save(step, staged);
+    const bool begins = step.prev_rows < step.rows;
     if (i > 0) {
       step = step_at(steps, i - 1, b.batch);
       if (speaks) rows.fetch(step);
     }
     cluster_wait();
     product(p, at, at.rows<T>(p, i), sums);
-    if (speaks) rows.begin(done, sums);
+    if (speaks && begins) rows.end(step_at(steps, i, b.batch), sums);
   }
 #endif
 }

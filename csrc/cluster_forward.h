@@ -26,7 +26,7 @@ struct ForwardRows {
   const Regularisers& extras;
   const ClusterPlan& p;
   const ClusterPlace& at;
-  Index unit;
+  int unit;
   T x[G][E];      // of the step to come
   bool reset[E];  // its rows
   T next[S][E], made[S][E], kept[at_least_one<R>][E];
@@ -40,9 +40,7 @@ struct ForwardRows {
                ? widen(static_cast<const T*>(from)[g * f.hidden_size + unit])
                : 0.f;
   }
-  __device__ __forceinline__ Index sequence(int e) const {
-    return at.first_sequence + at.column(e);
-  }
+  __device__ __forceinline__ int sequence(int e) const { return at.first_sequence + at.column(e); }
   __device__ __forceinline__ bool active(const Step& step, int e) const {
     return at.column(e) < p.tile && sequence(e) < step.rows && unit < f.hidden_size;
   }
@@ -74,7 +72,7 @@ struct ForwardRows {
     }
   }
 
-  // The cell; leaves h in `staged` [columns, octet] for the other blocks.
+  // The cell; leaves h in `staged` [tile, octet] for the other blocks.
   __device__ __forceinline__ void advance(const Step& step, const float (&sums)[G][E], T* staged) {
 #pragma unroll
     for (int e = 0; e < E; ++e) {
@@ -99,7 +97,7 @@ struct ForwardRows {
       }
 #pragma unroll
       for (int r = 0; r < R; ++r) narrow(reserve[r], &kept[r][e]);
-      staged[at.column(e) * octet + at.group] = next[0][e];
+      if (at.column(e) < p.tile) staged[at.column(e) * octet + at.group] = next[0][e];
     }
   }
 
@@ -162,7 +160,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   product.fill(p, at, ForwardWeights<T>{weight, H, at.unit_of(p, 0) + at.group, whole});
   clear_rows<T>(p, at);
   ForwardRows<T, Cell> rows(f, extras, p, at);
-  T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * columns * octet;
+  T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * p.tile * octet;
   Step step = step_at(steps, 0, f.batch);
   __syncthreads();
   for (Index i = threadIdx.x; i < p.tile * H; i += p.threads()) {

@@ -16,16 +16,17 @@ namespace fastrnn::cuda {
 
 constexpr int chunk_k = 32, octet = 8, columns = 8;
 
-// Chunks that a warp can hold in registers, 4 of each lane for a slot, and the threads that then
-// fit a processor's 65536 registers.
+// How much a warp holds in registers: chunks of 4 registers a slot, as many as a kernel of so many
+// threads has without spilling. Exact products (float) hold none.
 enum class Held { none, some, most };
 
 FASTRNN_INLINE constexpr int held_chunks(Held held, int slots) {
-  return held == Held::most ? 24 / slots : held == Held::some ? 14 / slots : 0;
+  if (held == Held::none) return 0;
+  const int some = slots == 1 ? 6 : slots == 2 ? 5 : slots == 3 ? 4 : 3;
+  const int most = slots == 1 ? 12 : slots == 2 ? 7 : slots == 3 ? 8 : 6;
+  return held == Held::most ? most : some;
 }
-FASTRNN_INLINE constexpr int thread_limit(Held held) {
-  return held == Held::most ? 256 : held == Held::some ? 384 : 512;
-}
+FASTRNN_INLINE constexpr int thread_limit(Held held) { return held == Held::most ? 256 : 384; }
 
 struct ClusterPlan {
   int cluster, tile;                         // blocks; sequences, of `columns`
@@ -38,10 +39,17 @@ struct ClusterPlan {
 
   FASTRNN_INLINE int threads() const { return 32 * jobs * splits; }
   FASTRNN_INLINE int octets() const { return jobs * octets_of_job; }  // of a block
-  FASTRNN_INLINE int chunks_of_warp() const { return (chunks + splits - 1) / splits; }
-  FASTRNN_INLINE int stored() const {
-    const int in_registers = held_chunks(held, slots);
-    return chunks_of_warp() > in_registers ? chunks_of_warp() - in_registers : 0;
+  // Of a job's chunks, those of one of its warps are part, part + splits, ...
+  FASTRNN_INLINE int chunks_of(int part) const { return (chunks - part + splits - 1) / splits; }
+  // Those in shared memory, and where they begin among the job's.
+  FASTRNN_INLINE int stored(int part) const {
+    const int in_registers = held_chunks(held, slots), all = chunks_of(part);
+    return all > in_registers ? all - in_registers : 0;
+  }
+  FASTRNN_INLINE int stored_before(int part) const {
+    int sum = 0;
+    for (int before = 0; before < part; ++before) sum += stored(before);
+    return sum;
   }
 };
 
@@ -70,10 +78,10 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
   // Rows lie 64 bytes off a multiple of 128: the lanes of a 16-byte load meet different banks.
   const int bytes = shape.number_bytes, row = p.chunks * chunk_k * bytes;
   p.stride = (row + (row % 128 == 0 ? 64 : 0)) / bytes;
-  p.rows = std::int64_t(p.jobs) * splits * p.stored() * p.slots * octet * chunk_k * bytes;
+  p.rows = std::int64_t(p.jobs) * p.stored_before(splits) * p.slots * octet * chunk_k * bytes;
   p.partial = p.rows + 2ll * tile * p.stride * bytes;
   p.stage = p.partial + std::int64_t(p.jobs) * (splits - 1) * p.slots * octet * columns * 4;
-  p.state = p.stage + std::int64_t(columns) * p.octets() * octet * p.values * bytes;
+  p.state = p.stage + std::int64_t(tile) * p.octets() * octet * p.values * bytes;
   p.shared = p.state + std::int64_t(p.states) * p.octets() * octet * columns * 4;
   return p;
 }
@@ -81,10 +89,11 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
 // Cycles of a step that the choice of splits and held decides; an estimate, to compare choices.
 inline double cluster_cost(const ClusterPlan& p, int number_bytes) {
   const double warps = p.jobs * p.splits;
-  const double read = warps * p.stored() * p.slots * octet * chunk_k * number_bytes / 128;
+  const double read =
+      p.jobs * p.stored_before(p.splits) * p.slots * octet * chunk_k * number_bytes / 128;
   const double chain = number_bytes == 2
-                           ? p.chunks_of_warp() * 33.
-                           : p.chunks_of_warp() * (40. + warps / 4 * p.slots * p.tile * 8);
+                           ? p.chunks_of(0) * 33.
+                           : p.chunks_of(0) * (40. + warps / 4 * p.slots * p.tile * 8);
   return (read > chain ? read : chain) + (p.splits > 1 ? 100 : 0);
 }
 
@@ -93,8 +102,8 @@ inline ClusterPlan cluster_plan(const ClusterShape& shape, int cluster, int tile
                                 std::int64_t shared_limit) {
   ClusterPlan best{};
   for (const Held held : {Held::most, Held::some, Held::none}) {
-    if (held != Held::none && shape.number_bytes != 2) continue;
-    for (const int splits : {1, 2, 4}) {
+    if ((held == Held::none) == (shape.number_bytes == 2)) continue;
+    for (const int splits : {1, 2, 3, 4}) {
       const ClusterPlan p = cluster_plan_of(shape, cluster, tile, splits, held);
       if (p.threads() > thread_limit(held) || p.shared > shared_limit) continue;
       if (best.jobs == 0 ||

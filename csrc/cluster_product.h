@@ -17,7 +17,7 @@ namespace fastrnn::cuda {
 struct ClusterPlace {
   int lane, group, place, job, part;
   unsigned rank;
-  Index first_sequence;
+  int first_sequence;
   unsigned char* shared;
 
   __device__ __forceinline__ ClusterPlace(const ClusterPlan& p, unsigned char* shared)
@@ -27,14 +27,14 @@ struct ClusterPlace {
         job(int(threadIdx.x) / 32 % p.jobs),
         part(int(threadIdx.x) / 32 / p.jobs),
         rank(cluster_rank()),
-        first_sequence(Index(blockIdx.x / unsigned(p.cluster)) * p.tile),
+        first_sequence(int(blockIdx.x) / p.cluster * p.tile),
         shared(shared) {}
 
   // The sequence in the tile of the lane's element e.
   __device__ __forceinline__ int column(int e) const { return place * 2 + e; }
   // The first unit of the job's octet o.
-  __device__ __forceinline__ Index unit_of(const ClusterPlan& p, int o) const {
-    return (Index(rank) * p.octets() + job * p.octets_of_job + o) * octet;
+  __device__ __forceinline__ int unit_of(const ClusterPlan& p, int o) const {
+    return (int(rank) * p.octets() + job * p.octets_of_job + o) * octet;
   }
   // The rows [tile, stride] of k that steps of this parity read.
   template <class T>
@@ -65,15 +65,14 @@ class ClusterProduct {
   template <class Weights>
   __device__ __forceinline__ void fill(const ClusterPlan& p, const ClusterPlace& at,
                                        const Weights& weights) {
-    const int warp = at.part * p.jobs + at.job;
-    stored_ =
-        reinterpret_cast<Run<T>*>(at.shared) + Index(warp) * p.stored() * Slots * 32 + at.lane;
+    const Index before = at.job * p.stored_before(p.splits) + p.stored_before(at.part);
+    stored_ = reinterpret_cast<Run<T>*>(at.shared) + before * Slots * 32 + at.lane;
     const auto chunk = [&](int j) { return (at.part + j * p.splits) * chunk_k + at.place * octet; };
 #pragma unroll
     for (int j = 0; j < Count; ++j)
 #pragma unroll
       for (int s = 0; s < Slots; ++s) held_[j][s] = weights(s, chunk(j));
-    for (int j = 0; j < p.stored(); ++j)
+    for (int j = 0; j < p.stored(at.part); ++j)
 #pragma unroll
       for (int s = 0; s < Slots; ++s) stored_[(j * Slots + s) * 32] = weights(s, chunk(Count + j));
   }
@@ -206,7 +205,7 @@ class ClusterProduct {
   Run<T>* stored_;
 };
 
-// Copies what a warp has staged, [columns, count] numbers, to the same place of every block's rows.
+// Copies what a warp has staged, [tile, count] numbers, to the same place of every block's rows.
 template <class T>
 __device__ __forceinline__ void broadcast(const ClusterPlan& p, const ClusterPlace& at,
                                           const T* staged, int count, T* to) {

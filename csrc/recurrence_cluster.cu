@@ -17,6 +17,7 @@ struct Launches {
   static bool layout(bool backward, Index batch, Index hidden_size, int cluster, int processors,
                      Index shared_limit, Layout* layout) {
     if (batch < 1 || cluster < 2 || cluster > 16 || processors < cluster) return false;
+    if (batch > INT32_MAX || hidden_size > INT32_MAX / octet) return false;
     const Index at_once = processors / cluster, share = (batch + at_once - 1) / at_once;
     const int tile = int(share < columns ? share : columns);
     const ClusterPlan p = cluster_plan(shape(backward, hidden_size), cluster, tile, shared_limit);
@@ -42,11 +43,11 @@ struct Launches {
   static int forward(const Forward& f, const Steps& steps, const void* weight_hh,
                      const Layout& layout, void*, void* stream) {
     const auto kernels = [](const ClusterPlan& p) {
-      if constexpr (sizeof(T) == 2) {
-        if (p.held == Held::most) return cluster_forward<T, Cell, Held::most>;
-        if (p.held == Held::some) return cluster_forward<T, Cell, Held::some>;
-      }
-      return cluster_forward<T, Cell, Held::none>;
+      if constexpr (sizeof(T) == 2)
+        return p.held == Held::most ? cluster_forward<T, Cell, Held::most>
+                                    : cluster_forward<T, Cell, Held::some>;
+      else
+        return cluster_forward<T, Cell, Held::none>;
     };
     return launch_with(kernels, false, f, steps, weight_hh, layout, stream);
   }
@@ -54,11 +55,11 @@ struct Launches {
   static int backward(const Backward& b, const Steps& steps, const void* weight_hh,
                       const Layout& layout, void*, void* stream) {
     const auto kernels = [](const ClusterPlan& p) {
-      if constexpr (sizeof(T) == 2) {
-        if (p.held == Held::most) return cluster_backward<T, Cell, Held::most>;
-        if (p.held == Held::some) return cluster_backward<T, Cell, Held::some>;
-      }
-      return cluster_backward<T, Cell, Held::none>;
+      if constexpr (sizeof(T) == 2)
+        return p.held == Held::most ? cluster_backward<T, Cell, Held::most>
+                                    : cluster_backward<T, Cell, Held::some>;
+      else
+        return cluster_backward<T, Cell, Held::none>;
     };
     return launch_with(kernels, true, b, steps, weight_hh, layout, stream);
   }
