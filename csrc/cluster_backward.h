@@ -17,7 +17,7 @@ struct BackwardRows {
   const ClusterPlace& at;
   // Of the step to come.
   T reserve[at_least_one<R>][O][E], before[S][O][E], after[S][O][E];
-  T sent[S][O][E];  // grad_output and grad_cells
+  T sent[O][E];  // grad_output
   bool reset[E], ends[E], cut[E];
   // Of the step that was, where they are not what the product takes.
   T of_x[Cell::shared_gradients ? 1 : G][O][E];
@@ -67,11 +67,11 @@ struct BackwardRows {
             static_cast<const T*>(b.reserve) + row * extras.slots<Cell>() * H + unit(o);
 #pragma unroll
         for (int r = 0; r < R; ++r) reserve[r][o][e] = kept[r * H];
+        sent[o][e] = optional(b.grad_output, at_row);
 #pragma unroll
         for (int s = 0; s < S; ++s) {
           before[s][o][e] = states.before(s)[unit(o)];
           after[s][o][e] = extras.zoned ? kept[(R + s) * H] : states.after(s)[unit(o)];
-          sent[s][o][e] = optional(s == 0 ? b.grad_output : b.grad_cells, at_row);
         }
       }
     }
@@ -116,7 +116,11 @@ struct BackwardRows {
           next[s] = widen(after[s][o][e]);
           grad[s] = cut[e] ? 0.f : carry(s, o, e);
           if (s == 0 && !cut[e] && !ends[e]) grad[s] += sums[o][e];
-          grad[s] += widen(sent[s][o][e]);
+          if (s == 0) grad[s] += widen(sent[o][e]);
+          // Rarely there, so not fetched beforehand.
+          if (s > 0 && b.grad_cells)
+            grad[s] +=
+                widen(optional(b.grad_cells, (step.row + sequence(e)) * b.hidden_size + unit(o)));
           bypass[s] = 0.f;
           if (extras.zoned) {
             const float share = extras.kept<float>(s, step.time, sequence(e), unit(o));

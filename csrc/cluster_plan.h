@@ -22,7 +22,7 @@ enum class Held { none, some, most };
 
 FASTRNN_INLINE constexpr int held_chunks(Held held, int slots) {
   if (held == Held::none) return 0;
-  const int some = slots == 1 ? 6 : slots == 2 ? 5 : slots == 3 ? 4 : 3;
+  const int some = slots == 1 ? 6 : slots == 2 ? 5 : 3;
   const int most = slots == 1 ? 12 : slots == 2 ? 7 : slots == 3 ? 8 : 6;
   return held == Held::most ? most : some;
 }

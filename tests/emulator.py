@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 from ctypes import CFUNCTYPE, POINTER, c_bool, c_char_p, c_double, c_int, c_int64, c_void_p
 from pathlib import Path
@@ -21,6 +22,7 @@ HOOKS = ["-fsanitize=thread"]
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-DFASTRNN_EMULATOR"]
 UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
 SCHEDULES = ("cluster",)
+UNDEFINED_TOO = "FASTRNN_TEST_UNDEFINED"  # set to 1: stop at undefined behaviour
 NOT_KERNELS = ("device.cu",)
 
 
@@ -213,7 +215,7 @@ class Emulator:
 @functools.cache
 def emulator() -> Emulator:
     """The one of this process, built first."""
-    return Emulator(build())
+    return Emulator(build(undefined=os.environ.get(UNDEFINED_TOO) == "1"))
 
 
 def pointer(tensor: Tensor | None) -> int | None:

@@ -1,11 +1,14 @@
 """The emulator of csrc/emulator: it computes, and it finds the mistakes it is there to find."""
 
 import ctypes
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from tests.emulator import EmulatorError
+from tests.emulator import ROOT, UNDEFINED_TOO, EmulatorError
 
 SEEDS = range(20)
 MISTAKES = {
@@ -133,3 +136,12 @@ def test_narrow_numbers_are_torchs(device, dtype):
     expected = near.to(dtype)
     assert torch.equal(found.isnan(), expected.isnan())
     assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["test_cuda_step.py", "test_cuda_cluster.py"])
+def test_kernels_have_no_undefined_behaviour(file):
+    command = [sys.executable, "-m", "pytest", "-q", "-x", f"tests/{file}"]
+    environment = os.environ | {UNDEFINED_TOO: "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
