@@ -28,8 +28,7 @@ struct BackwardRows {
     return at.column(e) < p.tile && sequence(e) < step.rows && unit(o) < b.hidden_size;
   }
   __device__ __forceinline__ float& carry(int s, int o, int e) const {
-    return reinterpret_cast<float*>(at.shared +
-                                    p.state)[(((at.job * S + s) * O + o) * E + e) * 32 + at.lane];
+    return at.state[(((at.job * S + s) * O + o) * E + e) * 32 + at.lane];
   }
   __device__ __forceinline__ T optional(const void* from, Index i) const {
     return from ? static_cast<const T*>(from)[i] : T{};
@@ -186,7 +185,8 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   constexpr int G = Cell::gates, O = 2;
   FASTRNN_SHARED(unsigned char, shared);
-  const ClusterPlace at(p, shared);
+  ClusterPlace at(p, shared, int(cluster_rank()));
+  at.first_sequence = int(blockIdx.x) / p.cluster * p.tile;
   const bool speaks = at.part == 0 && at.unit_of(p, 0) < b.hidden_size;  // the job's first warp
   ClusterProduct<T, O, held> product;
   product.fill(p, at, BackwardWeights<T, G>{weight, b.hidden_size, at.unit_of(p, 0) + at.group});

@@ -46,7 +46,7 @@ struct ForwardRows {
   }
   // The lane's own place for a state.
   __device__ __forceinline__ float& state(int s, int e) const {
-    return reinterpret_cast<float*>(at.shared + p.state)[((at.job * S + s) * E + e) * 32 + at.lane];
+    return at.state[((at.job * S + s) * E + e) * 32 + at.lane];
   }
 
   __device__ __forceinline__ void begin() {
@@ -152,7 +152,8 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     cluster_forward(Forward f, Regularisers extras, Steps steps, const T* weight, ClusterPlan p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   FASTRNN_SHARED(unsigned char, shared);
-  const ClusterPlace at(p, shared);
+  ClusterPlace at(p, shared, int(cluster_rank()));
+  at.first_sequence = int(blockIdx.x) / p.cluster * p.tile;
   const Index H = f.hidden_size;
   const bool speaks = at.part == 0 && at.unit_of(p, 0) < H;  // the job's first warp, if any
   ClusterProduct<T, Cell::gates, held> product;

@@ -37,6 +37,8 @@ struct ClusterPlan {
   // Shared memory: offsets in bytes and the sum.
   std::int64_t rows, partial, stage, state, shared;
 
+  // Of a tile's states, one for every lane of a job's first warp and each of its elements.
+  FASTRNN_INLINE int state_numbers() const { return states * octets() * octet * columns; }
   FASTRNN_INLINE int threads() const { return 32 * jobs * splits; }
   FASTRNN_INLINE int octets() const { return jobs * octets_of_job; }  // of a block
   // Of a job's chunks, those of one of its warps are part, part + splits, ...
@@ -57,6 +59,9 @@ struct ClusterShape {
   int gates, states, number_bytes;
   bool backward;
   std::int64_t hidden_size;
+  // The grid schedule: the rows of k are in device memory, blocks take turns at several tiles.
+  bool grid = false;
+  int tiles = 1;
 };
 
 inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int tile, int splits,
@@ -79,10 +84,10 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
   const int bytes = shape.number_bytes, row = p.chunks * chunk_k * bytes;
   p.stride = (row + (row % 128 == 0 ? 64 : 0)) / bytes;
   p.rows = std::int64_t(p.jobs) * p.stored_before(splits) * p.slots * octet * chunk_k * bytes;
-  p.partial = p.rows + 2ll * tile * p.stride * bytes;
+  p.partial = p.rows + (shape.grid ? 0 : 2ll * tile * p.stride * bytes);
   p.stage = p.partial + std::int64_t(p.jobs) * (splits - 1) * p.slots * octet * columns * 4;
   p.state = p.stage + std::int64_t(tile) * p.octets() * octet * p.values * bytes;
-  p.shared = p.state + std::int64_t(p.states) * p.octets() * octet * columns * 4;
+  p.shared = p.state + 4ll * shape.tiles * p.state_numbers();
   return p;
 }
 
@@ -103,7 +108,7 @@ inline ClusterPlan cluster_plan(const ClusterShape& shape, int cluster, int tile
   ClusterPlan best{};
   for (const Held held : {Held::most, Held::some, Held::none}) {
     if ((held == Held::none) == (shape.number_bytes == 2)) continue;
-    for (const int splits : {1, 2, 3, 4}) {
+    for (const int splits : {1, 2, 3, 4, 6, 8, 12}) {
       const ClusterPlan p = cluster_plan_of(shape, cluster, tile, splits, held);
       if (p.threads() > thread_limit(held) || p.shared > shared_limit) continue;
       if (best.jobs == 0 ||

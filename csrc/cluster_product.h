@@ -13,28 +13,35 @@
 
 namespace fastrnn::cuda {
 
-// Where this thread is, and its block's shared memory.
+// Where this thread is, its block's shared memory, and the sequences it is at.
 struct ClusterPlace {
   int lane, group, place, job, part;
-  unsigned rank;
+  int rank;  // of the block among those that hold W_hh
   int first_sequence;
   unsigned char* shared;
+  float* state;  // the lanes' own places for its states: see ClusterPlan
 
-  __device__ __forceinline__ ClusterPlace(const ClusterPlan& p, unsigned char* shared)
+  __device__ __forceinline__ ClusterPlace(const ClusterPlan& p, unsigned char* shared, int rank)
       : lane(int(threadIdx.x) % 32),
         group(lane / 4),
         place(lane % 4),
         job(int(threadIdx.x) / 32 % p.jobs),
         part(int(threadIdx.x) / 32 / p.jobs),
-        rank(cluster_rank()),
-        first_sequence(int(blockIdx.x) / p.cluster * p.tile),
-        shared(shared) {}
+        rank(rank),
+        shared(shared) {
+    turn_to(p, 0);
+  }
+
+  __device__ __forceinline__ void turn_to(const ClusterPlan& p, int tile) {
+    first_sequence = tile * p.tile;
+    state = reinterpret_cast<float*>(shared + p.state) + tile * p.state_numbers();
+  }
 
   // The sequence in the tile of the lane's element e.
   __device__ __forceinline__ int column(int e) const { return place * 2 + e; }
   // The first unit of the job's octet o.
   __device__ __forceinline__ int unit_of(const ClusterPlan& p, int o) const {
-    return (int(rank) * p.octets() + job * p.octets_of_job + o) * octet;
+    return (rank * p.octets() + job * p.octets_of_job + o) * octet;
   }
   // The rows [tile, stride] of k that steps of this parity read.
   template <class T>
@@ -205,18 +212,26 @@ class ClusterProduct {
   Run<T>* stored_;
 };
 
-// Copies what a warp has staged, [tile, count] numbers, to the same place of every block's rows.
+// Copies what a warp has staged, [tile, count] numbers, to the same place of the rows of `peers`
+// blocks; to_peer(peer) is where.
+template <class T, class Target>
+__device__ __forceinline__ void spread(const ClusterPlan& p, const ClusterPlace& at,
+                                       const T* staged, int count, int peers,
+                                       const Target& to_peer) {
+  constexpr int width = 16 / int(sizeof(T));
+  const int pieces = count / width, of_peer = p.tile * pieces;
+  for (int i = at.lane; i < of_peer * peers; i += 32) {
+    const int peer = i / of_peer, n = i % of_peer / pieces, piece = i % pieces;
+    store(load<T, width>(staged + n * count + piece * width),
+          to_peer(peer) + n * p.stride + piece * width);
+  }
+}
+
 template <class T>
 __device__ __forceinline__ void broadcast(const ClusterPlan& p, const ClusterPlace& at,
                                           const T* staged, int count, T* to) {
-  const int pieces = count * int(sizeof(T)) / 16, of_peer = p.tile * pieces;
-  for (int i = at.lane; i < of_peer * p.cluster; i += 32) {
-    const int peer = i / of_peer, n = i % of_peer / pieces, piece = i % pieces;
-    using Piece = Packet<T, 16 / int(sizeof(T))>;
-    *reinterpret_cast<Piece*>(cluster_peer(to, unsigned(peer)) + n * p.stride +
-                              piece * (16 / int(sizeof(T)))) =
-        *reinterpret_cast<const Piece*>(staged + n * count + piece * (16 / int(sizeof(T))));
-  }
+  spread(p, at, staged, count, p.cluster,
+         [=](int peer) { return cluster_peer(to, unsigned(peer)); });
 }
 
 }  // namespace fastrnn::cuda

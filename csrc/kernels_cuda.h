@@ -121,7 +121,7 @@ struct Steps {
 struct Layout {
   int cluster;          // blocks that hold W_hh together; the whole grid for the grid schedule
   int clusters;         // which deal the sequences among them
-  int tile;             // sequences of each cluster
+  int tile;             // sequences of each cluster, for the grid schedule at a time
   int threads;          // of a block
   std::int64_t shared;  // bytes of shared memory a block needs
   std::int64_t bytes;   // of `workspace`, zeroed before every launch; 0: none

@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # as in 
 HOOKS = ["-fsanitize=thread"]
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-DFASTRNN_EMULATOR"]
 UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
-SCHEDULES = ("cluster",)
+SCHEDULES = ("cluster", "grid")
 UNDEFINED_TOO = "FASTRNN_TEST_UNDEFINED"  # set to 1: stop at undefined behaviour
 NOT_KERNELS = ("device.cu",)
 

@@ -31,4 +31,7 @@ const void* emulator_step_kernels(const char* cell, int dtype) {
 const void* emulator_cluster_kernels(const char* cell, int dtype) {
   return fastrnn::cuda::cluster_kernels(cell, Dtype(dtype));
 }
+const void* emulator_grid_kernels(const char* cell, int dtype) {
+  return fastrnn::cuda::grid_kernels(cell, Dtype(dtype));
+}
 }
