@@ -99,7 +99,7 @@ inline double cluster_cost(const ClusterPlan& p, int number_bytes) {
   const double chain = number_bytes == 2
                            ? p.chunks_of(0) * 33.
                            : p.chunks_of(0) * (40. + warps / 4 * p.slots * p.tile * 8);
-  return (read > chain ? read : chain) + (p.splits > 1 ? 100 : 0);
+  return (read > chain ? read : chain) + (p.splits > 1 ? 60 + 8 * p.splits : 0);
 }
 
 // The cheapest that fits `shared_limit`; jobs is 0 if none does.

@@ -117,8 +117,10 @@ __device__ __forceinline__ void add_release(unsigned* flag, unsigned value) {
 }
 __device__ __forceinline__ void wait_at_least(const unsigned* flag, unsigned value) {
   unsigned now;
-  do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(flag) : "memory");
+  do asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(flag) : "memory");
   while (int(now - value) < 0);
+  // One fence at the end, as each throws away what the processor has cached.
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
 }  // namespace fastrnn::cuda

@@ -5,9 +5,10 @@ import ctypes
 import pytest
 import torch
 
-from tests.device_recurrence import OnDevice, problem, run_persistent
+from tests.device_recurrence import OnDevice, run_persistent
 from tests.emulator import EmulatorError, Layout
 from tests.layers import assert_as_close_as_torch
+from tests.recurrence_problems import problem
 
 HALVES = (torch.float16, torch.bfloat16)
 KINDS = [("cluster", torch.float32), *((s, d) for s in ("cluster", "grid") for d in HALVES)]

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from fastrnn.cells import CELLS, COMPILED
-from tests.device_recurrence import OnDevice, problem, run_steps
+from tests.device_recurrence import OnDevice, run_steps
 from tests.emulator import DTYPES
 from tests.layers import assert_as_close_as_torch
+from tests.recurrence_problems import problem
 
 # float64 is what the others are held against, and only rounds elsewhere.
 FLOORS = {d: (64 if d == torch.float64 else 4) * torch.finfo(d).eps for d in DTYPES}

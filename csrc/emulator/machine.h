@@ -95,10 +95,16 @@ extern const Launch* current_launch;
 extern std::vector<Block>* group;   // what runs together: a block, a cluster or a whole grid
 extern std::uint32_t group_number;  // nothing orders the groups of a launch
 extern std::uint32_t launch_epoch;  // what is older belongs to an earlier launch
+extern std::uint32_t last_epoch;    // that any thread has reached
+
+void give_way();  // to other threads, until what this one waits for is there
 
 // Whether another's access in that epoch is over for the current thread.
 bool ordered(std::uint32_t number, std::uint32_t group, std::uint32_t epoch);
 std::string name_of(std::uint32_t number);  // a thread of this group, in words
+
+// An ended thread counts as arrived from now on.
+void leave(Barrier& barrier);
 
 // Arriving returns the phase to wait for; it publishes what the thread has done if `release`.
 unsigned arrive(Barrier& barrier, bool release);
@@ -106,6 +112,8 @@ void wait(Barrier& barrier, unsigned phase, bool acquire);
 
 // A flag in device memory, that threads may touch at once. Adding publishes what the thread has
 // done if `release`; waiting, until the flag is at least `value`, learns that if `acquire`.
+bool reached(const unsigned* flag, unsigned value);
+void forget_flags();
 void add_to_flag(unsigned* flag, unsigned value, bool release);
 void wait_for_flag(const unsigned* flag, unsigned value, bool acquire);
 
