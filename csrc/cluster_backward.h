@@ -28,7 +28,7 @@ struct BackwardRows {
     return at.column(e) < p.tile && sequence(e) < step.rows && unit(o) < b.hidden_size;
   }
   __device__ __forceinline__ float& carry(int s, int o, int e) const {
-    return at.state[(((at.job * S + s) * O + o) * E + e) * 32 + at.lane];
+    return at.own<S * O * E>(p, (s * O + o) * E + e);
   }
   __device__ __forceinline__ T optional(const void* from, Index i) const {
     return from ? static_cast<const T*>(from)[i] : T{};
@@ -158,7 +158,8 @@ struct BackwardRows {
           }
         }
         if (b.previous)
-          static_cast<T*>(b.previous)[row * H + unit(o)] = reset[e] ? T{} : before[0][o][e];
+          static_cast<T*>(b.previous)[row * H + unit(o)] =
+              reset[e] ? T{} : RowStates<T>{b, step, sequence(e)}.before(0)[unit(o)];
       }
   }
 };
@@ -193,29 +194,29 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   clear_rows<T>(p, at);
   BackwardRows<T, Cell> rows{b, extras, p, at};
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * p.tile * O * G * octet;
-  Step step = step_at(steps, steps.steps - 1, b.batch);
   if (speaks) {
     rows.begin();
-    rows.fetch(step);
+    rows.fetch(step_at(steps, steps.steps - 1, b.batch));
   }
   cluster_arrive();  // every block is there, and its rows are cleared
   cluster_wait();
   float sums[O][elements] = {};
   for (Index i = steps.steps - 1; i >= 0; --i) {
+    const Step step = step_at(steps, i, b.batch);
     if (speaks) {
       rows.advance(step, sums, staged);
       __syncwarp();
       broadcast(p, at, staged, O * G * octet, at.rows<T>(p, i) + at.unit_of(p, 0) * G);
     }
     cluster_arrive();
-    if (speaks) rows.save(step, staged);
-    const bool begins = step.prev_rows < step.rows;
-    if (i > 0) {
-      step = step_at(steps, i - 1, b.batch);
-      if (speaks) rows.fetch(step);
+    if (speaks) {
+      rows.save(step, staged);
+      if (i > 0) rows.fetch(step_at(steps, i - 1, b.batch));
     }
+    const bool begins = step.prev_rows < step.rows;
     cluster_wait();
     product(p, at, at.rows<T>(p, i), sums);
+    // The step is read again rather than kept: the product needs the registers.
     if (speaks && begins) rows.end(step_at(steps, i, b.batch), sums);
   }
 #endif

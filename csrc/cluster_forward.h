@@ -46,7 +46,7 @@ struct ForwardRows {
   }
   // The lane's own place for a state.
   __device__ __forceinline__ float& state(int s, int e) const {
-    return at.state[((at.job * S + s) * E + e) * 32 + at.lane];
+    return at.own<S * E>(p, s * E + e);
   }
 
   __device__ __forceinline__ void begin() {

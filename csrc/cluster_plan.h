@@ -23,7 +23,7 @@ enum class Held { none, some, most };
 FASTRNN_INLINE constexpr int held_chunks(Held held, int slots) {
   if (held == Held::none) return 0;
   const int some = slots == 1 ? 6 : slots == 2 ? 5 : 3;
-  const int most = slots == 1 ? 12 : slots == 2 ? 7 : slots == 3 ? 8 : 6;
+  const int most = slots == 1 ? 12 : slots == 2 ? 7 : slots == 3 ? 7 : 6;
   return held == Held::most ? most : some;
 }
 FASTRNN_INLINE constexpr int thread_limit(Held held) { return held == Held::most ? 256 : 384; }
@@ -37,8 +37,6 @@ struct ClusterPlan {
   // Shared memory: offsets in bytes and the sum.
   std::int64_t rows, partial, stage, state, shared;
 
-  // Of a tile's states, one for every lane of a job's first warp and each of its elements.
-  FASTRNN_INLINE int state_numbers() const { return states * octets() * octet * columns; }
   FASTRNN_INLINE int threads() const { return 32 * jobs * splits; }
   FASTRNN_INLINE int octets() const { return jobs * octets_of_job; }  // of a block
   // Of a job's chunks, those of one of its warps are part, part + splits, ...
@@ -87,7 +85,7 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
   p.partial = p.rows + (shape.grid ? 0 : 2ll * tile * p.stride * bytes);
   p.stage = p.partial + std::int64_t(p.jobs) * (splits - 1) * p.slots * octet * columns * 4;
   p.state = p.stage + std::int64_t(tile) * p.octets() * octet * p.values * bytes;
-  p.shared = p.state + 4ll * shape.tiles * p.state_numbers();
+  p.shared = p.state + 4ll * shape.tiles * p.states * p.octets() * octet * columns;
   return p;
 }
 

@@ -13,13 +13,14 @@
 
 namespace fastrnn::cuda {
 
+constexpr int elements = columns / 4;  // of a lane, for each of its rows
+
 // Where this thread is, its block's shared memory, and the sequences it is at.
 struct ClusterPlace {
   int lane, group, place, job, part;
   int rank;  // of the block among those that hold W_hh
-  int first_sequence;
+  int tile = 0, first_sequence = 0;
   unsigned char* shared;
-  float* state;  // the lanes' own places for its states: see ClusterPlan
 
   __device__ __forceinline__ ClusterPlace(const ClusterPlan& p, unsigned char* shared, int rank)
       : lane(int(threadIdx.x) % 32),
@@ -28,13 +29,17 @@ struct ClusterPlace {
         job(int(threadIdx.x) / 32 % p.jobs),
         part(int(threadIdx.x) / 32 / p.jobs),
         rank(rank),
-        shared(shared) {
-    turn_to(p, 0);
+        shared(shared) {}
+
+  __device__ __forceinline__ void turn_to(const ClusterPlan& p, int next_tile) {
+    tile = next_tile, first_sequence = tile * p.tile;
   }
 
-  __device__ __forceinline__ void turn_to(const ClusterPlan& p, int tile) {
-    first_sequence = tile * p.tile;
-    state = reinterpret_cast<float*>(shared + p.state) + tile * p.state_numbers();
+  // The lane's own place for number i of the Count that its job has for a tile.
+  template <int Count>
+  __device__ __forceinline__ float& own(const ClusterPlan& p, int i) const {
+    float* const numbers = reinterpret_cast<float*>(shared + p.state);
+    return numbers[((tile * p.jobs + job) * Count + i) * 32 + lane];
   }
 
   // The sequence in the tile of the lane's element e.
@@ -60,8 +65,6 @@ template <class T>
 __device__ __forceinline__ Run<T> load_run(const T* from) {
   return *reinterpret_cast<const Run<T>*>(from);
 }
-
-constexpr int elements = columns / 4;  // of a lane, for each of its rows
 
 template <class T, int Slots, Held held>
 class ClusterProduct {

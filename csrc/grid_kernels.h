@@ -13,19 +13,14 @@ constexpr Index flag_bytes = 256;
 
 template <class T>
 struct GridRows {
-  unsigned* flag;
-  T* rows;
-  Index parity_numbers;  // of one of the two buffers
-  unsigned met = 0;      // how often the blocks have met
-
-  __device__ __forceinline__ GridRows(const ClusterPlan& p, int tiles, unsigned char* workspace)
-      : flag(reinterpret_cast<unsigned*>(workspace)),
-        rows(reinterpret_cast<T*>(workspace + flag_bytes)),
-        parity_numbers(Index(tiles) * p.tile * p.stride) {}
+  unsigned char* workspace;
+  int tiles;
+  unsigned met = 0;  // how often the blocks have met, times their number
 
   // Of a tile, in steps of this parity.
   __device__ __forceinline__ T* of(const ClusterPlan& p, Index parity, int tile) const {
-    return rows + (parity & 1) * parity_numbers + Index(tile) * p.tile * p.stride;
+    const Index row = Index((parity & 1) * tiles + tile) * p.tile;
+    return reinterpret_cast<T*>(workspace + flag_bytes) + row * p.stride;
   }
 
   // What every thread did before is seen by every thread after.
@@ -33,6 +28,7 @@ struct GridRows {
     met += gridDim.x;
     __syncthreads();
     if (threadIdx.x == 0) {
+      unsigned* const flag = reinterpret_cast<unsigned*>(workspace);
       add_release(flag, 1);
       wait_at_least(flag, met);
     }
@@ -52,11 +48,11 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   const bool whole = H % octet == 0 && reinterpret_cast<std::uintptr_t>(weight) % 16 == 0;
   product.fill(p, at, ForwardWeights<T>{weight, H, at.unit_of(p, 0) + at.group, whole});
   ForwardRows<T, Cell> rows(f, extras, p, at);
-  GridRows<T> exchanged(p, tiles, workspace);
+  GridRows<T> exchanged{workspace, tiles};
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * p.tile * octet;
   for (Index i = Index(blockIdx.x) * p.threads() + threadIdx.x; i < f.batch * H;
        i += Index(gridDim.x) * p.threads())
-    exchanged.rows[i / H * p.stride + i % H] = static_cast<const T*>(f.state)[i];
+    exchanged.of(p, 0, 0)[i / H * p.stride + i % H] = static_cast<const T*>(f.state)[i];
   for (int tile = 0; speaks && tile < tiles; ++tile) {
     at.turn_to(p, tile);
     rows.begin();
@@ -97,7 +93,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   ClusterProduct<T, O, held> product;
   product.fill(p, at, BackwardWeights<T, G>{weight, b.hidden_size, at.unit_of(p, 0) + at.group});
   BackwardRows<T, Cell> rows{b, extras, p, at};
-  GridRows<T> exchanged(p, tiles, workspace);
+  GridRows<T> exchanged{workspace, tiles};
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * p.tile * O * G * octet;
   for (int tile = 0; speaks && tile < tiles; ++tile) {
     at.turn_to(p, tile);
@@ -106,10 +102,9 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   // A step first takes what the step after it (i + 1) has sent; step -1 does nothing else.
   for (Index i = steps.steps - 1; i >= -1; --i) {
     const bool works = i >= 0, receives = i + 1 < steps.steps;
-    const Step step = step_at(steps, works ? i : 0, b.batch);
     for (int tile = 0; tile < tiles; ++tile) {
       at.turn_to(p, tile);
-      if (speaks && works) rows.fetch(step);
+      if (speaks && works) rows.fetch(step_at(steps, i, b.batch));
       float sums[O][elements] = {};
       if (receives) {
         if (p.splits > 1) __syncthreads();  // the last tile's partial sums have been read
@@ -120,6 +115,8 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
         }
       }
       if (!speaks || !works) continue;
+      // The step is read again rather than kept: the product needs the registers.
+      const Step step = step_at(steps, i, b.batch);
       rows.advance(step, sums, staged);
       __syncwarp();
       T* const to = exchanged.of(p, i, tile) + at.unit_of(p, 0) * G;
