@@ -17,8 +17,8 @@ struct BackwardRows {
   const ClusterPlace& at;
   // Of the step to come.
   T reserve[at_least_one<R>][O][E], before[S][O][E], after[S][O][E];
-  T sent[O][E];  // grad_output
-  bool reset[E], ends[E], cut[E];
+  T sent[O][E];           // grad_output
+  bool reset[E], cut[E];  // its rows; what comes back to them
   // Of the step that was, where they are not what the product takes.
   T of_x[Cell::shared_gradients ? 1 : G][O][E];
 
@@ -54,9 +54,9 @@ struct BackwardRows {
     for (int e = 0; e < E; ++e) {
       const Index row = step.row + sequence(e);
       const bool there = active(step, 0, e);
-      ends[e] = sequence(e) >= step.next_rows;
+      const bool ends = sequence(e) >= step.next_rows;
       reset[e] = there && extras.reset(row);
-      cut[e] = there && !ends[e] && extras.reset(step.next_row + sequence(e));
+      cut[e] = there && !ends && extras.reset(step.next_row + sequence(e));
 #pragma unroll
       for (int o = 0; o < O; ++o) {
         if (!active(step, o, e)) continue;
@@ -113,8 +113,9 @@ struct BackwardRows {
         for (int s = 0; s < S; ++s) {
           prev[s] = reset[e] ? 0.f : widen(before[s][o][e]);
           next[s] = widen(after[s][o][e]);
+          // Of a sequence that ends here nothing was sent: its sums are zeros.
           grad[s] = cut[e] ? 0.f : carry(s, o, e);
-          if (s == 0 && !cut[e] && !ends[e]) grad[s] += sums[o][e];
+          if (s == 0 && !cut[e]) grad[s] += sums[o][e];
           if (s == 0) grad[s] += widen(sent[o][e]);
           // Rarely there, so not fetched beforehand.
           if (s > 0 && b.grad_cells)
