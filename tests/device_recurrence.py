@@ -20,7 +20,7 @@ class OnDevice:
         device: the emulator.
         problem: what to run.
         dtype: of every tensor.
-        misalign: bytes that tensors are off a 16-byte boundary.
+        misalign: elements that tensors are off a 16-byte boundary.
         save: keep what the backward pass needs.
     """
 
@@ -49,12 +49,13 @@ class OnDevice:
             self.results["reserve"] = self.empty(rows, slots * H)
 
     def put(self, tensor: Tensor) -> Tensor:
-        found = self.device.put(tensor.to(self.dtype), self.misalign)
+        found = self.device.put(tensor.to(self.dtype), self.misalign * self.dtype.itemsize)
         assert found is not None
         return found
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        return self.device.empty(shape, dtype or self.dtype, self.misalign)
+        dtype = dtype or self.dtype
+        return self.device.empty(shape, dtype, self.misalign * dtype.itemsize)
 
     def _sequence(self) -> tuple[object, ...]:
         zoneout = (*(self.problem.extras.zoneout or ()), 0.0, 0.0)[:2]
