@@ -17,6 +17,7 @@
 // not written. `fastrnn/cells.py` holds the same functions in torch, with their sources.
 #pragma once
 
+#include "activations.h"
 #include "inline.h"
 
 namespace fastrnn::FASTRNN_ISA {

@@ -1,9 +1,13 @@
-"""What every test runs under."""
+"""What every test runs under, and the fixtures that many share."""
 
 import os
 from collections.abc import Iterator
 
 import pytest
+import torch
+
+from build_tools import toolchain
+from tests.emulator import Emulator, emulator
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,3 +25,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs draw no curves, which take longer than training a model this small."""
     monkeypatch.setattr("fastrnn.lm.session.draw_curves", lambda metrics, folder: None)
+
+
+@pytest.fixture
+def device() -> Iterator[Emulator]:
+    """The emulated device that runs CUDA kernels on the CPU, empty."""
+    try:
+        toolchain.compiler()
+    except toolchain.BuildError as error:
+        pytest.skip(str(error))
+    found, threads = emulator(), torch.get_num_threads()
+    torch.set_num_threads(1)  # the reference's products are small here
+    found.clear()
+    yield found
+    found.clear()
+    torch.set_num_threads(threads)

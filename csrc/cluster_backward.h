@@ -1,0 +1,226 @@
+// The backward pass of a layer in one launch: a cluster keeps W_hh, its blocks exchange the gates'
+// gradients.
+#pragma once
+
+#include "cluster_forward.h"
+#include "step_backward.h"
+
+namespace fastrnn::cuda {
+
+// What a lane holds of the rows it works on: element e of unit at.group of octet o.
+template <class T, class Cell>
+struct BackwardRows {
+  static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve, E = elements, O = 2;
+  const Backward& b;
+  const Regularisers& extras;
+  const ClusterPlan& p;
+  const ClusterPlace& at;
+  // Of the step to come.
+  T reserve[at_least_one<R>][O][E], before[S][O][E], after[S][O][E];
+  T sent[O][E];           // grad_output
+  bool reset[E], cut[E];  // its rows; what comes back to them
+  // Of the step that was, where they are not what the product takes.
+  T of_x[Cell::shared_gradients ? 1 : G][O][E];
+
+  __device__ __forceinline__ int unit(int o) const { return at.unit_of(p, o) + at.group; }
+  __device__ __forceinline__ int sequence(int e) const { return at.first_sequence + at.column(e); }
+  __device__ __forceinline__ bool active(const Step& step, int o, int e) const {
+    return at.column(e) < p.tile && sequence(e) < step.rows && unit(o) < b.hidden_size;
+  }
+  __device__ __forceinline__ float& carry(int s, int o, int e) const {
+    return at.own<S * O * E>(p, (s * O + o) * E + e);
+  }
+  __device__ __forceinline__ T optional(const void* from, Index i) const {
+    return from ? static_cast<const T*>(from)[i] : T{};
+  }
+
+  __device__ __forceinline__ void begin() const {
+#pragma unroll
+    for (int s = 0; s < S; ++s)
+#pragma unroll
+      for (int o = 0; o < O; ++o)
+#pragma unroll
+        for (int e = 0; e < E; ++e) {
+          const bool there = at.column(e) < p.tile && sequence(e) < b.batch;
+          const Index from = (s * b.batch + sequence(e)) * b.hidden_size + unit(o);
+          carry(s, o, e) =
+              there && unit(o) < b.hidden_size ? widen(optional(b.grad_state_n, from)) : 0.f;
+        }
+  }
+
+  __device__ __forceinline__ void fetch(const Step& step) {
+    const Index H = b.hidden_size;
+#pragma unroll
+    for (int e = 0; e < E; ++e) {
+      const Index row = step.row + sequence(e);
+      const bool there = active(step, 0, e);
+      const bool ends = sequence(e) >= step.next_rows;
+      reset[e] = there && extras.reset(row);
+      cut[e] = there && !ends && extras.reset(step.next_row + sequence(e));
+#pragma unroll
+      for (int o = 0; o < O; ++o) {
+        if (!active(step, o, e)) continue;
+        const Index at_row = row * H + unit(o);
+        const RowStates<T> states{b, step, sequence(e)};
+        const T* const kept =
+            static_cast<const T*>(b.reserve) + row * extras.slots<Cell>() * H + unit(o);
+#pragma unroll
+        for (int r = 0; r < R; ++r) reserve[r][o][e] = kept[r * H];
+        sent[o][e] = optional(b.grad_output, at_row);
+#pragma unroll
+        for (int s = 0; s < S; ++s) {
+          before[s][o][e] = states.before(s)[unit(o)];
+          after[s][o][e] = extras.zoned ? kept[(R + s) * H] : states.after(s)[unit(o)];
+        }
+      }
+    }
+  }
+
+  // Of the sequences whose first step is behind us: their initial states' gradient.
+  __device__ __forceinline__ void end(const Step& step, const float (&sums)[O][E]) const {
+#pragma unroll
+    for (int o = 0; o < O; ++o)
+#pragma unroll
+      for (int e = 0; e < E; ++e) {
+        if (!active(step, o, e) || sequence(e) < step.prev_rows) continue;
+        const bool lost = extras.reset(step.row + sequence(e));
+#pragma unroll
+        for (int s = 0; s < S; ++s) {
+          const float grad = carry(s, o, e) + (s == 0 ? sums[o][e] : 0.f);
+          narrow(lost ? 0.f : grad, static_cast<T*>(b.grad_state) +
+                                        (s * b.batch + sequence(e)) * b.hidden_size + unit(o));
+        }
+      }
+  }
+
+  // The cell; leaves what the product takes in `staged` [tile, O, G, octet].
+  __device__ __forceinline__ void advance(const Step& step, const float (&sums)[O][E], T* staged) {
+#pragma unroll
+    for (int o = 0; o < O; ++o)
+#pragma unroll
+      for (int e = 0; e < E; ++e) {
+        T* const stage = staged + ((at.column(e) * O + o) * G) * octet + at.group;
+        if (at.column(e) >= p.tile) continue;
+        if (!active(step, o, e)) {
+#pragma unroll
+          for (int g = 0; g < G; ++g) stage[g * octet] = T{};
+          continue;
+        }
+        float kept[at_least_one<R>], prev[S], next[S], grad[S], bypass[S];
+#pragma unroll
+        for (int r = 0; r < R; ++r) kept[r] = widen(reserve[r][o][e]);
+#pragma unroll
+        for (int s = 0; s < S; ++s) {
+          prev[s] = reset[e] ? 0.f : widen(before[s][o][e]);
+          next[s] = widen(after[s][o][e]);
+          // Of a sequence that ends here nothing was sent: its sums are zeros.
+          grad[s] = cut[e] ? 0.f : carry(s, o, e);
+          if (s == 0 && !cut[e]) grad[s] += sums[o][e];
+          if (s == 0) grad[s] += widen(sent[o][e]);
+          // Rarely there, so not fetched beforehand.
+          if (s > 0 && b.grad_cells)
+            grad[s] +=
+                widen(optional(b.grad_cells, (step.row + sequence(e)) * b.hidden_size + unit(o)));
+          bypass[s] = 0.f;
+          if (extras.zoned) {
+            const float share = extras.kept<float>(s, step.time, sequence(e), unit(o));
+            bypass[s] = around(grad[s], share);
+            grad[s] = through(grad[s], share);
+          }
+        }
+        float to_x[G], to_h[G], to_prev[S];
+        Cell::backward(kept, prev, next, grad, to_x, to_h, to_prev);
+#pragma unroll
+        for (int s = 0; s < S; ++s) carry(s, o, e) = to_prev[s] + bypass[s];
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+          narrow(Cell::shared_gradients ? to_x[g] : to_h[g], &stage[g * octet]);
+          if constexpr (!Cell::shared_gradients) narrow(to_x[g], &of_x[g][o][e]);
+        }
+      }
+  }
+
+  __device__ __forceinline__ void save(const Step& step, const T* staged) const {
+    const Index H = b.hidden_size;
+#pragma unroll
+    for (int o = 0; o < O; ++o)
+#pragma unroll
+      for (int e = 0; e < E; ++e) {
+        if (!active(step, o, e)) continue;
+        const Index row = step.row + sequence(e), at_row = row * G * H + unit(o);
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+          const T sum = staged[((at.column(e) * O + o) * G + g) * octet + at.group];
+          if constexpr (Cell::shared_gradients) {
+            static_cast<T*>(b.grad_x)[at_row + g * H] = sum;
+          } else {
+            static_cast<T*>(b.grad_x)[at_row + g * H] = of_x[g][o][e];
+            static_cast<T*>(b.grad_h)[at_row + g * H] = sum;
+          }
+        }
+        if (b.previous)
+          static_cast<T*>(b.previous)[row * H + unit(o)] =
+              reset[e] ? T{} : RowStates<T>{b, step, sequence(e)}.before(0)[unit(o)];
+      }
+  }
+};
+
+// A column of W_hh: k is octet by octet, gate by gate, unit by unit.
+template <class T, int G>
+struct BackwardWeights {
+  const T* weight;  // [G*H, H]
+  Index H, unit;    // of slot 0; slot 1 is the next octet
+
+  __device__ __forceinline__ Run<T> operator()(int slot, int k) const {
+    const Index column = unit + slot * octet, gate = k / octet % G, first = k / octet / G * octet;
+    Run<T> run{};
+#pragma unroll
+    for (int i = 0; i < octet; ++i)
+      if (column < H && first + i < H) run.values[i] = weight[(gate * H + first + i) * H + column];
+    return run;
+  }
+};
+
+template <class T, class Cell, Held held>
+__global__ void __launch_bounds__(thread_limit(held), 1)
+    cluster_backward(Backward b, Regularisers extras, Steps steps, const T* weight, ClusterPlan p) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  constexpr int G = Cell::gates, O = 2;
+  FASTRNN_SHARED(unsigned char, shared);
+  ClusterPlace at(p, shared, int(cluster_rank()));
+  at.first_sequence = int(blockIdx.x) / p.cluster * p.tile;
+  const bool speaks = at.part == 0 && at.unit_of(p, 0) < b.hidden_size;  // the job's first warp
+  ClusterProduct<T, O, held> product;
+  product.fill(p, at, BackwardWeights<T, G>{weight, b.hidden_size, at.unit_of(p, 0) + at.group});
+  clear_rows<T>(p, at);
+  BackwardRows<T, Cell> rows{b, extras, p, at};
+  T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * p.tile * O * G * octet;
+  if (speaks) {
+    rows.begin();
+    rows.fetch(step_at(steps, steps.steps - 1, b.batch));
+  }
+  cluster_arrive();  // every block is there, and its rows are cleared
+  cluster_wait();
+  float sums[O][elements] = {};
+  for (Index i = steps.steps - 1; i >= 0; --i) {
+    const Step step = step_at(steps, i, b.batch);
+    if (speaks) {
+      rows.advance(step, sums, staged);
+      __syncwarp();
+      broadcast(p, at, staged, O * G * octet, at.rows<T>(p, i) + at.unit_of(p, 0) * G);
+    }
+    cluster_arrive();
+    if (speaks) {
+      rows.save(step, staged);
+      if (i > 0) rows.fetch(step_at(steps, i - 1, b.batch));
+    }
+    const bool begins = step.prev_rows < step.rows;
+    cluster_wait();
+    product(p, at, at.rows<T>(p, i), sums);
+    // The step is read again rather than kept: the product needs the registers.
+    if (speaks && begins) rows.end(step_at(steps, i, b.batch), sums);
+  }
+#endif
+}
+
+}  // namespace fastrnn::cuda

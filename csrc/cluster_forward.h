@@ -1,0 +1,200 @@
+// The forward pass of a layer in one launch: a cluster keeps W_hh, its blocks exchange h.
+#pragma once
+
+#include "cluster_product.h"
+
+namespace fastrnn::cuda {
+
+__device__ __forceinline__ Step step_at(const Steps& steps, Index i, Index batch) {
+  return steps.table ? steps.table[i] : equal_step(i, steps.steps, batch, steps.reverse);
+}
+
+// Both buffers of the exchanged rows: zeros, as no number may meet a weight's zero as NaN.
+template <class T>
+__device__ __forceinline__ void clear_rows(const ClusterPlan& p, const ClusterPlace& at) {
+  const Run<T> zeros{};
+  Run<T>* const runs = reinterpret_cast<Run<T>*>(at.shared + p.rows);
+  for (int i = int(threadIdx.x); i < 2 * p.tile * p.stride / octet; i += p.threads())
+    runs[i] = zeros;
+}
+
+// What a lane holds of the rows it works on: elements e of unit at.group of an octet.
+template <class T, class Cell>
+struct ForwardRows {
+  static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve, E = elements;
+  const Forward& f;
+  const Regularisers& extras;
+  const ClusterPlan& p;
+  const ClusterPlace& at;
+  int unit;
+  T x[G][E];      // of the step to come
+  bool reset[E];  // its rows
+  T next[S][E], made[S][E], kept[at_least_one<R>][E];
+
+  __device__ __forceinline__ ForwardRows(const Forward& f, const Regularisers& extras,
+                                         const ClusterPlan& p, const ClusterPlace& at)
+      : f(f), extras(extras), p(p), at(at), unit(at.unit_of(p, 0) + at.group) {}
+
+  __device__ __forceinline__ float bias(const void* from, int g) const {
+    return from && unit < f.hidden_size
+               ? widen(static_cast<const T*>(from)[g * f.hidden_size + unit])
+               : 0.f;
+  }
+  __device__ __forceinline__ int sequence(int e) const { return at.first_sequence + at.column(e); }
+  __device__ __forceinline__ bool active(const Step& step, int e) const {
+    return at.column(e) < p.tile && sequence(e) < step.rows && unit < f.hidden_size;
+  }
+  // The lane's own place for a state.
+  __device__ __forceinline__ float& state(int s, int e) const {
+    return at.own<S * E>(p, s * E + e);
+  }
+
+  __device__ __forceinline__ void begin() {
+#pragma unroll
+    for (int s = 0; s < S; ++s)
+#pragma unroll
+      for (int e = 0; e < E; ++e) {
+        const bool there = at.column(e) < p.tile && sequence(e) < f.batch && unit < f.hidden_size;
+        const Index from = (s * f.batch + sequence(e)) * f.hidden_size + unit;
+        state(s, e) = there ? widen(static_cast<const T*>(f.state)[from]) : 0.f;
+      }
+  }
+
+  __device__ __forceinline__ void fetch(const Step& step) {
+#pragma unroll
+    for (int e = 0; e < E; ++e) {
+      const Index row = step.row + sequence(e), H = f.hidden_size;
+      const bool there = active(step, e);
+      reset[e] = there && extras.reset(row);
+#pragma unroll
+      for (int g = 0; g < G; ++g)
+        x[g][e] = there ? static_cast<const T*>(f.x_proj)[(row * G + g) * H + unit] : T{};
+    }
+  }
+
+  // The cell; leaves h in `staged` [tile, octet] for the other blocks.
+  __device__ __forceinline__ void advance(const Step& step, const float (&sums)[G][E], T* staged) {
+#pragma unroll
+    for (int e = 0; e < E; ++e) {
+      float xs[G], hs[G], prev[S], after[S], reserve[at_least_one<R>];
+#pragma unroll
+      for (int g = 0; g < G; ++g) {
+        xs[g] = widen(x[g][e]) + bias(f.bias_ih, g);
+        hs[g] = (reset[e] ? 0.f : sums[g][e]) + bias(f.bias_hh, g);
+      }
+#pragma unroll
+      for (int s = 0; s < S; ++s) prev[s] = reset[e] ? 0.f : state(s, e);
+      Cell::forward(xs, hs, prev, after, reserve);
+      const bool works = active(step, e);
+#pragma unroll
+      for (int s = 0; s < S; ++s) {
+        narrow(after[s], &made[s][e]);
+        if (extras.zoned && works)
+          after[s] = mixed(prev[s], after[s], extras.kept<float>(s, step.time, sequence(e), unit));
+        if (!works) after[s] = prev[s];
+        state(s, e) = after[s];
+        narrow(after[s], &next[s][e]);
+      }
+#pragma unroll
+      for (int r = 0; r < R; ++r) narrow(reserve[r], &kept[r][e]);
+      if (at.column(e) < p.tile) staged[at.column(e) * octet + at.group] = next[0][e];
+    }
+  }
+
+  __device__ __forceinline__ void save(const Step& step) const {
+    const Index H = f.hidden_size;
+#pragma unroll
+    for (int e = 0; e < E; ++e) {
+      if (!active(step, e)) continue;
+      const Index row = step.row + sequence(e);
+      static_cast<T*>(f.output)[row * H + unit] = next[0][e];
+      if (S > 1 && f.cells) static_cast<T*>(f.cells)[row * H + unit] = next[S - 1][e];
+      if (!f.reserve) continue;
+      T* const reserve = static_cast<T*>(f.reserve) + row * extras.slots<Cell>() * H + unit;
+#pragma unroll
+      for (int r = 0; r < R; ++r) reserve[r * H] = kept[r][e];
+      if (extras.zoned)
+#pragma unroll
+        for (int s = 0; s < S; ++s) reserve[(R + s) * H] = made[s][e];
+    }
+  }
+
+  __device__ __forceinline__ void end() const {
+#pragma unroll
+    for (int s = 0; s < S; ++s)
+#pragma unroll
+      for (int e = 0; e < E; ++e)
+        if (at.column(e) < p.tile && sequence(e) < f.batch && unit < f.hidden_size)
+          narrow(state(s, e),
+                 static_cast<T*>(f.running) + (s * f.batch + sequence(e)) * f.hidden_size + unit);
+  }
+};
+
+// A row of a gate of W_hh: k is the unit it weighs.
+template <class T>
+struct ForwardWeights {
+  const T* weight;  // [G*H, H]
+  Index H, unit;
+  bool whole;  // eight neighbours can be read at once
+
+  __device__ __forceinline__ Run<T> operator()(int gate, int k) const {
+    const T* const from = weight + (gate * H + unit) * H + k;
+    if (unit < H && whole && k + octet <= H) return load_run(from);
+    Run<T> run{};
+    for (int i = 0; i < octet; ++i)
+      if (unit < H && k + i < H) run.values[i] = from[i];
+    return run;
+  }
+};
+
+template <class T, class Cell, Held held>
+__global__ void __launch_bounds__(thread_limit(held), 1)
+    cluster_forward(Forward f, Regularisers extras, Steps steps, const T* weight, ClusterPlan p) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  FASTRNN_SHARED(unsigned char, shared);
+  ClusterPlace at(p, shared, int(cluster_rank()));
+  at.first_sequence = int(blockIdx.x) / p.cluster * p.tile;
+  const Index H = f.hidden_size;
+  const bool speaks = at.part == 0 && at.unit_of(p, 0) < H;  // the job's first warp, if any
+  ClusterProduct<T, Cell::gates, held> product;
+  const bool whole = H % octet == 0 && reinterpret_cast<std::uintptr_t>(weight) % 16 == 0;
+  product.fill(p, at, ForwardWeights<T>{weight, H, at.unit_of(p, 0) + at.group, whole});
+  clear_rows<T>(p, at);
+  ForwardRows<T, Cell> rows(f, extras, p, at);
+  T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * p.tile * octet;
+  Step step = step_at(steps, 0, f.batch);
+  __syncthreads();
+  for (Index i = threadIdx.x; i < p.tile * H; i += p.threads()) {
+    const Index n = i / H, unit = i % H, sequence = at.first_sequence + n;
+    if (sequence < f.batch)
+      at.rows<T>(p, 0)[n * p.stride + unit] = static_cast<const T*>(f.state)[sequence * H + unit];
+  }
+  if (speaks) {
+    rows.begin();
+    rows.fetch(step);
+  }
+  cluster_arrive();  // every block is there, and its rows are filled
+  cluster_wait();
+  for (Index i = 0; i < steps.steps; ++i) {
+    const bool last = i + 1 == steps.steps;
+    float sums[Cell::gates][elements];
+    product(p, at, at.rows<T>(p, i), sums);
+    if (speaks) {
+      rows.advance(step, sums, staged);
+      __syncwarp();
+      if (!last) broadcast(p, at, staged, octet, at.rows<T>(p, i + 1) + at.unit_of(p, 0));
+    }
+    // What the others wait for is on its way; the rest is done while they wait. After the last
+    // step nothing is exchanged.
+    if (!last) cluster_arrive();
+    if (speaks) rows.save(step);
+    if (last) break;
+    step = step_at(steps, i + 1, f.batch);
+    if (speaks) rows.fetch(step);
+    cluster_wait();
+  }
+  if (speaks) rows.end();
+#endif
+}
+
+}  // namespace fastrnn::cuda

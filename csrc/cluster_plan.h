@@ -1,0 +1,120 @@
+// How a block of a cluster divides its share of W_hh among warps, registers and shared memory.
+//
+// Units come in octets. A warp's job is one octet with all its gates (forward) or two octets
+// (backward): `slots` groups of eight rows, times all of k. k, the other side of the product, holds
+// `values` numbers per unit (forward 1: h; backward G: the gates' gradients) and is cut into chunks
+// of 32; `splits` warps share a job's chunks, each holding the first `held` of its own in
+// registers.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+
+#include "kernels_cuda.h"
+
+namespace fastrnn::cuda {
+
+constexpr int chunk_k = 32, octet = 8, columns = 8;
+
+// How much a warp holds in registers: chunks of 4 registers a slot, as many as a kernel of so many
+// threads has without spilling. Exact products (float) hold none.
+enum class Held { none, some, most };
+
+FASTRNN_INLINE constexpr int held_chunks(Held held, int slots) {
+  if (held == Held::none) return 0;
+  const int some = slots == 1 ? 6 : slots == 2 ? 5 : 3;
+  const int most = slots == 1 ? 12 : slots == 2 ? 7 : slots == 3 ? 7 : 6;
+  return held == Held::most ? most : some;
+}
+FASTRNN_INLINE constexpr int thread_limit(Held held) { return held == Held::most ? 256 : 384; }
+
+struct ClusterPlan {
+  int cluster, tile;                         // blocks; sequences, of `columns`
+  int slots, octets_of_job, values, states;  // see above; states per unit
+  int jobs, splits, chunks;
+  Held held;
+  int stride;  // of a sequence's row of k, in numbers
+  // Shared memory: offsets in bytes and the sum.
+  std::int64_t rows, partial, stage, state, shared;
+
+  FASTRNN_INLINE int threads() const { return 32 * jobs * splits; }
+  FASTRNN_INLINE int octets() const { return jobs * octets_of_job; }  // of a block
+  // Of a job's chunks, those of one of its warps are part, part + splits, ...
+  FASTRNN_INLINE int chunks_of(int part) const { return (chunks - part + splits - 1) / splits; }
+  // Those in shared memory, and where they begin among the job's.
+  FASTRNN_INLINE int stored(int part) const {
+    const int in_registers = held_chunks(held, slots), all = chunks_of(part);
+    return all > in_registers ? all - in_registers : 0;
+  }
+  FASTRNN_INLINE int stored_before(int part) const {
+    int sum = 0;
+    for (int before = 0; before < part; ++before) sum += stored(before);
+    return sum;
+  }
+};
+
+struct ClusterShape {
+  int gates, states, number_bytes;
+  bool backward;
+  std::int64_t hidden_size;
+  // The grid schedule: the rows of k are in device memory, blocks take turns at several tiles.
+  bool grid = false;
+  int tiles = 1;
+};
+
+inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int tile, int splits,
+                                   Held held) {
+  ClusterPlan p{};
+  p.cluster = cluster, p.tile = tile;
+  p.octets_of_job = shape.backward ? 2 : 1;
+  p.slots = shape.backward ? 2 : shape.gates;
+  p.values = shape.backward ? shape.gates : 1;
+  p.states = shape.states;
+  const std::int64_t octets = (shape.hidden_size + octet - 1) / octet;
+  const std::int64_t of_job = std::int64_t(cluster) * p.octets_of_job;
+  p.jobs = int((octets + of_job - 1) / of_job);
+  p.splits = splits, p.held = held;
+  // Blocks take whole jobs; the last ones may have fewer, or none.
+  const std::int64_t used = (octets + p.octets_of_job - 1) / p.octets_of_job * p.octets_of_job;
+  const std::int64_t k = used * octet * p.values;
+  p.chunks = int((k + chunk_k - 1) / chunk_k);
+  // Rows lie 64 bytes off a multiple of 128: the lanes of a 16-byte load meet different banks.
+  const int bytes = shape.number_bytes, row = p.chunks * chunk_k * bytes;
+  p.stride = (row + (row % 128 == 0 ? 64 : 0)) / bytes;
+  p.rows = std::int64_t(p.jobs) * p.stored_before(splits) * p.slots * octet * chunk_k * bytes;
+  p.partial = p.rows + (shape.grid ? 0 : 2ll * tile * p.stride * bytes);
+  p.stage = p.partial + std::int64_t(p.jobs) * (splits - 1) * p.slots * octet * columns * 4;
+  p.state = p.stage + std::int64_t(tile) * p.octets() * octet * p.values * bytes;
+  p.shared = p.state + 4ll * shape.tiles * p.states * p.octets() * octet * columns;
+  return p;
+}
+
+// Cycles of a step that the choice of splits and held decides; an estimate, to compare choices.
+inline double cluster_cost(const ClusterPlan& p, int number_bytes) {
+  const double warps = p.jobs * p.splits;
+  const double read =
+      p.jobs * p.stored_before(p.splits) * p.slots * octet * chunk_k * number_bytes / 128;
+  const double chain = number_bytes == 2
+                           ? p.chunks_of(0) * 33.
+                           : p.chunks_of(0) * (40. + warps / 4 * p.slots * p.tile * 8);
+  return (read > chain ? read : chain) + (p.splits > 1 ? 60 + 8 * p.splits : 0);
+}
+
+// The cheapest that fits `shared_limit`; jobs is 0 if none does.
+inline ClusterPlan cluster_plan(const ClusterShape& shape, int cluster, int tile,
+                                std::int64_t shared_limit) {
+  ClusterPlan best{};
+  for (const Held held : {Held::most, Held::some, Held::none}) {
+    if ((held == Held::none) == (shape.number_bytes == 2)) continue;
+    for (const int splits : {1, 2, 3, 4, 6, 8, 12}) {
+      const ClusterPlan p = cluster_plan_of(shape, cluster, tile, splits, held);
+      if (p.threads() > thread_limit(held) || p.shared > shared_limit) continue;
+      if (best.jobs == 0 ||
+          cluster_cost(p, shape.number_bytes) < cluster_cost(best, shape.number_bytes))
+        best = p;
+    }
+  }
+  return best;
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,240 @@
+// A warp's part of the product of a step: its job's rows of W_hh times the rows of k that the
+// cluster's blocks have exchanged.
+//
+// Lane 4 * group + place holds, of every chunk of 32, the eight weights from k = 8 * place on of
+// row `group` of each slot; the sums it ends with are those of row `group` and of the sequences
+// 2 * place and 2 * place + 1.
+#pragma once
+
+#include <cstring>
+
+#include "cluster_plan.h"
+#include "device_rows.h"
+
+namespace fastrnn::cuda {
+
+constexpr int elements = columns / 4;  // of a lane, for each of its rows
+
+// Where this thread is, its block's shared memory, and the sequences it is at.
+struct ClusterPlace {
+  int lane, group, place, job, part;
+  int rank;  // of the block among those that hold W_hh
+  int tile = 0, first_sequence = 0;
+  unsigned char* shared;
+
+  __device__ __forceinline__ ClusterPlace(const ClusterPlan& p, unsigned char* shared, int rank)
+      : lane(int(threadIdx.x) % 32),
+        group(lane / 4),
+        place(lane % 4),
+        job(int(threadIdx.x) / 32 % p.jobs),
+        part(int(threadIdx.x) / 32 / p.jobs),
+        rank(rank),
+        shared(shared) {}
+
+  __device__ __forceinline__ void turn_to(const ClusterPlan& p, int next_tile) {
+    tile = next_tile, first_sequence = tile * p.tile;
+  }
+
+  // The lane's own place for number i of the Count that its job has for a tile.
+  template <int Count>
+  __device__ __forceinline__ float& own(const ClusterPlan& p, int i) const {
+    float* const numbers = reinterpret_cast<float*>(shared + p.state);
+    return numbers[((tile * p.jobs + job) * Count + i) * 32 + lane];
+  }
+
+  // The sequence in the tile of the lane's element e.
+  __device__ __forceinline__ int column(int e) const { return place * 2 + e; }
+  // The first unit of the job's octet o.
+  __device__ __forceinline__ int unit_of(const ClusterPlan& p, int o) const {
+    return (rank * p.octets() + job * p.octets_of_job + o) * octet;
+  }
+  // The rows [tile, stride] of k that steps of this parity read.
+  template <class T>
+  __device__ __forceinline__ T* rows(const ClusterPlan& p, Index parity) const {
+    return reinterpret_cast<T*>(shared + p.rows) + (parity & 1) * p.tile * p.stride;
+  }
+};
+
+// Eight neighbours of a row of k.
+template <class T>
+struct alignas(16) Run {
+  T values[octet];
+};
+
+template <class T>
+__device__ __forceinline__ Run<T> load_run(const T* from) {
+  return *reinterpret_cast<const Run<T>*>(from);
+}
+
+template <class T, int Slots, Held held>
+class ClusterProduct {
+ public:
+  static constexpr int Count = held_chunks(held, Slots);  // of chunks in registers
+
+  // weights(slot, k) is the Run of row `group` of a slot.
+  template <class Weights>
+  __device__ __forceinline__ void fill(const ClusterPlan& p, const ClusterPlace& at,
+                                       const Weights& weights) {
+    const Index before = at.job * p.stored_before(p.splits) + p.stored_before(at.part);
+    stored_ = reinterpret_cast<Run<T>*>(at.shared) + before * Slots * 32 + at.lane;
+    const auto chunk = [&](int j) { return (at.part + j * p.splits) * chunk_k + at.place * octet; };
+#pragma unroll
+    for (int j = 0; j < Count; ++j)
+#pragma unroll
+      for (int s = 0; s < Slots; ++s) held_[j][s] = weights(s, chunk(j));
+    for (int j = 0; j < p.stored(at.part); ++j)
+#pragma unroll
+      for (int s = 0; s < Slots; ++s) stored_[(j * Slots + s) * 32] = weights(s, chunk(Count + j));
+  }
+
+  __device__ __forceinline__ void operator()(const ClusterPlan& p, const ClusterPlace& at,
+                                             const T* rows, float (&sums)[Slots][elements]) const {
+    Sums state(at, rows, p);
+#pragma unroll
+    for (int j = 0; j < Count; ++j) {
+      const int c = at.part + j * p.splits;
+      if (c < p.chunks) state.add(c, held_[j]);
+    }
+    const Run<T>* stored = stored_;
+    for (int c = at.part + Count * p.splits; c < p.chunks; c += p.splits) {
+      Run<T> weights[Slots];
+#pragma unroll
+      for (int s = 0; s < Slots; ++s) weights[s] = stored[s * 32];
+      state.add(c, weights);
+      stored += Slots * 32;
+    }
+    state.finish(sums);
+    if (p.splits > 1) join(p, at, sums);
+  }
+
+ private:
+  // Tensor cores: a tile is two slots; the two halves of a chunk are summed apart, as chains that
+  // do not wait for each other. The order of k within a chunk is the lanes' own.
+  struct TensorSums {
+    static constexpr int tiles = (Slots + 1) / 2;
+    float d[2][tiles][4] = {};
+    const T* row;
+
+    __device__ __forceinline__ TensorSums(const ClusterPlace& at, const T* rows,
+                                          const ClusterPlan& p)
+        // A column without a sequence repeats the last one; nobody looks at its sums.
+        : row(rows + (at.group < p.tile ? at.group : p.tile - 1) * p.stride + at.place * octet) {}
+
+    __device__ __forceinline__ void add(int chunk, const Run<T> (&weights)[Slots]) {
+      std::uint32_t w[2 * tiles][4] = {}, b[4];
+#pragma unroll
+      for (int s = 0; s < Slots; ++s) memcpy(w[s], &weights[s], 16);
+      const Run<T> run = load_run(row + chunk * chunk_k);
+      memcpy(b, &run, 16);
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int t = 0; t < tiles; ++t) {
+          const std::uint32_t a[4] = {w[2 * t][2 * half], w[2 * t + 1][2 * half],
+                                      w[2 * t][2 * half + 1], w[2 * t + 1][2 * half + 1]};
+          const std::uint32_t right[2] = {b[2 * half], b[2 * half + 1]};
+          mma<T>(d[half][t], a, right);
+        }
+    }
+
+    __device__ __forceinline__ void finish(float (&sums)[Slots][elements]) const {
+#pragma unroll
+      for (int s = 0; s < Slots; ++s)
+#pragma unroll
+        for (int e = 0; e < elements; ++e) {
+          const int i = s % 2 * 2 + e;
+          sums[s][e] = d[0][s / 2][i] + d[1][s / 2][i];
+        }
+    }
+  };
+
+  // Exact products: a lane sums its own eighth of every chunk for all sequences, then the four
+  // lanes of a row add up.
+  struct ExactSums {
+    float d[Slots][columns] = {};
+    const T* row;
+    int stride, tile, place;
+
+    __device__ __forceinline__ ExactSums(const ClusterPlace& at, const T* rows,
+                                         const ClusterPlan& p)
+        : row(rows + at.place * octet), stride(p.stride), tile(p.tile), place(at.place) {}
+
+    __device__ __forceinline__ void add(int chunk, const Run<T> (&weights)[Slots]) {
+#pragma unroll
+      for (int n = 0; n < columns; ++n) {
+        if (n >= tile) break;
+        const Run<T> run = load_run(row + n * stride + chunk * chunk_k);
+#pragma unroll
+        for (int s = 0; s < Slots; ++s)
+#pragma unroll
+          for (int i = 0; i < octet; ++i) d[s][n] += weights[s].values[i] * run.values[i];
+      }
+    }
+
+    __device__ __forceinline__ void finish(float (&sums)[Slots][elements]) {
+#pragma unroll
+      for (int s = 0; s < Slots; ++s)
+#pragma unroll
+        for (int n = 0; n < columns; ++n) {
+          d[s][n] += shuffle_xor(d[s][n], 1);
+          d[s][n] += shuffle_xor(d[s][n], 2);
+          if (n / 2 == place) sums[s][n % 2] = d[s][n];
+        }
+    }
+  };
+
+  template <class Number, bool = sizeof(Number) == 2>
+  struct Choose {
+    using type = TensorSums;
+  };
+  template <class Number>
+  struct Choose<Number, false> {
+    using type = ExactSums;
+  };
+  using Sums = typename Choose<T>::type;
+
+  // The sums of the job's other warps, in their order, onto the first one's.
+  __device__ __forceinline__ void join(const ClusterPlan& p, const ClusterPlace& at,
+                                       float (&sums)[Slots][elements]) const {
+    constexpr int count = Slots * elements;
+    float* const partial = reinterpret_cast<float*>(at.shared + p.partial) +
+                           at.job * (p.splits - 1) * count * 32 + at.lane;
+    if (at.part > 0)
+#pragma unroll
+      for (int i = 0; i < count; ++i)
+        partial[((at.part - 1) * count + i) * 32] = sums[i / elements][i % elements];
+    __syncthreads();
+    if (at.part == 0)
+      for (int other = 0; other < p.splits - 1; ++other)
+#pragma unroll
+        for (int i = 0; i < count; ++i)
+          sums[i / elements][i % elements] += partial[(other * count + i) * 32];
+  }
+
+  Run<T> held_[at_least_one<Count>][Slots];
+  Run<T>* stored_;
+};
+
+// Copies what a warp has staged, [tile, count] numbers, to the same place of the rows of `peers`
+// blocks; to_peer(peer) is where.
+template <class T, class Target>
+__device__ __forceinline__ void spread(const ClusterPlan& p, const ClusterPlace& at,
+                                       const T* staged, int count, int peers,
+                                       const Target& to_peer) {
+  constexpr int width = 16 / int(sizeof(T));
+  const int pieces = count / width, of_peer = p.tile * pieces;
+  for (int i = at.lane; i < of_peer * peers; i += 32) {
+    const int peer = i / of_peer, n = i % of_peer / pieces, piece = i % pieces;
+    store(load<T, width>(staged + n * count + piece * width),
+          to_peer(peer) + n * p.stride + piece * width);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void broadcast(const ClusterPlan& p, const ClusterPlace& at,
+                                          const T* staged, int count, T* to) {
+  spread(p, at, staged, count, p.cluster,
+         [=](int peer) { return cluster_peer(to, unsigned(peer)); });
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,152 @@
+// The emulated twin of csrc/gpu.h: the same names, run by machine.h.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <source_location>
+#include <tuple>
+
+#include "machine.h"
+#include "memory.h"
+#include "numbers.h"
+#include "sites.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __restrict__ __restrict
+
+#define threadIdx (emulator::current->index)
+#define blockIdx (emulator::current->block->index)
+#define blockDim (emulator::current_launch->block)
+#define gridDim (emulator::current_launch->grid)
+
+#define FASTRNN_SHARED(T, name) \
+  T* const name = reinterpret_cast<T*>(emulator::current->block->shared)
+
+namespace emulator {
+
+// What every lane of the warp holds, for of_lane.
+template <class T>
+T* exchange(const T& mine) {
+  static_assert(sizeof(T) <= slot_size);
+  Thread& thread = *current;
+  auto& slots = thread.warp->slots[thread.parity ^= 1];
+  std::memcpy(slots[thread.lane], &mine, sizeof mine);
+  wait(thread.warp->exchange, arrive(thread.warp->exchange, false), false);
+  return reinterpret_cast<T*>(slots);
+}
+
+template <class T>
+T of_lane(const T* all, unsigned lane) {
+  T value;
+  std::memcpy(&value, reinterpret_cast<const unsigned char*>(all) + lane * slot_size, sizeof value);
+  return value;
+}
+
+}  // namespace emulator
+
+using Place = std::source_location;
+
+inline void __syncthreads(const Place& where = Place::current()) {
+  if (emulator::removed("__syncthreads", where)) return;
+  emulator::Barrier& barrier = emulator::current->block->barrier;
+  emulator::wait(barrier, emulator::arrive(barrier, true), true);
+}
+
+inline void __syncwarp(const Place& where = Place::current()) {
+  if (emulator::removed("__syncwarp", where)) return;
+  emulator::Barrier& barrier = emulator::current->warp->barrier;
+  emulator::wait(barrier, emulator::arrive(barrier, true), true);
+}
+
+namespace fastrnn::cuda {
+
+using emulator::narrow;
+using emulator::widen;
+using Half = emulator::Half;
+using BFloat16 = emulator::BFloat16;
+
+struct Grid {
+  unsigned x, y;
+  int threads;
+  std::int64_t shared = 0;
+  int cluster = 1;
+  bool cooperative = false;
+};
+
+template <class... P, class... A>
+int launch(void (*kernel)(P...), const Grid& grid, void*, A... arguments) {
+  const emulator::Launch how{{grid.x, grid.y},
+                             {unsigned(grid.threads)},
+                             std::size_t(grid.shared),
+                             unsigned(grid.cluster),
+                             grid.cooperative};
+  return emulator::run(how, [&] { kernel(P(arguments)...); });
+}
+
+template <class T>
+T shuffle_xor(T value, unsigned mask) {
+  return emulator::of_lane(emulator::exchange(value), emulator::current->lane ^ mask);
+}
+
+inline unsigned cluster_rank() { return emulator::current->block->rank; }
+
+template <class T>
+T* cluster_peer(T* mine, unsigned rank) {
+  emulator::Block* const block = emulator::current->block;
+  return reinterpret_cast<T*>(block->cluster[rank].shared +
+                              (reinterpret_cast<const unsigned char*>(mine) - block->shared));
+}
+
+inline void cluster_arrive(const Place& where = Place::current()) {
+  emulator::Thread& thread = *emulator::current;
+  const bool release = !emulator::removed("cluster_arrive's release", where);
+  thread.cluster_phase = emulator::arrive(*thread.block->cluster_barrier, release);
+}
+
+inline void cluster_wait(const Place& where = Place::current()) {
+  emulator::Thread& thread = *emulator::current;
+  const bool acquire = !emulator::removed("cluster_wait's acquire", where);
+  emulator::wait(*thread.block->cluster_barrier, thread.cluster_phase, acquire);
+  thread.met_cluster = true;
+}
+
+// a: 16 x 16 by rows, b: 16 x 8 by columns, d: 16 x 8; in the fragments' order of PTX
+// ISA 9.7.14.5.8.
+template <class T>
+void mma(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  struct Fragments {
+    std::uint32_t a[4], b[2];
+  } mine;
+  std::memcpy(mine.a, a, sizeof mine.a), std::memcpy(mine.b, b, sizeof mine.b);
+  const Fragments* const all = emulator::exchange(mine);
+  const unsigned group = emulator::current->lane / 4, place = emulator::current->lane % 4;
+  const auto value = [](std::uint32_t pair, int k) {
+    return widen(T{std::uint16_t(k & 1 ? pair >> 16 : pair)});
+  };
+  for (int half = 0; half < 2; ++half)
+    for (int k = 0; k < 16; ++k) {
+      const unsigned holder = k % 8 / 2;
+      const float left = value(emulator::of_lane(all, group * 4 + holder).a[k / 8 * 2 + half], k);
+      for (int column = 0; column < 2; ++column) {
+        const Fragments right = emulator::of_lane(all, (place * 2 + column) * 4 + holder);
+        d[half * 2 + column] += left * value(right.b[k / 8], k);
+      }
+    }
+}
+
+inline void add_release(unsigned* flag, unsigned value, const Place& where = Place::current()) {
+  const bool release = !emulator::removed("add_release's release", where);
+  emulator::add_to_flag(flag, value, release);
+}
+
+inline void wait_at_least(const unsigned* flag, unsigned value,
+                          const Place& where = Place::current()) {
+  const bool acquire = !emulator::removed("wait_at_least's acquire", where);
+  emulator::wait_for_flag(flag, value, acquire);
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,148 @@
+// What the kernels use of the machine, in one place: number types, launches, shared memory,
+// barriers, and a wrapper for every PTX instruction. Their emulated twins are in emulator/gpu.h.
+#pragma once
+
+#include <cstdint>
+
+#ifdef FASTRNN_EMULATOR
+#include "emulator/gpu.h"
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+// A block's dynamic shared memory.
+#define FASTRNN_SHARED(T, name)                                \
+  extern __shared__ __align__(128) unsigned char raw_##name[]; \
+  T* const name = reinterpret_cast<T*>(raw_##name)
+
+namespace fastrnn::cuda {
+
+using Half = __half;
+using BFloat16 = __nv_bfloat16;
+
+__device__ __forceinline__ float widen(Half x) { return __half2float(x); }
+__device__ __forceinline__ float widen(BFloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ void narrow(float x, Half* to) { *to = __float2half_rn(x); }
+__device__ __forceinline__ void narrow(float x, BFloat16* to) { *to = __float2bfloat16_rn(x); }
+
+struct Grid {
+  unsigned x, y;  // blocks
+  int threads;    // of a block
+  std::int64_t shared = 0;
+  int cluster = 1;
+  bool cooperative = false;
+};
+
+template <class... P, class... A>
+int launch(void (*kernel)(P...), const Grid& grid, void* stream, A... arguments) {
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(grid.x, grid.y);
+  config.blockDim = dim3(grid.threads);
+  config.dynamicSmemBytes = std::size_t(grid.shared);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = attributes;
+  cudaError_t error = cudaSuccess;
+  const auto allow = [&](cudaFuncAttribute attribute, int value) {
+    if (error == cudaSuccess)
+      error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
+  };
+  if (grid.shared > 48 << 10) allow(cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared));
+  if (grid.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {unsigned(grid.cluster), 1, 1};
+    if (grid.cluster > 8) allow(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
+  if (grid.cooperative) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, P(arguments)...);
+  if (error != cudaSuccess) cudaGetLastError();  // returned, not left for the next caller
+  return error;
+}
+
+template <class T>
+__device__ __forceinline__ T shuffle_xor(T value, unsigned mask) {
+  return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
+}
+
+// d += a b with a: 16 x 16 by rows, b: 16 x 8 by columns, d: 16 x 8, each lane holding its
+// fragments (PTX ISA, mma.m16n8k16); T is Half or BFloat16.
+template <class T>
+__device__ __forceinline__ void mma(float (&d)[4], const std::uint32_t (&a)[4],
+                                    const std::uint32_t (&b)[2]) {
+#define FASTRNN_MMA(type)                                                    \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \
+      ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                       \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+  if constexpr (sizeof(T) == 2 && __is_same(T, Half))
+    FASTRNN_MMA("f16");
+  else
+    FASTRNN_MMA("bf16");
+#undef FASTRNN_MMA
+}
+
+// Clusters: sm_90 and later; elsewhere their kernels are empty.
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// The same shared variable in another block of the cluster.
+template <class T>
+__device__ __forceinline__ T* cluster_peer(T* mine, unsigned rank) {
+  T* peer;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(peer) : "l"(mine), "r"(rank));
+  return peer;
+}
+
+// Together a barrier of the cluster's threads: what they did before arriving is seen after waiting.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// Flags in device memory, seen by all blocks.
+__device__ __forceinline__ void add_release(unsigned* flag, unsigned value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+__device__ __forceinline__ void wait_at_least(const unsigned* flag, unsigned value) {
+  unsigned now;
+  do asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(flag) : "memory");
+  while (int(now - value) < 0);
+  // One fence at the end, as each throws away what the processor has cached.
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+
+}  // namespace fastrnn::cuda
+#endif
+
+namespace fastrnn::cuda {
+
+// What a dtype is computed in.
+template <class T>
+struct SumOf {
+  using type = float;
+};
+template <>
+struct SumOf<double> {
+  using type = double;
+};
+template <class T>
+using Sum = typename SumOf<T>::type;
+
+__host__ __device__ __forceinline__ float widen(float x) { return x; }
+__host__ __device__ __forceinline__ double widen(double x) { return x; }
+__host__ __device__ __forceinline__ void narrow(float x, float* to) { *to = x; }
+__host__ __device__ __forceinline__ void narrow(double x, double* to) { *to = x; }
+
+}  // namespace fastrnn::cuda

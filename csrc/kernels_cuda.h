@@ -1,0 +1,146 @@
+// What the CUDA kernels are given, and their launches. No torch and no CUDA headers: whoever calls
+// brings device pointers and a stream.
+//
+// Arrays are contiguous, row-major, in the device's memory and of the kernel's dtype unless a
+// comment says otherwise. "Sums" are float for float16, bfloat16 and float32, double for float64.
+// A launch queues its kernels on `stream` (a cudaStream_t), never waits for the device, and returns
+// a cudaError_t (0: queued; device.h has the text).
+#pragma once
+
+#include <cstdint>
+
+#include "inline.h"
+
+namespace fastrnn::cuda {
+
+enum class Dtype { float32, float64, float16, bfloat16 };
+
+constexpr int max_states = 2;
+
+// One step of the walk over packed rows. Its sequences are 0 to rows - 1. Those below prev_rows
+// have their step before (in the order of the walk) at packed row prev_row + sequence, the others
+// begin here; those below next_rows go on at next_row + sequence, the others end here.
+struct Step {
+  std::int64_t time;  // t, the step's place in batch_sizes
+  std::int64_t row, rows;
+  std::int64_t prev_row, prev_rows;
+  std::int64_t next_row, next_rows;
+};
+
+// Step i of `steps` equal ones over a padded batch.
+FASTRNN_INLINE constexpr Step equal_step(std::int64_t i, std::int64_t steps, std::int64_t batch,
+                                         bool reverse) {
+  const std::int64_t t = reverse ? steps - 1 - i : i, one = reverse ? -1 : 1;
+  return {t,
+          t * batch,
+          batch,
+          (t - one) * batch,
+          i > 0 ? batch : 0,
+          (t + one) * batch,
+          i + 1 < steps ? batch : 0};
+}
+
+// What else acts inside a step.
+struct Extras {
+  const bool* resets;             // [N] or null: zero the row's state before its step
+  const std::int64_t* seed;       // one value, or null: each mask is replaced by its expectation
+  const std::int64_t* sequences;  // [B], numbers the masks know the sequences by, or null: 0 to B-1
+  double zoneout[max_states];     // probabilities that a unit keeps its value; all 0: no zoneout
+};
+
+// One layer and direction, its input already projected.
+struct Sequence {
+  std::int64_t rows, batch, hidden_size;  // N, B, H
+  const void* state;                      // [S, B, H]
+  const void* bias_ih;                    // [G*H] or null
+  const void* bias_hh;                    // [G*H] or null
+  Extras extras;
+};
+
+struct Forward : Sequence {
+  const void* x_proj;  // [N, G*H], without its bias
+  void* running;  // [S, B, H]: a copy of `state` before the first step, the last states at the end
+  void* output;   // [N, H]
+  void* cells;    // [S-1, N, H] or null
+  void* reserve;  // [N, R*H], or with zoneout [N, (R+S)*H]: the states it acted on; or null
+};
+
+struct Backward : Sequence {
+  const void* grad_output;   // [N, H] or null
+  const void* grad_state_n;  // [S, B, H] or null
+  const void* grad_cells;    // [S-1, N, H] or null
+  const void* output;        // [N, H]
+  const void* cells;         // [S-1, N, H]
+  const void* reserve;       // [N, R*H], or with zoneout [N, (R+S)*H]
+  void* carry;               // sums [S, B, H], scratch: needs no filling
+  void* grad_x;              // [N, G*H], of x_proj
+  void* grad_h;              // [N, G*H], of the state's product; grad_x if the cell shares them
+  void* grad_state;          // [S, B, H]
+  void* previous;  // [N, H] or null: h before each row's step, the other side of W_hh's gradient
+  void* operand;   // [N, H]: the same for the gates after the operand; null for other cells
+};
+
+// The step schedule. The caller runs the products between these launches, over the step's rows.
+//
+// Forward, in the order of the walk; h is running[0, :rows]:
+//   no operand:  product [rows, G*H] = h W_hh^T; forward(product)
+//   operand:     product [rows, F*H] = h W_hh[:F*H]^T; operand(product, operands, stage);
+//                product [rows, (G-F)*H] = operands W_hh[F*H:]^T; forward(product, stage)
+//
+// Backward, against the walk; `product` [B, H] is one array for all steps:
+//   no operand:  backward(product); product[:rows] = grad_h[row : row+rows] W_hh
+//   operand:     backward(product); scratch [rows, H] = grad_x[its rows, F*H:] W_hh[F*H:];
+//                operand_backward(scratch); product[:rows] = grad_x[its rows, :F*H] W_hh[:F*H]
+//   then, where prev_rows < rows: begin(product), which writes grad_state of those that begin
+struct StepKernels {
+  int gates, states, reserve, operand_gates;  // G, S, R, F
+  bool shared_gradients;                      // grad_h is grad_x
+
+  // stage: [B, F*H] where `reserve` is null, for a cell with an operand; else null.
+  int (*forward)(const Forward&, const Step&, const void* product, const void* stage, void* stream);
+  // operands: [B, H]. Null for a cell without an operand, as is operand_backward.
+  int (*operand)(const Forward&, const Step&, const void* product, void* operands, void* stage,
+                 void* stream);
+  int (*backward)(const Backward&, const Step&, const void* product, void* stream);
+  int (*operand_backward)(const Backward&, const Step&, const void* product, void* stream);
+  int (*begin)(const Backward&, const Step&, const void* product, void* stream);
+};
+
+// Null for a cell that has none; `cell` is a name of fastrnn/cells.py.
+const StepKernels* step_kernels(const char* cell, Dtype dtype);
+
+// The persistent schedules: one launch for all steps, W_hh kept on the chip. `table` is the walk
+// [steps] in the device's memory, or null: equal steps over B sequences (equal_step).
+struct Steps {
+  std::int64_t steps;
+  const Step* table;
+  bool reverse;
+};
+
+// How a persistent kernel is laid over the device.
+struct Layout {
+  int cluster;          // blocks that hold W_hh together; the whole grid for the grid schedule
+  int clusters;         // which deal the sequences among them
+  int tile;             // sequences of each cluster, for the grid schedule at a time
+  int threads;          // of a block
+  std::int64_t shared;  // bytes of shared memory a block needs
+  std::int64_t bytes;   // of `workspace`, zeroed before every launch; 0: none
+};
+
+struct PersistentKernels {
+  // Fills *layout for `cluster` blocks (2 to 16, or the whole grid) on a device of `processors`;
+  // false: the shape does not fit `shared_limit` bytes of shared memory a block.
+  bool (*layout)(bool backward, std::int64_t batch, std::int64_t hidden_size, int cluster,
+                 int processors, std::int64_t shared_limit, Layout* layout);
+  // weight_hh: [G*H, H]. `running` is written only; `carry` is not used.
+  int (*forward)(const Forward&, const Steps&, const void* weight_hh, const Layout&,
+                 void* workspace, void* stream);
+  int (*backward)(const Backward&, const Steps&, const void* weight_hh, const Layout&,
+                  void* workspace, void* stream);
+};
+
+// Null where a cell and dtype have none.
+const PersistentKernels* cluster_kernels(const char* cell, Dtype dtype);  // sm_90 and later
+const PersistentKernels* grid_kernels(const char* cell, Dtype dtype);     // sm_80 and later
+
+}  // namespace fastrnn::cuda

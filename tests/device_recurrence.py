@@ -1,0 +1,181 @@
+"""A recurrence on the emulated device, by each schedule of csrc/*.cu."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from fastrnn.cells import CELLS
+from tests import emulator
+from tests.emulator import Emulator, pointer
+from tests.recurrence_problems import Problem, Tensors, walk
+
+
+class OnDevice:
+    """A problem's tensors in the device's memory, in a dtype, and the structures that hold them.
+
+    Args:
+        device: the emulator.
+        problem: what to run.
+        dtype: of every tensor.
+        misalign: elements that tensors are off a 16-byte boundary.
+        save: keep what the backward pass needs.
+    """
+
+    def __init__(
+        self,
+        device: Emulator,
+        problem: Problem,
+        dtype: torch.dtype,
+        misalign: int = 0,
+        save: bool = True,
+    ) -> None:
+        self.device, self.problem, self.dtype, self.misalign = device, problem, dtype, misalign
+        self.cell = CELLS[problem.cell]
+        rows, H = sum(problem.sizes), problem.hidden
+        extras = problem.extras
+        self.tensors = {n: self.put(t) for n, t in problem.tensors.items()}
+        self.grads = {n: self.put(t) for n, t in problem.grads.items()}
+        self.extras = {n: device.put(getattr(extras, n)) for n in ("resets", "seed", "sequences")}
+        self.results = {
+            "state_n": self.put(problem.tensors["state"]),
+            "output": self.empty(rows, H),
+        }
+        if save:
+            self.results["cells"] = self.empty(self.cell.states - 1, rows, H)
+            slots = self.cell.reserve + (self.cell.states if extras.zoneout else 0)
+            self.results["reserve"] = self.empty(rows, slots * H)
+
+    def put(self, tensor: Tensor) -> Tensor:
+        found = self.device.put(tensor.to(self.dtype), self.misalign * self.dtype.itemsize)
+        assert found is not None
+        return found
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        dtype = dtype or self.dtype
+        return self.device.empty(shape, dtype, self.misalign * dtype.itemsize)
+
+    def _sequence(self) -> tuple[object, ...]:
+        zoneout = (*(self.problem.extras.zoneout or ()), 0.0, 0.0)[:2]
+        extras = emulator.Extras(
+            *(pointer(self.extras[n]) for n in ("resets", "seed", "sequences")),
+            (ctypes.c_double * 2)(*zoneout),
+        )
+        named = (pointer(self.tensors.get(n)) for n in ("state", "bias_ih", "bias_hh"))
+        rows = sum(self.problem.sizes)
+        return (rows, self.problem.batch, self.problem.hidden, *named, extras)
+
+    def forward(self) -> emulator.Forward:
+        named = (pointer(self.results.get(n)) for n in ("state_n", "output", "cells", "reserve"))
+        return emulator.Forward(*self._sequence(), pointer(self.tensors["x_proj"]), *named)
+
+    def backward(self) -> emulator.Backward:
+        """Makes the gradients' tensors, too: `sent`, by the structure's names."""
+        rows, H = sum(self.problem.sizes), self.problem.hidden
+        S, B = self.cell.states, self.problem.batch
+        sums = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.sent = {
+            "carry": self.empty(S, B, H, dtype=sums),
+            "grad_x": self.empty(rows, self.cell.gates * H),
+            "grad_state": self.empty(S, B, H),
+            "previous": self.empty(rows, H),
+        }
+        shared = self.problem.cell != "gru"
+        self.sent["grad_h"] = (
+            self.sent["grad_x"] if shared else self.empty(*self.sent["grad_x"].shape)
+        )
+        if self.cell.operand_gates:
+            self.sent["operand"] = self.empty(rows, H)
+        by_name = self.results | self.sent
+        by_name |= {f"grad_{n}": g for n, g in self.grads.items()}
+        return emulator.Backward(
+            *self._sequence(), *(pointer(by_name.get(n)) for n in emulator.BACKWARD)
+        )
+
+    def found(self) -> Tensors:
+        """By the reference's names: results and, after a backward pass, gradients."""
+        every = dict(self.results)
+        if hasattr(self, "sent"):
+            grad_h, split = self.sent["grad_h"], self.cell.operand_gates * self.problem.hidden
+            parts = [grad_h[:, :split] if split else grad_h]
+            states = [self.sent["previous"]]
+            if split:
+                parts.append(grad_h[:, split:])
+                states.append(self.sent["operand"])
+            products = [g.double().T @ s.double() for g, s in zip(parts, states, strict=True)]
+            every |= {
+                "grad_x_proj": self.sent["grad_x"],
+                "grad_state": self.sent["grad_state"],
+                "grad_weight_hh": torch.cat(products),
+            }
+        return {name: t for name, t in every.items() if t.numel()}
+
+
+def run_steps(at: OnDevice, backward: bool = True) -> Tensors:
+    """The step schedule, its products by torch."""
+    p, device, H = at.problem, at.device, at.problem.hidden
+    kernels = device.step_kernels(p.cell, at.dtype)
+    F, steps = kernels.operand_gates * H, walk(p.sizes, p.reverse)
+    W, args = at.tensors["weight_hh"], at.forward()
+    has_operand = F > 0
+    operands = at.empty(p.batch, H) if has_operand else None
+    stage = at.empty(p.batch, F) if has_operand and "reserve" not in at.results else None
+    for step in steps:
+        h = at.results["state_n"][0, : step.rows]
+        if operands is not None:
+            product = at.put(h @ W[:F].T)
+            device.run(kernels.operand, args, step, product, operands, stage)
+            h = operands[: step.rows]
+        device.run(kernels.forward, args, step, at.put(h @ W[F:].T), stage)
+    if not backward:
+        return at.found()
+    args, product = at.backward(), at.empty(p.batch, H)
+    for step in reversed(steps):
+        rows = slice(step.row, step.row + step.rows)
+        grad_h = at.sent["grad_h"][rows]
+        device.run(kernels.backward, args, step, product)
+        if has_operand:
+            device.run(kernels.operand_backward, args, step, at.put(grad_h[:, F:] @ W[F:]))
+            product[: step.rows] = grad_h[:, :F] @ W[:F]
+        else:
+            product[: step.rows] = grad_h @ W
+        if step.prev_rows < step.rows:
+            device.run(kernels.begin, args, step, product)
+    return at.found()
+
+
+def run_persistent(
+    at: OnDevice,
+    schedule: str,
+    cluster: int,
+    *,
+    processors: int = 132,
+    limit: int = 227 * 1024,
+    table: bool | None = None,
+    backward: bool = True,
+) -> Tensors:
+    """A persistent schedule; `table`: whether the steps are a table, by default if they differ."""
+    p, device = at.problem, at.device
+    kernels = device.persistent_kernels(schedule, p.cell, at.dtype)
+    assert kernels is not None
+    steps = walk(p.sizes, p.reverse)
+    if table is None:
+        table = len(set(p.sizes)) > 1
+    raw = torch.frombuffer(bytearray(b"".join(map(bytes, steps))), dtype=torch.int64)
+    on_device = device.put(raw) if table else None
+    walked = emulator.Steps(len(steps), pointer(on_device), p.reverse)
+    at.results["state_n"] = at.empty(*at.results["state_n"].shape)  # only written
+    for back in (False, True)[: 1 + backward]:
+        layout = emulator.Layout()
+        fits = kernels.layout(
+            back, p.batch, p.hidden, cluster, processors, limit, ctypes.byref(layout)
+        )
+        assert fits, "the shape does not fit"
+        kernel, args = (
+            (kernels.backward, at.backward()) if back else (kernels.forward, at.forward())
+        )
+        space = device.put(torch.zeros(layout.bytes, dtype=torch.uint8)) if layout.bytes else None
+        device.run(kernel, args, walked, at.tensors["weight_hh"], layout, space)
+    return at.found()

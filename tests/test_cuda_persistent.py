@@ -1,0 +1,186 @@
+"""The persistent schedules' CUDA kernels, run by the emulator, against fastrnn.cells."""
+
+import ctypes
+
+import pytest
+import torch
+
+from tests.device_recurrence import OnDevice, run_persistent
+from tests.emulator import EmulatorError, Layout
+from tests.layers import assert_as_close_as_torch
+from tests.recurrence_problems import problem
+
+HALVES = (torch.float16, torch.bfloat16)
+KINDS = [("cluster", torch.float32), *((s, d) for s in ("cluster", "grid") for d in HALVES)]
+SIZES = {"T1": [5], "T2B1": [1, 1], "T7": [5] * 7, "ragged": [5, 4, 4, 2, 1], "ended": [3, 3, 0]}
+BARRIERS = {
+    "cluster": {
+        "__syncthreads",
+        "__syncwarp",
+        "cluster_arrive's release",
+        "cluster_wait's acquire",
+    },
+    "grid": {"__syncthreads", "__syncwarp", "add_release's release", "wait_at_least's acquire"},
+}
+CELLS = {"lstm": 2, "gru": 1, "rnn_tanh": 1, "rnn_relu": 1}  # and their states
+
+
+def check(device, schedule, p, dtype, blocks, misalign=0, **options):
+    exact, torchs = p.reference(torch.float64), p.reference(dtype)
+    at = OnDevice(device, p, dtype, misalign)
+    found = run_persistent(at, schedule, blocks, **options)
+    assert set(found) == {name for name in exact if "bias" not in name}
+    for name, ours in found.items():
+        floor = 4 * torch.finfo(dtype).eps
+        assert_as_close_as_torch(name, ours, torchs[name], exact[name], floor)
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize(("schedule", "dtype"), KINDS, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_shapes(device, cell, schedule, dtype, sizes):
+    shapes = [(1, 2), (33, 2)]
+    # A gradient of relu jumps where a rounding changes a sign, as in many units one does.
+    if dtype == torch.bfloat16 and cell != "rnn_relu":
+        shapes.append((128, 4))
+    for hidden, blocks in shapes:
+        # Some sequences a cluster in the last case, all of them in the others.
+        processors = 8 if hidden == 128 else blocks
+        p = problem(cell, sizes, hidden, reverse=hidden == 33)
+        check(device, schedule, p, dtype, blocks, processors=processors)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    "extras",
+    [
+        {"resets": 0.3},
+        {"zoneout": (0.25, 0.5)},
+        {"zoneout": (0.25, 0.5), "training": False},
+        {"zoneout": (1.0, 0.0), "resets": 0.5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("schedule", BARRIERS)
+def test_extras(device, schedule, cell, reverse, extras):
+    if "zoneout" in extras:
+        extras = extras | {"zoneout": extras["zoneout"][: CELLS[cell]]}
+    dtype, hidden = torch.float16 if reverse else torch.bfloat16, 33 if reverse else 40
+    sizes = [10, 10, 3, 1] if schedule == "grid" else [4, 4, 3, 1]
+    check(device, schedule, problem(cell, sizes, hidden, reverse=reverse, **extras), dtype, 3)
+
+
+def test_extras_in_float32(device):
+    p = problem("lstm", [4, 4, 3, 1], 33, resets=0.3, zoneout=(0.25, 0.5))
+    check(device, "cluster", p, torch.float32, 3)
+
+
+def test_a_table_of_equal_steps(device):
+    for reverse in (False, True):
+        for schedule in BARRIERS:
+            p = problem("gru", [3, 3], 24, reverse=reverse)
+            check(device, schedule, p, torch.float16, 2, table=True)
+
+
+@pytest.mark.parametrize("schedule", BARRIERS)
+@pytest.mark.parametrize("grads", [["output"], ["state_n"], ["cells"]])
+def test_gradients_that_are_absent(device, schedule, grads):
+    p = problem("lstm", [3, 2], 24, grads=grads, bias=False)
+    check(device, schedule, p, torch.bfloat16, 2, misalign=1)
+
+
+# Between them these have one warp to many on a job, chunks in registers and beyond, several tiles.
+@pytest.mark.parametrize(
+    ("schedule", "cell", "dtype", "hidden", "blocks", "batch"),
+    [
+        ("cluster", "lstm", torch.bfloat16, 264, 12, 2),
+        ("cluster", "lstm", torch.bfloat16, 160, 2, 9),
+        ("cluster", "gru", torch.float16, 200, 5, 3),
+        ("cluster", "rnn_tanh", torch.bfloat16, 520, 6, 2),
+        ("cluster", "lstm", torch.float32, 72, 4, 9),
+        ("grid", "lstm", torch.bfloat16, 264, 20, 2),
+        ("grid", "lstm", torch.bfloat16, 160, 2, 17),
+        ("grid", "gru", torch.float16, 200, 9, 9),
+        ("grid", "rnn_tanh", torch.bfloat16, 520, 7, 2),
+    ],
+    ids=str,
+)
+def test_larger(device, schedule, cell, dtype, hidden, blocks, batch):
+    check(device, schedule, problem(cell, [batch] * 2, hidden), dtype, blocks, processors=blocks)
+
+
+@pytest.mark.parametrize("schedule", BARRIERS)
+def test_nothing_saved(device, schedule):
+    p = problem("lstm", [3, 2], 24)
+    at = OnDevice(device, p, torch.float16, save=False)
+    output = run_persistent(at, schedule, 2, backward=False)["output"]
+    expected = p.reference(torch.float64)["output"]
+    torch.testing.assert_close(output.double(), expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", BARRIERS)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_any_order_of_threads(device, schedule, cell):
+    for seed in range(20):
+        device.clear()
+        device.seed(seed)
+        p = problem(cell, [3, 2, 1], 17, reverse=seed % 2 == 1, resets=0.2, seed=seed)
+        check(device, schedule, p, torch.bfloat16, 2 + seed % 2)
+
+
+@pytest.mark.parametrize("schedule", BARRIERS)
+def test_every_barrier_is_missed(device, schedule):
+    """With any one of them taken out, the emulator finds unordered accesses."""
+
+    def run():
+        # Several warps share a job, so that every kind of barrier runs.
+        p = problem("lstm", [3 if schedule == "cluster" else 9] * 4, 128)
+        check(device, schedule, p, torch.bfloat16, 2, processors=2)
+
+    run()
+    sites = device.sites()
+    assert {site.split(" ", 1)[1] for site in sites} == BARRIERS[schedule]
+    for site in sites:
+        device.clear()
+        device.remove(site)
+        with pytest.raises(EmulatorError, match="race|never written|a block that ends"):
+            run()
+
+
+def fits(device, schedule, backward, batch, hidden, blocks, processors=132, dtype=torch.bfloat16):
+    kernels, layout = device.persistent_kernels(schedule, "lstm", dtype), Layout()
+    found = kernels.layout(
+        backward, batch, hidden, blocks, processors, 227 * 1024, ctypes.byref(layout)
+    )
+    return layout if found else None
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_layouts_of_clusters(device, backward):
+    layout = fits(device, "cluster", backward, 20, 256, 8)
+    assert (layout.clusters, layout.tile) == (10, 2)
+    layout = fits(device, "cluster", backward, 20, 650, 16)
+    assert (layout.clusters, layout.tile) == (7, 3)
+    assert not fits(device, "cluster", backward, 20, 1500, 16)
+    assert not fits(device, "cluster", backward, 20, 256, 1)
+    assert not fits(device, "cluster", backward, 20, 256, 17)
+    assert not fits(device, "cluster", backward, 20, 256, 16, processors=15)
+    assert not fits(device, "cluster", backward, 0, 256, 8)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_layouts_of_the_grid(device, backward):
+    layout = fits(device, "grid", backward, 20, 1500, 132)
+    assert (layout.cluster, layout.clusters, layout.tile) == (94, 1, 8)
+    assert layout.bytes >= 2 * 20 * 1500 * (4 if backward else 1) * 2
+    assert not fits(device, "grid", backward, 20, 3000, 132)
+    assert not fits(device, "grid", backward, 65, 1500, 132)
+    assert not fits(device, "grid", backward, 20, 1500, 132, processors=131)
+
+
+def test_what_there_is_no_kernel_for(device):
+    assert device.persistent_kernels("cluster", "lstm", torch.float64) is None
+    assert device.persistent_kernels("grid", "lstm", torch.float32) is None
+    for schedule in BARRIERS:
+        assert device.persistent_kernels(schedule, "gru_reset_before", torch.float16) is None
