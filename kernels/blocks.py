@@ -9,8 +9,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Arguments of the kernels whose values are not worth a compilation each: they change from call to
+# call, or from step to step.
+NUMBERS = (
+    *("steps", "step", "batch", "rows_in_all", "kept_0", "kept_1", "count", "first_row"),
+    *("slot_row", "before_row", "before_count", "after_row", "after_count"),
+)
 # What ZONEOUT means to a kernel.
 EXPECTED, DRAWN = tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit
+def block_indices(ROWS: tl.constexpr, UNITS: tl.constexpr):
+    """The program's sequences [ROWS, 1] (int64) and units [1, UNITS]."""
+    b = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    return b[:, None], (tl.program_id(1) * UNITS + tl.arange(0, UNITS))[None, :]
 
 
 @triton.jit
@@ -88,7 +101,18 @@ def states_at(output, cells, offsets, stride, mask, STATES: tl.constexpr):
 
 @triton.jit
 def previous(
-    state, output, cells, b, u, mask, rows, went_on, batch, rows_in_all, hidden, STATES: tl.constexpr
+    state,
+    output,
+    cells,
+    b,
+    u,
+    mask,
+    rows,
+    went_on,
+    batch,
+    rows_in_all,
+    hidden,
+    STATES: tl.constexpr,
 ):
     """The states that a step found: those of the step before at `rows`, or the first ones."""
     stride = rows_in_all * hidden

@@ -7,7 +7,8 @@ import triton
 from torch import Tensor
 
 from .layer import Layer
-from .step import backward_step, forward_step, operand_backward_step, operand_step
+from .step_backward import backward_step, operand_backward_step
+from .step_forward import forward_step, operand_step
 from .tuning import INTERPRETED, Config, tuned
 from .walk import Step
 

@@ -12,12 +12,12 @@ def fitting(name: str, tensor: Tensor | None, like: Tensor, *shape: int) -> Tens
     """`tensor`, contiguous, if it has a shape and the dtype and device of `like`."""
     if tensor is None:
         return None
-    wanted, got = (list(shape), like.dtype, like.device), (tensor.shape, tensor.dtype, tensor.device)
-    if wanted != (list(got[0]), *got[1:]):
-        raise ValueError(
-            f"recurrence: {name} must be {wanted[0]} {wanted[1]} on {wanted[2]}, "
-            f"got {list(got[0])} {got[1]} on {got[2]}"
-        )
+    wanted, got = (
+        f"{list(size)} {t.dtype} on {t.device}"
+        for size, t in ((shape, like), (tensor.shape, tensor))
+    )
+    if wanted != got:
+        raise ValueError(f"recurrence: {name} must be {wanted}, got {got}")
     return tensor.contiguous()
 
 

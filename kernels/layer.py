@@ -20,6 +20,21 @@ _ON_CHIP = {2: 65_536, 4: 16_384}
 TILE = 16  # sequences of a program, the least that tensor cores take
 
 
+def padded(hidden: int) -> int:
+    """Hidden units of a block that holds them all."""
+    return max(TILE, triton.next_power_of_2(hidden))
+
+
+def on_chip(cell: str, dtype: torch.dtype, hidden: int) -> bool:
+    """Whether a whole sequence runs in one kernel on the current device."""
+    if dtype not in _DTYPES:
+        return False
+    gates, units = CELLS[cell].gates, padded(hidden)
+    elements, staged = gates * units**2, gates * TILE * units
+    fits = elements <= _ON_CHIP[dtype.itemsize]
+    return fits and (elements + staged) * dtype.itemsize <= shared_memory()
+
+
 @dataclass(frozen=True)
 class Layer:
     """One layer in one direction: contiguous tensors of one dtype and device.
@@ -77,17 +92,7 @@ class Layer:
     @property
     def units(self) -> int:
         """Hidden units as a block holds them."""
-        return max(TILE, triton.next_power_of_2(self.hidden))
-
-    @property
-    def on_chip(self) -> bool:
-        """Whether a whole sequence runs in one kernel: by cell, dtype, width and device alone."""
-        if self.state.dtype not in _DTYPES:
-            return False
-        size, elements = self.state.element_size(), self.cell.gates * self.units**2
-        staged = self.cell.gates * TILE * self.units * size
-        fits = elements <= _ON_CHIP[size]
-        return fits and elements * size + staged <= shared_memory()
+        return padded(self.hidden)
 
     @property
     def key(self) -> tuple[object, ...]:

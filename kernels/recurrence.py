@@ -11,13 +11,17 @@ from torch.nn import functional as F
 from . import by_sequence, by_step, checks
 from .cells import CELLS
 from .checks import fitting
-from .layer import Layer
+from .layer import Layer, on_chip
 from .walk import Walk
 
 
-def schedule(layer: Layer) -> ModuleType:
-    """The schedule that a layer runs on: it depends on neither the batch nor the length."""
-    return by_sequence if layer.on_chip else by_step
+def schedule(cell: str, dtype: torch.dtype, hidden: int) -> ModuleType:
+    """What a layer runs on: the same for every batch and length, and so are its bits."""
+    return by_sequence if on_chip(cell, dtype, hidden) else by_step
+
+
+def _schedule(layer: Layer) -> ModuleType:
+    return schedule(layer.name, layer.state.dtype, layer.hidden)
 
 
 def _layer(
@@ -92,7 +96,7 @@ def recurrence(
     state_n = torch.empty_like(layer.state)
     saved = (cells, reserve) if save else (None, None)
     with torch.cuda.device_of(input):
-        schedule(layer).forward(layer, x_proj, output, state_n, *saved)
+        _schedule(layer).forward(layer, x_proj, output, state_n, *saved)
     return output, state_n, cells, reserve
 
 
@@ -143,7 +147,7 @@ def recurrence_backward(
         if n == 0:
             grad_state.copy_(given[1])
         else:
-            schedule(layer).backward(layer, *saved, *given, grad_x, grad_h, grad_state)
+            _schedule(layer).backward(layer, *saved, *given, grad_x, grad_h, grad_state)
     sent = grad_x if grad_h is None else grad_h
     none = input.new_empty(0)
     grad_input = none

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from .blocks import (
     DRAWN,
+    NUMBERS,
     add,
     as_math,
     load_blocks,
@@ -88,7 +89,7 @@ def ask_backward(
     return step, rows, here, blocks
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def backward_sequence(
     weight_hh,  # [G*H, H]
     state,  # [S, B, H]
@@ -128,6 +129,7 @@ def backward_sequence(
     STORED: tl.constexpr = output.dtype.element_ty
     BEFORE: tl.constexpr = SLOTS + STATES
     GRADS: tl.constexpr = BEFORE + STATES
+    GRAD_CELLS: tl.constexpr = GRADS if grad_output is None else GRADS + 1
     b = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     u = tl.arange(0, UNITS)[None, :]
     inside = (b < batch) & (u < hidden)
@@ -139,56 +141,27 @@ def backward_sequence(
     grad = load_blocks(grad_state_n, b * hidden + u, batch * hidden, inside, STATES)
     grad = as_math(grad, 0, STATES, MATH)
     zeros = zeros_like(grad, STATES)
+    sizes = steps, batch, rows_in_all, hidden, b, u
+    read = starts, state, resets, output, cells, reserve, grad_output, grad_cells
     step, rows, here, asked = ask_backward(
-        steps - 1,
-        steps,
-        batch,
-        rows_in_all,
-        hidden,
-        b,
-        u,
-        starts,
-        state,
-        resets,
-        output,
-        cells,
-        reserve,
-        grad_output,
-        grad_cells,
-        STATES,
-        SLOTS,
-        REVERSE,
-        ZONEOUT,
+        steps - 1, *sizes, *read, STATES, SLOTS, REVERSE, ZONEOUT
     )
     for k in range(steps):
         now, at, mask, got = step, rows, here, asked
         step, rows, here, asked = ask_backward(
-            steps - 2 - k,
-            steps,
-            batch,
-            rows_in_all,
-            hidden,
-            b,
-            u,
-            starts,
-            state,
-            resets,
-            output,
-            cells,
-            reserve,
-            grad_output,
-            grad_cells,
-            STATES,
-            SLOTS,
-            REVERSE,
-            ZONEOUT,
+            steps - 2 - k, *sizes, *read, STATES, SLOTS, REVERSE, ZONEOUT
         )
         slots = as_math(got, 0, SLOTS, MATH)
         next = as_math(got, SLOTS, BEFORE, MATH)
         prev = as_math(got, BEFORE, GRADS, MATH)
         if resets is not None:
             prev = select(got[len(got) - 1], zeros, prev, STATES)
-        total = add(grad, as_math(got, GRADS, GRADS + STATES, MATH), STATES)
+        total = grad
+        if grad_output is not None:
+            total = (total[0] + got[GRADS].to(MATH),) + total[1:]
+        if grad_cells is not None:
+            more = as_math(got, GRAD_CELLS, GRAD_CELLS + STATES - 1, MATH)
+            total = total[:1] + add(total[1:], more, STATES - 1)
         if ZONEOUT:
             around = zoneout(total, zeros, kept, key, number, now, u, STATES, ZONEOUT)
             total = zoneout(zeros, total, kept, key, number, now, u, STATES, ZONEOUT)

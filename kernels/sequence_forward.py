@@ -12,6 +12,7 @@ import triton.language as tl
 
 from .blocks import (
     DRAWN,
+    NUMBERS,
     as_math,
     load_blocks,
     load_weights,
@@ -46,7 +47,17 @@ def products(
 
 @triton.jit
 def ask_forward(
-    i, steps, batch, hidden, b, u, starts, x_proj, resets, GATES: tl.constexpr, REVERSE: tl.constexpr
+    i,
+    steps,
+    batch,
+    hidden,
+    b,
+    u,
+    starts,
+    x_proj,
+    resets,
+    GATES: tl.constexpr,
+    REVERSE: tl.constexpr,
 ):
     """What the i-th step reads: the gates' shares from the input, and whether to reset."""
     i = tl.minimum(i, steps - 1)
@@ -59,7 +70,7 @@ def ask_forward(
     return step, rows, mask, blocks
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def forward_sequence(
     x_proj,  # [N, G*H]
     weight_hh,  # [G*H, H]
@@ -107,14 +118,11 @@ def forward_sequence(
     kept = (kept_0, kept_1)
     prev = load_blocks(state, b * hidden + u, batch * hidden, inside, STATES)
     prev = as_math(prev, 0, STATES, tl.float32)
-    step, rows, mask, asked = ask_forward(
-        0, steps, batch, hidden, b, u, starts, x_proj, resets, GATES, REVERSE
-    )
+    read = steps, batch, hidden, b, u, starts, x_proj, resets
+    step, rows, mask, asked = ask_forward(0, *read, GATES, REVERSE)
     for i in range(steps):
         now, at, here, got = step, rows, mask, asked
-        step, rows, mask, asked = ask_forward(
-            i + 1, steps, batch, hidden, b, u, starts, x_proj, resets, GATES, REVERSE
-        )
+        step, rows, mask, asked = ask_forward(i + 1, *read, GATES, REVERSE)
         x = as_math(got, 0, GATES, tl.float32)
         before = prev
         if resets is not None:

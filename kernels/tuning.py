@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from functools import lru_cache
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -89,7 +89,6 @@ def _time(run: Callable[[], None]) -> float:
     return statistics.median(times)
 
 
-def report() -> str:
-    """What has been tuned so far, a line each."""
-    lines = (f"{' '.join(map(str, key))}: {config}" for key, config in choices.items())
-    return "\n".join(lines)
+def report() -> list[str]:
+    """What has been tuned so far."""
+    return [f"{' '.join(map(str, key))}: {config}" for key, config in choices.items()]

@@ -1,4 +1,4 @@
-"""What the kernels are told of a recurrence besides its tensors: its steps and what acts in them."""
+"""The steps of a batch of packed sequences, and what acts in them besides the cell."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Walk:
     @cached_property
     def steps(self) -> list[Step]:
         """In the order in which they are taken."""
-        starts = accumulate(self.sizes, initial=0)
-        plain = [Step(t, row, size) for t, (row, size) in enumerate(zip(starts, self.sizes))]
+        rows = accumulate(self.sizes, initial=0)
+        plain = [Step(t, next(rows), size) for t, size in enumerate(self.sizes)]
         if self.reverse:
             plain.reverse()
         for i, (a, b) in enumerate(pairwise(plain)):
@@ -86,7 +86,7 @@ class Walk:
         return torch.tensor([0, *accumulate(self.sizes)], device=device)
 
     def previous(self, output: Tensor, state: Tensor) -> Tensor:
-        """The h that each row's step found [N, H], from every step's [N, H] and the first [B, H]."""
+        """The h that each row's step found [N, H]: every step's [N, H], and the first [B, H]."""
         pieces = []
         for step in sorted(self.steps):
             known = min(step.count, step.before_count)

@@ -1,7 +1,6 @@
-"""One step's gate maths, forward and backward, behind torch's product: any shape.
+"""The gradient of one step's gate maths, in front of torch's product: `step_forward`'s, backward.
 
-A program has some sequences and some units. What is carried from step to step is updated in place:
-no element is touched by two programs.
+What flows from step to step besides that product is carried in place.
 """
 
 from __future__ import annotations
@@ -11,143 +10,22 @@ import triton.language as tl
 
 from .blocks import (
     DRAWN,
+    NUMBERS,
     add,
     as_math,
+    block_indices,
     load_blocks,
     previous,
     select,
     sequence_numbers,
+    states_at,
     store_blocks,
     zeros_like,
     zoneout,
 )
 
 
-@triton.jit
-def block_indices(ROWS: tl.constexpr, UNITS: tl.constexpr):
-    """The program's sequences [ROWS, 1] (int64) and units [1, UNITS]."""
-    b = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    return b[:, None], (tl.program_id(1) * UNITS + tl.arange(0, UNITS))[None, :]
-
-
-@triton.jit
-def forward_step(
-    x_proj,  # [N, G*H]
-    h_proj,  # [B, (G-FIRST)*H], the product alone
-    bias_hh,  # [G*H] or None
-    carry,  # [S, B, H], in the dtype of the maths
-    operand,  # [B, H], the next product's; None where it is carry
-    output,  # [N, H]
-    cells,  # [S-1, N, H] or None
-    reserve,  # [N, R*H], with zoneout [N, (R+S)*H]; or None
-    resets,  # uint8 [N] or None
-    seed,  # int64 [1] or None
-    sequences,  # int64 [B] or None
-    kept_0: tl.int64,
-    kept_1: tl.int64,
-    step: tl.int32,
-    first_row: tl.int64,
-    slot_row: tl.int64,  # the step's first row in reserve
-    count: tl.int64,
-    batch: tl.int64,
-    rows_in_all: tl.int64,
-    hidden,
-    FORWARD: tl.constexpr,
-    FIRST: tl.constexpr,  # the gates that `operand_step` has done, each with a slot
-    GATES: tl.constexpr,
-    STATES: tl.constexpr,
-    SLOTS: tl.constexpr,
-    ZONEOUT: tl.constexpr,
-    ROWS: tl.constexpr,
-    UNITS: tl.constexpr,
-):
-    MATH: tl.constexpr = carry.dtype.element_ty
-    ALL_SLOTS: tl.constexpr = SLOTS + (STATES if ZONEOUT else 0)
-    OWN: tl.constexpr = GATES - FIRST
-    b, u = block_indices(ROWS, UNITS)
-    mask = (b < count) & (u < hidden)
-    rows = first_row + b
-    x_at = rows * (GATES * hidden) + FIRST * hidden + u
-    x = as_math(load_blocks(x_proj, x_at, hidden, mask, OWN), 0, OWN, MATH)
-    h = load_blocks(h_proj, b * (OWN * hidden) + u, hidden, mask, OWN)
-    h = as_math(h, 0, OWN, MATH)
-    prev = load_blocks(carry, b * hidden + u, batch * hidden, mask, STATES)
-    if resets is not None:
-        reset = tl.load(resets + rows, mask=b < count, other=0) != 0
-        h = select(reset, zeros_like(h, OWN), h, OWN)
-        prev = select(reset, zeros_like(prev, STATES), prev, STATES)
-    if bias_hh is not None:
-        bias = load_blocks(bias_hh, FIRST * hidden + u, hidden, u < hidden, OWN)
-        h = add(h, as_math(bias, 0, OWN, MATH), OWN)
-    slot_at = (slot_row + b) * (ALL_SLOTS * hidden) + u
-    if FIRST == 0:
-        next, slots = FORWARD(x, h, prev)
-    else:
-        slots = as_math(load_blocks(reserve, slot_at, hidden, mask, FIRST), 0, FIRST, MATH)
-        next, slots = FORWARD(x, h, prev, slots)
-    if ZONEOUT:
-        slots = slots + next
-        key, number = 0, 0
-        if ZONEOUT == DRAWN:
-            key, number = tl.load(seed), sequence_numbers(b, batch, sequences)
-        kept = (kept_0, kept_1)
-        next = zoneout(prev, next, kept, key, number, step, u, STATES, ZONEOUT)
-    store_blocks(output, rows * hidden + u, 0, mask, next, 0, 1)
-    store_blocks(carry, b * hidden + u, batch * hidden, mask, next, 0, STATES)
-    if operand is not None:
-        store_blocks(operand, b * hidden + u, 0, mask, next, 0, 1)
-    if cells is not None:
-        store_blocks(cells, rows * hidden + u, rows_in_all * hidden, mask, next, 1, STATES)
-    if reserve is not None:
-        store_blocks(reserve, slot_at, hidden, mask, slots, 0, ALL_SLOTS)
-
-
-@triton.jit
-def operand_step(
-    x_proj,  # [N, G*H]
-    h_proj,  # [B, FIRST*H], the product alone
-    bias_hh,  # [G*H] or None
-    carry,  # [S, B, H]
-    operand,  # [B, H], the second product's
-    reserve,  # [N, ALL_SLOTS*H]
-    resets,  # uint8 [N] or None
-    first_row: tl.int64,
-    slot_row: tl.int64,
-    count: tl.int64,
-    batch: tl.int64,
-    hidden,
-    OPERAND: tl.constexpr,
-    FIRST: tl.constexpr,
-    GATES: tl.constexpr,
-    STATES: tl.constexpr,
-    ALL_SLOTS: tl.constexpr,
-    ROWS: tl.constexpr,
-    UNITS: tl.constexpr,
-):
-    """The gates before the second product, and its operand."""
-    MATH: tl.constexpr = carry.dtype.element_ty
-    b, u = block_indices(ROWS, UNITS)
-    mask = (b < count) & (u < hidden)
-    rows = first_row + b
-    x = load_blocks(x_proj, rows * (GATES * hidden) + u, hidden, mask, FIRST)
-    x = as_math(x, 0, FIRST, MATH)
-    h = load_blocks(h_proj, b * (FIRST * hidden) + u, hidden, mask, FIRST)
-    h = as_math(h, 0, FIRST, MATH)
-    prev = load_blocks(carry, b * hidden + u, batch * hidden, mask, STATES)
-    if resets is not None:
-        reset = tl.load(resets + rows, mask=b < count, other=0) != 0
-        h = select(reset, zeros_like(h, FIRST), h, FIRST)
-        prev = select(reset, zeros_like(prev, STATES), prev, STATES)
-    if bias_hh is not None:
-        bias = load_blocks(bias_hh, u, hidden, u < hidden, FIRST)
-        h = add(h, as_math(bias, 0, FIRST, MATH), FIRST)
-    product, slots = OPERAND(x, h, prev)
-    store_blocks(operand, b * hidden + u, 0, mask, (product,), 0, 1)
-    slot_at = (slot_row + b) * (ALL_SLOTS * hidden) + u
-    store_blocks(reserve, slot_at, hidden, mask, slots, 0, FIRST)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def backward_step(
     state,  # [S, B, H]
     output,  # [N, H]
@@ -201,8 +79,7 @@ def backward_step(
     if ZONEOUT:
         next = as_math(slots, SLOTS, ALL_SLOTS, MATH)
     else:
-        next = load_blocks(output, at, 0, mask, 1)
-        next = as_math(next + load_blocks(cells, at, stride, mask, STATES - 1), 0, STATES, MATH)
+        next = as_math(states_at(output, cells, at, stride, mask, STATES), 0, STATES, MATH)
     earlier = before_row + b, b < before_count
     prev = previous(state, output, cells, b, u, mask, *earlier, batch, rows_in_all, hidden, STATES)
     prev = as_math(prev, 0, STATES, MATH)
@@ -235,12 +112,10 @@ def backward_step(
     if grad_h is not None:
         store_blocks(grad_h, gate_at, hidden, mask, to_h, 0, GATES)
     back = select(mask, back, grad, STATES)
-    store_blocks(
-        carry, b * hidden + u, batch * hidden, (b < batch) & (u < hidden), back, 0, STATES
-    )
+    store_blocks(carry, b * hidden + u, batch * hidden, (b < batch) & (u < hidden), back, 0, STATES)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def operand_backward_step(
     state,  # [S, B, H]
     output,  # [N, H]
