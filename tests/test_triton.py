@@ -42,9 +42,10 @@ FLOORS = {
 if not INTERPRETED:
 
     def test_interpreted():
-        """Everything below, on CPU tensors."""
+        """Everything below, and the cells, on CPU tensors."""
+        files = [__file__, __file__.replace(".py", "_cells.py")]
         found = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files],
             env=os.environ | {"TRITON_INTERPRET": "1"},
             capture_output=True,
             text=True,
