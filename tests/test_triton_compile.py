@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastrnn import _kernels
-from fastrnn.cells import CELLS, COMPILED
+from fastrnn.cells import COMPILED
 from tests.layers import random_layer
 
 if importlib.util.find_spec("triton") is None:
