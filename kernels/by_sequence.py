@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 from torch import Tensor
 
-from .layer import TILE, Layer
+from .layer import TILE, Layer, precision
 from .sequence_backward import backward_sequence
 from .sequence_forward import forward_sequence
 from .tuning import Config, tuned
@@ -14,9 +14,9 @@ NAME = "whole sequence in one Triton kernel, weights on chip"
 
 
 def candidates(layer: Layer) -> list[Config]:
-    """How a program's tile may be dealt to warps."""
-    warps = (4, 8) if layer.cell.gates * layer.units**2 <= 16_384 else (8, 16)
-    return [Config(TILE, layer.units, w) for w in warps]
+    """How a program's tile may be dealt to warps: more of them where the weights are many."""
+    size = layer.cell.gates * layer.units**2 * layer.state.element_size()
+    return [Config(TILE, layer.units, w) for w in ((4, 8) if size <= 32_768 else (8, 16))]
 
 
 def _constants(layer: Layer, config: Config) -> dict[str, object]:
@@ -28,7 +28,7 @@ def _constants(layer: Layer, config: Config) -> dict[str, object]:
         "REVERSE": layer.walk.reverse,
         "ZONEOUT": layer.walk.mode,
         "DOT": layer.dot,
-        "PRECISION": layer.precision,
+        "PRECISION": precision(),
         "ROWS": config.rows,
         "UNITS": config.units,
         **config.options,

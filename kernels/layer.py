@@ -35,6 +35,11 @@ def on_chip(cell: str, dtype: torch.dtype, hidden: int) -> bool:
     return fits and (elements + staged) * dtype.itemsize <= shared_memory()
 
 
+def precision() -> str:
+    """Of float32 products inside a kernel: as torch is set for its own."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
 @dataclass(frozen=True)
 class Layer:
     """One layer in one direction: contiguous tensors of one dtype and device.
@@ -80,11 +85,6 @@ class Layer:
         return torch.float64 if self.state.dtype == torch.float64 else torch.float32
 
     @property
-    def precision(self) -> str:
-        """Of float32 products inside a kernel: as torch is set for its own."""
-        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-
-    @property
     def dot(self) -> tl.dtype:
         """What products multiply. The interpreter gets bfloat16 wrong there; float32 holds it."""
         return tl.float32 if INTERPRETED else _DTYPES[self.state.dtype]
@@ -97,4 +97,4 @@ class Layer:
     @property
     def key(self) -> tuple[object, ...]:
         """What a tuned choice depends on."""
-        return self.name, str(self.state.dtype).removeprefix("torch."), self.hidden, self.precision
+        return self.name, str(self.state.dtype).removeprefix("torch."), self.hidden, precision()
