@@ -19,6 +19,7 @@ FLOORS = (
     ("cells",),
     ("backends",),
     ("batching", "ops"),
+    ("triton_ops",),
     ("_arguments", "_autocast", "functional", "loss", "packed"),
     ("_checks", "_recurrent", "_rows", "_stack", "_swap", "init"),
     ("_frozen", "streaming", "_layers", "single_step", "custom"),
