@@ -43,7 +43,8 @@ if not INTERPRETED:
 
     def test_interpreted():
         """Everything below, and the cells, on CPU tensors."""
-        files = [__file__, __file__.replace(".py", "_cells.py")]
+        more = (__file__.replace(".py", f"_{name}.py") for name in ("cells", "attention"))
+        files = [__file__, *more]
         found = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files],
             env=os.environ | {"TRITON_INTERPRET": "1"},
