@@ -111,7 +111,7 @@ def test_against_attention_written_out(name, device):
     attention = _kernels.module("attention")
     ours = attention.masked_attention, attention.masked_attention_backward
     exact = everything(written_out, by_autograd, (query, key, value, mask, seed, *options), grad)
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+    for dtype in (torch.float64 if name == "boolean" else torch.float32, torch.bfloat16):
         args = [
             t if t is None else t.to(device, dtype if t.is_floating_point() else t.dtype)
             for t in (query, key, value, mask, seed)
@@ -177,8 +177,8 @@ def compile_attention(capability, dtype, size, kind):
 
 if not INTERPRETED:
 
-    @pytest.mark.parametrize("capability", [80, 90, 100, 120])
-    def test_each_architecture(capability):
+    @pytest.mark.parametrize("capability", [90, 120])  # the most and the least shared memory
+    def test_two_architectures(capability):
         compile_attention(capability, torch.bfloat16, 64, "boolean")
 
     @pytest.mark.slow
