@@ -30,7 +30,7 @@ _FORWARD = {
     256: {16: Config(32, 32, 8), 32: Config(16, 16, 8)},
 }
 _BACKWARD = _FORWARD | {
-    64: _FORWARD[64] | {16: Config(64, 32, 4)},
+    64: _FORWARD[64] | {16: Config(64, 32, 8)},
     128: _FORWARD[128] | {16: Config(64, 32, 8)},
 }
 
