@@ -20,7 +20,7 @@ def candidates(layer: Layer) -> list[Config]:
     if INTERPRETED:
         return [Config(16, 64, 1)]
     width = triton.next_power_of_2(layer.hidden)
-    tiles = [Config(1, 256, 2), Config(1, 1024, 4), Config(4, 128, 2)]
+    tiles = [Config(1, 256, 2), Config(1, 1024, 8), Config(4, 128, 4)]
     return list(dict.fromkeys(tile._replace(units=min(tile.units, width)) for tile in tiles))
 
 
