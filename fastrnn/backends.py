@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastrnn import _library
+from fastrnn import _kernels, _library
 from fastrnn._version import __version__
 from fastrnn.cells import COMPILED
 
 BACKENDS = ("native", "triton", "reference")
 # Options of a recurrence that the compiled kernels do not have.
 NOT_COMPILED = ("proj_size", "layer_norm")
+_TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,20 @@ def _native_refusal(input: Tensor, lacks: str | None) -> str | None:
     return lacks
 
 
+def _triton_refusal(input: Tensor, lacks: str | None) -> str | None:
+    if _kernels.TRITON is None:
+        return "the triton package is not installed"
+    # Interpreted kernels are for tests: they run on CPU tensors where they are asked for by name.
+    interpreted = _current == "triton" and input.device.type == "cpu" and _kernels.INTERPRETED
+    if input.device.type != "cuda" and not interpreted:
+        return f"the Triton kernels take cuda tensors, got {input.device.type}"
+    if input.dtype not in _TRITON_DTYPES:
+        return f"the Triton kernels take 16, 32 and 64 bit floating point, got {input.dtype}"
+    if forward_ad._current_level >= 0:
+        return "the Triton kernels have no forward-mode derivative"
+    return lacks
+
+
 def choose(input: Tensor, lacks: str | None = None) -> Choice:
     """Pick the backend of a recurrence.
 
@@ -109,7 +124,7 @@ def choose(input: Tensor, lacks: str | None = None) -> Choice:
     """
     refusals = {
         "native": _native_refusal(input, lacks),
-        "triton": "this version has no Triton kernels",
+        "triton": _triton_refusal(input, lacks),
         "reference": None,
     }
     possible = [name for name, reason in refusals.items() if reason is None]
@@ -123,6 +138,8 @@ def choose(input: Tensor, lacks: str | None = None) -> Choice:
     refused = {name: why or reason for name, why in refusals.items() if name != chosen}
     if chosen == "reference":
         return Choice(chosen, "step by step in torch", refused)
+    if chosen == "triton":
+        return Choice(chosen, "fused Triton kernels", refused)
     return Choice(chosen, f"whole sequence on the CPU, {_library.instruction_set}", refused)
 
 
@@ -148,7 +165,9 @@ def show_config() -> str:
         lines.extend(f"  {name}: {value}" for name, value in _library.build_info().items())
     else:
         lines.append(f"native: {_library.unavailable}")
-    lines.append("triton: this version has no Triton kernels")
+    triton = _kernels.TRITON
+    lines.append("triton: " + (f"available, Triton {triton}" if triton else "not installed"))
+    lines.extend(f"  {line}" for line in _kernels.tuned())
     lines.append("reference: available")
     lines.append(f"asked for: {_current}")
     return "\n".join(lines)

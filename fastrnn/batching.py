@@ -73,9 +73,9 @@ def _foldable(dims: Dims, rows_from: int) -> bool:
     return all(dims[i] is None for i in (*weights, rows_from, rows_from + 2))
 
 
-def forward(info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
+def forward(op: Any, info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
     """`fastrnn::recurrence` of several samples: one call where they share the weights."""
-    op, samples = torch.ops.fastrnn.recurrence.default, info.batch_size
+    samples = info.batch_size
     if not _foldable(dims, _ROWS_FROM):
         return one_by_one(op, samples, dims, args)
     batch = _batch(args[1], dims[1])
@@ -91,9 +91,9 @@ def forward(info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
     return tuple(_unfolded(r, at, samples) for r, at in results), tuple(at + 1 for at in places)
 
 
-def backward(info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
+def backward(op: Any, info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
     """`fastrnn::recurrence_backward`: one call where no weight's gradient is wanted."""
-    op, samples = torch.ops.fastrnn.recurrence_backward.default, info.batch_size
+    samples = info.batch_size
     weight_grad = args[-1]
     # Each sample's gradient of the weights is a product of its own.
     if weight_grad or not _foldable(dims, 3 + _ROWS_FROM):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastrnn import _arguments, cells, ops
+from fastrnn import _arguments, cells, ops, triton_ops
 from fastrnn._arguments import Rates
 from fastrnn._autocast import autocasts
 from fastrnn._cell import Tensors
@@ -16,6 +16,12 @@ from fastrnn.attention import masked_attention as masked_attention
 from fastrnn.backends import choose, chosen, lacking
 from fastrnn.cells import CELLS, COMPILED
 from fastrnn.regularisers import PLAIN, LayerNorm
+
+# Of each backend with kernels: the operator, and the autograd Function around it.
+_OPERATORS: dict[str, tuple[Any, Any]] = {
+    "native": (torch.ops.fastrnn.recurrence.default, ops.Recurrence),
+    "triton": (torch.ops.fastrnn.triton_recurrence.default, triton_ops.TritonRecurrence),
+}
 
 
 @autocasts
@@ -78,7 +84,9 @@ def run(
     else:
         _arguments.sizes(batch_sizes, steps, states[0].size(0))
         rows = input
-    if chosen(input, lacks) == "native":
+    backend = chosen(input, lacks)
+    if backend != "reference":
+        op, function = _OPERATORS[backend]
         stacked = state if isinstance(state, Tensor) else torch.stack(state)
         args = (
             *(rows, stacked, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes),
@@ -86,9 +94,9 @@ def run(
             *(cell, reverse),
         )
         if torch.is_grad_enabled():
-            output, state_n, every, _ = ops.Recurrence.apply(*args)
+            output, state_n, every, _ = function.apply(*args)
         else:
-            output, state_n, every, _ = ops.below_autograd(*args, return_cells)
+            output, state_n, every, _ = ops.below_autograd(op, *args, return_cells)
     else:
         sizes = [input.size(1)] * steps if padded else batch_sizes.tolist()
         norm = extras.layer_norm
@@ -211,6 +219,9 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
         "layer_norm": getattr(module, "layer_norm", False),
     }
     choice = choose(tensor, lacking(name, [option for option, used in options.items() if used]))
+    schedule = choice.schedule
+    if choice.backend == "triton":
+        schedule = triton_ops.schedule(name, int(getattr(module, "hidden_size", 0)), tensor)
     packed = "" if getattr(module, "_frozen", None) is None else ", weights packed"
-    lines = [f"{choice.backend}: runs {name} ({choice.schedule}{packed})"]
+    lines = [f"{choice.backend}: runs {name} ({schedule}{packed})"]
     return "\n".join(lines + [f"{b}: no, {reason}" for b, reason in choice.refused.items()])

@@ -7,6 +7,7 @@ default. Autograd lives in Functions over the raw operators (not `register_autog
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,11 +96,6 @@ def _default_backward(*args: Any) -> tuple[Tensor, ...]:
     return tuple(by_name.get(name, none) if wanted[name] else none.clone() for name in _INPUTS)
 
 
-LIBRARY.impl("recurrence", _default_forward, "CompositeExplicitAutograd")
-LIBRARY.impl("recurrence_backward", _default_backward, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("fastrnn::recurrence")
 def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
     input, state, (zoneout, cell, _, save) = args[0], args[1], args[10:]
     c = cells.CELLS[cell]
@@ -114,7 +110,6 @@ def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
     )
 
 
-@torch.library.register_fake("fastrnn::recurrence_backward")
 def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     inputs, (input_grad, weight_grad) = args[3:9], args[19:]
     wanted = (input_grad, True, *[weight_grad] * 4)
@@ -124,16 +119,12 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     )
 
 
-torch.library.register_vmap("fastrnn::recurrence", batching.forward)
-torch.library.register_vmap("fastrnn::recurrence_backward", batching.backward)
-
-
-def below_autograd(*args: Any) -> tuple[Tensor, ...]:
-    """`fastrnn::recurrence` without a look at whether gradients are wanted."""
+def below_autograd(op: Any, *args: Any) -> tuple[Tensor, ...]:
+    """An operator without a look at whether gradients are wanted."""
     if torch.compiler.is_compiling():  # Dynamo refuses the guard, and has no need of it
-        return tuple(torch.ops.fastrnn.recurrence.default(*args))
+        return tuple(op(*args))
     with torch._C._AutoDispatchBelowAutograd():
-        return tuple(torch.ops.fastrnn.recurrence.default(*args))
+        return tuple(op(*args))
 
 
 class Recurrence(torch.autograd.Function):
@@ -143,7 +134,7 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return below_autograd(*args, True)
+        return below_autograd(torch.ops.fastrnn.recurrence.default, *args, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -155,24 +146,29 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        if all(g is None for g in grads[:3]):
-            return (None,) * 13
-        needs = ctx.needs_input_grad
-        *tensors, out, cells_, reserve = ctx.saved_tensors
-        wanted = needs[0], any(needs[2:6])
-        args = (
-            *(*grads[:3], *tensors, ctx.zoneout),
-            *(out, cells_, reserve, ctx.cell, ctx.reverse, *wanted),
-        )
-        # Dynamo refuses a Function inside a Function's backward, and needs no second order.
-        # A tangent that comes with the gradients needs the Function too, which refuses it.
-        twice = torch.is_grad_enabled() or forward_ad._current_level >= 0
-        twice = twice and not torch.compiler.is_compiling()
-        found = RecurrenceBackward.apply(*args) if twice else RecurrenceBackward.forward(*args)
-        return (
-            *(g if need else None for g, need in zip(found, needs[:6], strict=True)),
-            *(None,) * 7,
-        )
+        return gradients(RecurrenceBackward, ctx, grads)
+
+
+def gradients(backward: Any, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+    """Of a `Recurrence`'s inputs, by the Function around its backward operator."""
+    if all(g is None for g in grads[:3]):
+        return (None,) * 13
+    needs = ctx.needs_input_grad
+    *tensors, out, cells_, reserve = ctx.saved_tensors
+    wanted = needs[0], any(needs[2:6])
+    args = (
+        *(*grads[:3], *tensors, ctx.zoneout),
+        *(out, cells_, reserve, ctx.cell, ctx.reverse, *wanted),
+    )
+    # Dynamo refuses a Function inside a Function's backward, and needs no second order.
+    # A tangent that comes with the gradients needs the Function too, which refuses it.
+    twice = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    twice = twice and not torch.compiler.is_compiling()
+    found = backward.apply(*args) if twice else backward.forward(*args)
+    return (
+        *(g if need else None for g, need in zip(found, needs[:6], strict=True)),
+        *(None,) * 7,
+    )
 
 
 class RecurrenceBackward(torch.autograd.Function):
@@ -214,17 +210,37 @@ class RecurrenceBackward(torch.autograd.Function):
         return (*map(by_output.get, _OUTPUTS), *map(by_input.get, _INPUTS), *(None,) * 12)
 
 
-def _differentiable(*args: Any) -> tuple[Tensor, ...]:
-    """The operator by itself, as exported and traced programs call it: gradients flow too."""
-    *inputs, save = args
-    tensors = (a for a in inputs if isinstance(a, Tensor))
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
-        with torch._C._AutoDispatchBelowAutograd():
-            return tuple(torch.ops.fastrnn.recurrence.default(*args))
-    output, state_n, cells_, reserve = Recurrence.apply(*inputs)
-    if not save:
-        cells_, reserve = cells_[:, :0], reserve[:0]
-    return output, state_n, cells_, reserve
+def register(prefix: str, function: Any, forward: Any, backward: Any) -> None:
+    """Register `fastrnn::{prefix}recurrence` and its backward, which have been defined.
+
+    Args:
+        prefix: of the operators' names.
+        function: the autograd Function around them.
+        forward: what runs where a device has no kernel of its own.
+        backward: the same of the backward operator.
+    """
+    names = [f"{prefix}recurrence", f"{prefix}recurrence_backward"]
+    fakes, batched = (_fake_forward, _fake_backward), (batching.forward, batching.backward)
+    for name, run, fake, rule in zip(names, (forward, backward), fakes, batched, strict=True):
+        LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastrnn::{name}", fake)
+        op = getattr(torch.ops.fastrnn, name).default
+        torch.library.register_vmap(f"fastrnn::{name}", partial(rule, op))
+    forward_op = getattr(torch.ops.fastrnn, names[0]).default
+
+    def differentiable(*args: Any) -> tuple[Tensor, ...]:
+        """The operator by itself, as exported and traced programs call it: gradients flow too."""
+        *inputs, save = args
+        tensors = (a for a in inputs if isinstance(a, Tensor))
+        if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+            with torch._C._AutoDispatchBelowAutograd():
+                return tuple(forward_op(*args))
+        output, state_n, cells_, reserve = function.apply(*inputs)
+        if not save:
+            cells_, reserve = cells_[:, :0], reserve[:0]
+        return output, state_n, cells_, reserve
+
+    LIBRARY.impl(names[0], differentiable, "Autograd")
 
 
-LIBRARY.impl("recurrence", _differentiable, "Autograd")
+register("", Recurrence, _default_forward, _default_backward)

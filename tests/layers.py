@@ -39,12 +39,15 @@ class Layer:
         """The tensors that are there."""
         return [t for t in self.tensors if t is not None]
 
-    def to(self, dtype: torch.dtype) -> Layer:
-        """A copy in another dtype whose tensors want gradients."""
+    def to(self, dtype: torch.dtype, device: str = "cpu") -> Layer:
+        """A copy in another dtype, or on another device, whose tensors want gradients."""
         tensors = [
-            None if t is None else t.detach().to(dtype).requires_grad_() for t in self.tensors
+            None if t is None else t.detach().to(device, dtype).requires_grad_()
+            for t in self.tensors
         ]
-        return replace(self, tensors=tensors)
+        *extras, zoneout = self.extras
+        moved = (None if e is None else e.to(device) for e in extras)
+        return replace(self, tensors=tensors, extras=(*moved, zoneout))
 
     def with_extras(self, *, drawn: bool) -> Layer:
         """With resets in a third of the rows, and zoneout in training or evaluation."""

@@ -13,12 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Lowest floor first; a floor may import itself and those before it. "fastrnn" is __init__.py.
 FLOORS = (
-    ("_version", "_library", "_C"),
+    ("_version", "_library", "_C", "_kernels"),
     ("kernels",),
     ("regularisers", "_cell"),
     ("cells",),
     ("backends",),
     ("batching", "_attention_batching", "_attention", "ops"),
+    ("triton_ops",),
     ("_arguments", "_autocast", "attention", "functional", "loss", "packed"),
     ("_checks", "_recurrent", "_rows", "_stack", "_swap", "init"),
     ("_frozen", "streaming", "_layers", "single_step", "custom"),

@@ -1,0 +1,192 @@
+"""The Triton attention kernels against attention written out, and compiled for GPUs not there."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fastrnn import _kernels
+from fastrnn.regularisers import random_words
+from tests.layers import assert_as_close_as_torch
+from tests.test_triton import FLOORS, INTERPRETED, on_devices
+
+pytestmark = pytest.mark.triton
+NAMES = ("output", "logsumexp", "grad_query", "grad_key", "grad_value", "grad_mask")
+
+
+def written_out(query, key, value, mask, seed, is_causal, dropout_p, scale):
+    """Output and logsumexp by their definition, differentiable."""
+    scores = query @ key.mT * scale
+    if mask is not None and mask.is_floating_point():
+        scores = scores + mask
+    elif mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    if is_causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -math.inf)
+    empty = (scores == -math.inf).all(-1, keepdim=True)
+    logsumexp = scores.detach().logsumexp(-1).masked_fill(empty.squeeze(-1), math.inf)
+    weights = scores.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)
+    if seed is not None:
+        batch, heads, queries, keys = weights.shape
+        pairs = torch.arange(batch * heads, device=seed.device).repeat_interleave(queries)
+        rows = torch.arange(queries, device=seed.device).repeat(batch * heads)
+        words = random_words(seed, 0, rows, pairs, keys).view(weights.shape)
+        weights = weights * (words >= round(dropout_p * 2**32)) / (1 - dropout_p)
+    return weights @ value, logsumexp
+
+
+def boolean(generator, batch, heads, queries, keys):
+    """With a row, and whole tiles, that may attend to nothing."""
+    mask = torch.rand(batch, 1, queries, keys, generator=generator) < 0.4
+    mask[0, :, 3] = False
+    mask[..., :33] = False
+    return mask
+
+
+def padding(generator, batch, heads, queries, keys):
+    lengths = torch.arange(keys - batch, keys)[:, None]
+    return (torch.arange(keys) < lengths)[:, None, None]
+
+
+def added(*free):
+    """An additive mask, broadcast along the axes that are not in `free`."""
+
+    def draw(generator, *sizes):
+        shape = [n if axis in free else 1 for axis, n in enumerate(sizes)]
+        mask = torch.randn(shape, generator=generator, dtype=torch.float64)
+        mask[..., 2] = -math.inf
+        return mask
+
+    return draw
+
+
+# B, heads, Lq, Lk, E, D, then the mask, causality and dropout.
+CASES = {
+    "plain": ((2, 2, 40, 70, 20, 33), None, False, 0.0),
+    "boolean": ((2, 2, 40, 70, 20, 16), boolean, False, 0.3),
+    "padding": ((2, 1, 70, 40, 16, 16), padding, True, 0.0),
+    "added": ((2, 2, 37, 40, 8, 16), added(0, 1, 2, 3), True, 0.2),
+    "added to keys": ((2, 2, 37, 40, 8, 16), added(3), False, 0.0),
+    "added to heads": ((2, 2, 20, 12, 8, 16), added(1, 3), False, 0.2),
+}
+
+
+def everything(function, backward, args, grad):
+    """Results of both passes."""
+    detached = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
+    wanted = detached[3] is not None and detached[3].is_floating_point()
+    output, logsumexp = function(*detached)
+    saved = *detached[:5], output, logsumexp, *detached[5:]
+    return output, logsumexp, *backward(grad, *saved, wanted)
+
+
+def by_autograd(grad, query, key, value, mask, seed, output, logsumexp, *options):
+    *options, wanted = options
+    leaves = [t.clone().requires_grad_() for t in (query, key, value)]
+    leaves += [mask.clone().requires_grad_()] if wanted else []
+    masks = leaves[3:] or [mask]
+    found = written_out(*leaves[:3], *masks, seed, *options)[0]
+    return torch.autograd.grad(found, leaves, grad)
+
+
+@on_devices
+@pytest.mark.parametrize("name", CASES)
+def test_against_attention_written_out(name, device):
+    sizes, make_mask, is_causal, dropout_p = CASES[name]
+    batch, heads, queries, keys, size, width = sizes
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    # Heads inside rows, as a projection leaves them, and as they are otherwise.
+    query, key = draw(batch, queries, heads, size).transpose(1, 2), draw(batch, heads, keys, size)
+    value, grad = draw(batch, heads, keys, width), draw(batch, heads, queries, width)
+    mask = None if make_mask is None else make_mask(generator, batch, heads, queries, keys)
+    seed = torch.tensor([-(2**61) + 7]) if dropout_p else None
+    options = is_causal, dropout_p, size**-0.5
+    attention = _kernels.module("attention")
+    ours = attention.masked_attention, attention.masked_attention_backward
+    exact = everything(written_out, by_autograd, (query, key, value, mask, seed, *options), grad)
+    for dtype in (torch.float64 if name == "boolean" else torch.float32, torch.bfloat16):
+        args = [
+            t if t is None else t.to(device, dtype if t.is_floating_point() else t.dtype)
+            for t in (query, key, value, mask, seed)
+        ]
+        lower = grad.to(device, dtype)
+        torchs = everything(written_out, by_autograd, (*args, *options), lower)
+        found = everything(*ours, (*args, *options), lower)
+        for what, *values in zip(NAMES, found, torchs, exact, strict=False):
+            values = [v.cpu().nan_to_num(posinf=9.0) for v in values]
+            assert_as_close_as_torch(f"{what} {dtype}", *values, FLOORS[dtype])
+
+
+@on_devices
+def test_no_queries_or_keys(device):
+    attention = _kernels.module("attention")
+    for queries, keys in ((0, 3), (3, 0)):
+        query, key = torch.ones(1, 1, queries, 8), torch.ones(1, 1, keys, 8)
+        args = [t.to(device) for t in (query, key, key)]
+        rest = None, None, False, 0.0, 1.0
+        output, logsumexp = attention.masked_attention(*args, *rest)
+        assert torch.equal(output.cpu(), torch.zeros(1, 1, queries, 8))
+        grads = attention.masked_attention_backward(
+            output, *args, *rest[:2], output, logsumexp, *rest[2:], False
+        )
+        for grad, of in zip(grads[:3], args, strict=True):
+            assert torch.equal(grad, torch.zeros_like(of))
+
+
+@on_devices
+def test_errors_name_argument_expected_and_got(device):
+    attention = _kernels.module("attention")
+    query, rest = torch.ones(1, 1, 3, 8, device=device), (None, None, False, 0.0, 1.0)
+    with pytest.raises(ValueError, match=r"key must be \[1, 1, 3, 8\] .* got \[1, 1, 3, 4\]"):
+        attention.masked_attention(query, query[..., :4], query, *rest)
+    wide = torch.ones(1, 1, 3, 300, device=device)
+    with pytest.raises(ValueError, match="heads must have at most 256 units, got 300"):
+        attention.masked_attention(wide, wide, wide, *rest)
+
+
+def compile_attention(capability, dtype, size, kind):
+    from tests.triton_device import SHARED, Device
+
+    attention = _kernels.module("attention")
+    query, key = torch.zeros(2, 2, 100, size, dtype=dtype), torch.zeros(2, 2, 80, size, dtype=dtype)
+    mask = {
+        "causal": None,
+        "boolean": torch.ones(2, 1, 100, 80, dtype=torch.bool),
+        "added": torch.zeros(1, 2, 100, 1, dtype=dtype),
+    }[kind]
+    seed = None if mask is None else torch.zeros(1, dtype=torch.int64)
+    args = query, key, key, mask, seed
+    options = mask is None, 0.0 if mask is None else 0.1, 1.0
+    with Device(capability) as device:
+        output, logsumexp = attention.masked_attention(*args, *options)
+        attention.masked_attention_backward(
+            output, *args, output, logsumexp, *options, kind == "added"
+        )
+    assert len(device.compiled) == (4 if kind == "added" else 3)
+    for kernel in device.compiled:
+        assert kernel.shared <= SHARED[capability], kernel
+        assert kernel.stack <= (512 if size == 256 else 64), (kernel, size, dtype, kind)
+
+
+if not INTERPRETED:
+
+    @pytest.mark.parametrize("capability", [90, 120])  # the most and the least shared memory
+    def test_two_architectures(capability):
+        compile_attention(capability, torch.bfloat16, 64, "boolean")
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", ["causal", "boolean", "added"])
+    @pytest.mark.parametrize("capability", [80, 90, 100, 120])
+    def test_each_kernel_and_configuration(capability, kind):
+        attention = _kernels.module("attention")
+        for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            for size in (32, 64, 128, 256):
+                if size <= attention.widest(dtype):
+                    compile_attention(capability, dtype, size, kind)
