@@ -10,7 +10,8 @@ BUILD_FILES := pyproject.toml setup.py $(wildcard build_tools/*.py)
 SOURCES := $(wildcard csrc/*.h csrc/*.cuh csrc/*.cpp csrc/*.cu)
 FORMATTED := $(SOURCES) $(wildcard csrc/emulator/*.h csrc/emulator/*.cpp tests/*.cu)
 
-.PHONY: train test test-deep bench lint format install-check abi-check clean
+.PHONY: train test test-deep bench lint format install-check abi-check \
+	cuda-check clean
 .NOTPARALLEL:
 
 train: $(VENV)/installed-train $(VENV)/native
@@ -36,6 +37,10 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
+
+# Registers, shared memory and spills of every CUDA kernel (needs nvcc, no GPU and no torch).
+cuda-check:
+	$(PYTHON) -m build_tools.cuda_check $(ARGS)
 
 # Installs into fresh environments of each kind (some minutes; needs the network).
 install-check:

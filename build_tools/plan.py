@@ -29,6 +29,11 @@ LINK = ["-shared", "-fopenmp"]
 LINUX_LINK = ["-Wl,-z,defs", "-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else []
 
 
+def cuda_flags(cuda: Cuda) -> list[str]:
+    """What nvcc is told about a .cu file, whatever it makes of it."""
+    return ["-std=c++20", "-O3", "-DFASTRNN_CUDA=1", "-I", str(cuda.include)]
+
+
 def _pybind11() -> str | None:
     """Headers of the pybind11 package, for a torch that carries none."""
     spec = importlib.util.find_spec("pybind11")
@@ -77,11 +82,11 @@ class Plan:
         output, depfile = (self.build_dir / f"{source.name}{end}" for end in (".o", ".d"))
         # CXX may be a launcher and its compiler, or a compiler and its options.
         host = [word for word in self.cxx if not word.startswith("-")][-1]
-        command = [str(cuda.nvcc), "-std=c++20", "-O3", "-ccbin", host]
-        command += ["-Xcompiler", ",".join(OPTIMISE[1:]), "-DFASTRNN_CUDA=1"]
+        command = [str(cuda.nvcc), *cuda_flags(cuda), "-ccbin", host]
+        command += ["-Xcompiler", ",".join(OPTIMISE[1:])]
         for arch in cuda.archs:
             command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
-        command += ["-I", str(cuda.include), "-MMD", "-MF", str(depfile)]
+        command += ["-MMD", "-MF", str(depfile)]
         command += ["-c", str(source), "-o", str(output)]
         return Step(output, (source,), tuple(command), depfile)
 
