@@ -116,7 +116,7 @@ class Plan:
         return [*steps, Step(output, objects, (*command, "-o", str(output)))]
 
     def module(self) -> list[Step]:
-        """The steps that make _C: one object and its link."""
+        """The steps that make _C: its objects and their link."""
         paths = [sysconfig.get_path("include"), sysconfig.get_path("platinclude"), _pybind11()]
         folders = [path for path in dict.fromkeys(paths) if path]
         if not any(Path(folder, "Python.h").is_file() for folder in folders):
@@ -129,10 +129,14 @@ class Plan:
         flags = ["-I", str(self.build_dir)]
         for folder in folders:
             flags += ["-isystem", folder]
-        step = self._compile(Path("csrc/module.cpp"), f"module.{MODULE}", flags)
+        steps = [
+            self._compile(Path("csrc", f"{name}.cpp"), f"{name}.{MODULE}", flags)
+            for name in ("module", "plan")
+        ]
+        objects = tuple(step.output for step in steps)
         output = self.build_dir / MODULE
-        command = (*self.cxx, "-shared", str(step.output), "-o", str(output))
-        return [step, Step(output, (step.output,), command)]
+        command = (*self.cxx, "-shared", *map(str, objects), "-o", str(output))
+        return [*steps, Step(output, objects, command)]
 
     def facts(self) -> str:
         """Text of build_facts.h, which module.cpp includes."""

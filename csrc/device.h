@@ -12,7 +12,7 @@ struct DeviceFacts {
   bool has_code;                // this library holds code that runs on the device
 };
 
-// Fills *facts for CUDA device number `device`, launching an empty kernel to learn has_code.
+// Fills *facts for CUDA device number `device`; waits for nothing on it.
 // Returns a cudaError_t: 0, or the first failure (then *facts is not to be read).
 int device_probe(int device, DeviceFacts* facts);
 

@@ -40,6 +40,7 @@ _SCHEMAS = (
     "cpu_instruction_set() -> str",
     "cpu_peak() -> float",
     "cuda_device(int index) -> int[]",
+    "use_cuda_schedule(str name) -> ()",
 )
 for _schema in _SCHEMAS:
     LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))

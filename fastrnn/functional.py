@@ -12,7 +12,7 @@ from fastrnn import _arguments, cells, ops
 from fastrnn._arguments import Rates
 from fastrnn._autocast import autocasts
 from fastrnn._cell import Tensors
-from fastrnn.backends import choose, chosen, lacking
+from fastrnn.backends import choose, chosen, lacking, scheduled
 from fastrnn.cells import CELLS, COMPILED
 from fastrnn.regularisers import PLAIN, LayerNorm
 
@@ -210,6 +210,14 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
         "layer_norm": getattr(module, "layer_norm", False),
     }
     choice = choose(tensor, lacking(name, [option for option, used in options.items() if used]))
+    if tensor.is_cuda:
+        steps, batch = 1, 1
+        if input is not None and input.dim() == 3:
+            steps, batch = input.shape[:2]
+            if getattr(module, "batch_first", False):
+                steps, batch = batch, steps
+        hidden_size: Any = module.hidden_size
+        choice = scheduled(choice, name, tensor, steps, batch, hidden_size)
     packed = "" if getattr(module, "_frozen", None) is None else ", weights packed"
     lines = [f"{choice.backend}: runs {name} ({choice.schedule}{packed})"]
     return "\n".join(lines + [f"{b}: no, {reason}" for b, reason in choice.refused.items()])

@@ -17,6 +17,7 @@ FLOORS = (
     ("kernels",),
     ("regularisers", "_cell"),
     ("cells",),
+    ("_cuda",),
     ("backends",),
     ("batching", "ops"),
     ("_arguments", "_autocast", "functional", "loss", "packed"),
