@@ -11,7 +11,7 @@ SOURCES := $(wildcard csrc/*.h csrc/*.cuh csrc/*.cpp csrc/*.cu)
 FORMATTED := $(SOURCES) $(wildcard csrc/emulator/*.h csrc/emulator/*.cpp tests/*.cu tests/*.cpp)
 
 .PHONY: train test test-deep bench lint format install-check abi-check \
-	cuda-check clean
+	cuda-check cuda-load-check clean
 .NOTPARALLEL:
 
 train: $(VENV)/installed-train $(VENV)/native
@@ -52,6 +52,13 @@ abi-check: $(VENV)/native
 	$(PYTHON) -m venv $(VENV)-abi
 	$(VENV)-abi/bin/python -m pip install --quiet --disable-pip-version-check --upgrade torch
 	PYTHONPATH=. $(VENV)-abi/bin/python tests/abi_check.py
+
+# The same library under a CUDA build of the pinned torch, with no GPU (gigabytes, too).
+CUDA_TORCH := $(subst ==,===,$(shell grep '^torch==' constraints.txt))
+cuda-load-check: $(VENV)/native
+	$(PYTHON) -m venv $(VENV)-cuda
+	$(VENV)-cuda/bin/python -m pip install --quiet --disable-pip-version-check "$(CUDA_TORCH)"
+	PYTHONPATH=. $(VENV)-cuda/bin/python tests/cuda_load_check.py
 
 clean:
 	rm -rf build dist fastrnn.egg-info .mypy_cache .pytest_cache .ruff_cache $(VENV)/native

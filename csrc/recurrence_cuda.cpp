@@ -41,11 +41,13 @@ Offer offer_of(int index) {
 Current current(const Tensor& tensor) {
   check(aoti_torch_get_current_cuda_stream && aoti_torch_cuda_mm_out, "this torch has no CUDA");
   const int index = tensor.get_device_index();
+  const Offer offer = offer_of(index);
   auto guard = std::make_shared<torch::stable::accelerator::DeviceGuard>(index);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
-  return {{offer_of(index), stream, step_kernels, nullptr, nullptr, aoti_torch_cuda_mm_out,
-           write_steps, device_error_text},
+  check(aoti_torch_get_current_cuda_stream(index, &stream) == 0, "CUDA device ", index,
+        " has no current stream");
+  return {{offer, stream, step_kernels, nullptr, nullptr, aoti_torch_cuda_mm_out, write_steps,
+           device_error_text},
           guard};
 }
 

@@ -66,7 +66,8 @@ struct Call {
   }
   // out = a b
   void product(const Tensor& out, const Tensor& a, const Tensor& b) const {
-    STABLE_TORCH_ERROR_CODE_CHECK(device.product(out.get(), a.get(), b.get()));
+    if (device.product(out.get(), a.get(), b.get()) != 0)
+      check(false, "torch's product of ", text(shape_of(a)), " and ", text(shape_of(b)), " failed");
   }
   Tensor product(const Tensor& a, const Tensor& b) const {
     Tensor out = new_empty(a, {a.size(0), b.size(1)});
