@@ -46,14 +46,15 @@ Current current(const Tensor& tensor) {
   void* stream = nullptr;
   check(aoti_torch_get_current_cuda_stream(index, &stream) == 0, "CUDA device ", index,
         " has no current stream");
-  return {{offer, stream, step_kernels, nullptr, nullptr, aoti_torch_cuda_mm_out, write_steps,
-           device_error_text},
+  return {{offer, stream, step_kernels, cluster_kernels, nullptr, aoti_torch_cuda_mm_out,
+           write_steps, device_error_text},
           guard};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
   m.impl("recurrence", TORCH_BOX(&recurrence));
   m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
+  m.impl("cuda_barriers", TORCH_BOX(&barriers));
 }
 
 }  // namespace fastrnn::cuda

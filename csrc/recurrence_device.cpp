@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "device.h"
+
 namespace fastrnn::cuda {
 
 namespace {
@@ -283,6 +285,20 @@ Gradients::Tuple recurrence_backward(
   if (in.weight_ih && input_grad) call.product(grads.input, grad_x, *in.weight_ih);
   if (weight_grad) weight_gradients(call, grads, grad_x, grad_h, previous, operand);
   return grads.tuple();
+}
+
+void barriers(const Tensor& space, std::int64_t cluster, std::int64_t rounds) {
+  constexpr Checks check{"cuda_barriers"};
+  check(space.numel() > 0 && space.scalar_type() == ScalarType::Int, "space must be int32 [1], got ",
+        space);
+  check(cluster >= 0 && cluster <= 16 && rounds > 0 && rounds < 1 << 20,
+        "cluster must be in [0, 16] and rounds in (0, 2^20), got ", cluster, " and ", rounds);
+  const Current current = cuda::current(space);
+  const Device& device = current.device;
+  auto* const flag = static_cast<unsigned*>(space.mutable_data_ptr());
+  const int error =
+      device_barriers(flag, int(cluster), device.offer.processors, int(rounds), device.stream);
+  if (error) check(false, "the kernel could not be launched: ", device.error_text(error));
 }
 
 }  // namespace fastrnn::cuda

@@ -55,4 +55,7 @@ Gradients::Tuple recurrence_backward(
     const Tensor& reserve, const std::string& cell, bool reverse, bool input_grad,
     bool weight_grad);
 
+// For measuring: `rounds` barriers of clusters, or (cluster 0) of the grid; space: int32 [1].
+void barriers(const Tensor& space, std::int64_t cluster, std::int64_t rounds);
+
 }  // namespace fastrnn::cuda

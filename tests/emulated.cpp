@@ -21,14 +21,15 @@ void use_schedule(const std::string& name) { ask_schedule(name); }
 
 Current current(const Tensor&) {
   const Offer h200{90, 132, 232448};
-  return {{h200, nullptr, step_kernels, nullptr, nullptr, aoti_torch_cpu_mm_out, write_steps,
-           error_text},
+  return {{h200, nullptr, step_kernels, cluster_kernels, nullptr, aoti_torch_cpu_mm_out,
+           write_steps, error_text},
           nullptr};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CPU, m) {
   m.impl("recurrence", TORCH_BOX(&recurrence));
   m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
+  m.impl("cuda_barriers", TORCH_BOX(&barriers));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CompositeExplicitAutograd, m) {

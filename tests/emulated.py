@@ -44,10 +44,10 @@ def build() -> Path:
 
 @functools.cache
 def operators() -> Any:
-    """torch.ops.fastrnn_emulated: recurrence, recurrence_backward, use_cuda_schedule."""
+    """torch.ops.fastrnn_emulated: those of the CUDA operators."""
     path = build()
     definitions = torch.library.Library("fastrnn_emulated", "DEF")
-    wanted = ("recurrence(", "recurrence_backward(", "use_cuda_schedule(")
+    wanted = ("recurrence(", "recurrence_backward(", "use_cuda_schedule(", "cuda_barriers(")
     for schema in _library._SCHEMAS:
         if schema.startswith(wanted):
             definitions.define(schema, tags=(torch.Tag.pt2_compliant_tag,))

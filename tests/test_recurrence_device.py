@@ -34,7 +34,18 @@ SHAPES = {
     "ended": ([3, 2, 0], 5, 9),
 }
 CELL_NAMES = [name for name in CELLS if name in COMPILED]
-SCHEDULES = ["step"]
+SCHEDULES = ["step", "cluster"]
+
+
+def has(schedule, cell, dtype):
+    """Whether a schedule has kernels; test_plan.py asserts what is said where it has none."""
+    return schedule == "step" or (cell != "gru_reset_before" and dtype != torch.float64)
+
+
+RUNS = [(s, c, d) for s in SCHEDULES for c in CELL_NAMES for d in FLOORS if has(s, c, d)]
+every_run = pytest.mark.parametrize(("schedule", "cell", "dtype"), RUNS, indirect=["schedule"])
+IN_FLOAT32 = [run[:2] for run in RUNS if run[2] == torch.float32]
+every_cell = pytest.mark.parametrize(("schedule", "cell"), IN_FLOAT32, indirect=["schedule"])
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +59,7 @@ def poisoned_memory():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=SCHEDULES)
+@pytest.fixture
 def schedule(request):
     found = emulated.operators()
     found.use_cuda_schedule.default(request.param)
@@ -101,10 +112,9 @@ def check(layer, dtype):
         assert_as_close_as_torch(name, *values, FLOORS[dtype])
 
 
-@pytest.mark.parametrize("dtype", FLOORS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("cell", CELL_NAMES)
-def test_grid(schedule, cell, shape, dtype):
+@every_run
+def test_grid(schedule, cell, dtype, shape):
     for reverse in (False, True):
         for bias, projected in ((True, False), (False, False), (True, True)):
             sizes = SHAPES[shape]
@@ -114,17 +124,16 @@ def test_grid(schedule, cell, shape, dtype):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("cell", CELL_NAMES)
-def test_resets(schedule, cell, reverse):
+@every_run
+def test_resets(schedule, cell, dtype, reverse):
     layer = random_layer(cell, [4, 4, 3, 1], 6, 20, reverse=reverse)
     resets, _, _, _ = layer.with_extras(drawn=False).extras
-    for dtype in (torch.float32, torch.bfloat16):
-        check(replace(layer, extras=(resets, None, None, [])), dtype)
+    check(replace(layer, extras=(resets, None, None, [])), dtype)
 
 
-@pytest.mark.parametrize("cell", CELL_NAMES)
+@every_cell
 def test_inference_equals_training(schedule, cell):
-    layer = random_layer(cell, [6, 6, 3], 10, 24)
+    layer = random_layer(cell, [6, 6, 3], 10, 24).to(torch.float32)
     arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in layer.arguments]
     run = emulated.operators().recurrence.default
     trained, inferred = run(*arguments, True), run(*arguments, False)
@@ -133,7 +142,7 @@ def test_inference_equals_training(schedule, cell):
     assert inferred[2].numel() == inferred[3].numel() == 0
 
 
-@pytest.mark.parametrize("cell", CELL_NAMES)
+@every_cell
 def test_opcheck(schedule, cell):
     run = emulated.operators()
     layer = random_layer(cell, [3, 2], 4, 8).to(torch.float32)
@@ -152,9 +161,9 @@ def test_opcheck(schedule, cell):
         )
 
 
-@pytest.mark.parametrize("cell", CELL_NAMES)
+@every_cell
 def test_gradients_nobody_wants_are_empty(schedule, cell):
-    layer = random_layer(cell, [3, 2], 4, 8)
+    layer = random_layer(cell, [3, 2], 4, 8).to(torch.float32)
     arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in layer.arguments]
     run = emulated.operators()
     output, _, cells, reserve = run.recurrence.default(*arguments, True)
@@ -169,6 +178,7 @@ def test_gradients_nobody_wants_are_empty(schedule, cell):
             assert torch.equal(a, b if w else b.new_empty(0))
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, indirect=True)
 def test_empty_batch(schedule):
     run = emulated.operators()
     x, state = torch.zeros(0, 5), torch.zeros(1, 0, 4)
@@ -184,9 +194,10 @@ def test_empty_batch(schedule):
     assert torch.equal(grads[3], torch.zeros_like(w_hh))
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, indirect=True)
 def test_strided_and_mistaken_arguments(schedule):
     run = emulated.operators().recurrence.default
-    layer = random_layer("lstm", [3, 3, 1], 6, 8)
+    layer = random_layer("lstm", [3, 3, 1], 6, 8).to(torch.float32)
     args = [a.detach() if isinstance(a, torch.Tensor) else a for a in layer.arguments]
     expected = run(*args, False)
     strided = [a.T.contiguous().T if torch.is_tensor(a) and a.dim() == 2 else a for a in args]
@@ -194,7 +205,7 @@ def test_strided_and_mistaken_arguments(schedule):
         assert torch.equal(a, b)
     for place, mistake, message in (
         (3, args[3][:, 1:], r"weight_hh must be \[32, 8\], got \[32, 7\]"),
-        (3, args[3].float(), "weight_hh must have the input's dtype"),
+        (3, args[3].double(), "weight_hh must have the input's dtype"),
         (6, torch.tensor([3, 4]), "batch_sizes must not increase"),
         (7, torch.zeros(6, dtype=torch.bool), r"resets must be bool \[7\] on the input's device"),
         (10, [2.0, 0.0], r"zoneout must be in \[0, 1\], got 2"),
