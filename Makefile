@@ -11,7 +11,7 @@ SOURCES := $(wildcard csrc/*.h csrc/*.cuh csrc/*.cpp csrc/*.cu)
 FORMATTED := $(SOURCES) $(wildcard csrc/emulator/*.h csrc/emulator/*.cpp tests/*.cu tests/*.cpp)
 
 .PHONY: train test test-deep bench lint format install-check abi-check \
-	cuda-check cuda-load-check clean
+	cuda-check cuda-load-check gpu clean
 .NOTPARALLEL:
 
 train: $(VENV)/installed-train $(VENV)/native
@@ -52,6 +52,10 @@ abi-check: $(VENV)/native
 	$(PYTHON) -m venv $(VENV)-abi
 	$(VENV)-abi/bin/python -m pip install --quiet --disable-pip-version-check --upgrade torch
 	PYTHONPATH=. $(VENV)-abi/bin/python tests/abi_check.py
+
+# On a machine with a GPU, in under eight minutes and offline: builds if need be, checks, measures.
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 # The same library under a CUDA build of the pinned torch, with no GPU (gigabytes, too).
 CUDA_TORCH := $(subst ==,===,$(shell grep '^torch==' constraints.txt))

@@ -1,5 +1,6 @@
-"""The fixture of the tests that run CUDA kernels on the CPU."""
+"""Tests that need a GPU, and the fixture of those that run CUDA kernels on the CPU."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,15 @@ import torch
 
 from build_tools import toolchain
 from tests.emulator import Emulator, emulator
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Without a GPU its tests are skipped, unless FASTRNN_REQUIRE_GPU=1: then they fail."""
+    if item.get_closest_marker("gpu") is None or torch.cuda.is_available():
+        return
+    if os.environ.get("FASTRNN_REQUIRE_GPU") == "1":
+        pytest.fail("needs a CUDA device", pytrace=False)
+    pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from benchmarks.gpu.cases import Case, Shape, cases
 from benchmarks.gpu.clock import Clock, Contender
 from benchmarks.gpu.measure import LostDevice, Measurement
 from benchmarks.gpu.supervise import Supervisor
+from tests.conftest import pytest_runtest_setup
 
 TINY = Case("lstm", Shape(3, 2, 4, 5, 2), "float32", "train", "eager")
 
@@ -106,6 +107,8 @@ def test_a_contender_that_fails_leaves_the_others(monkeypatch):
     def broken(self, name):
         if name == "grid":
             raise RuntimeError("grid: no\nmore lines")
+        if name == "step":
+            raise RuntimeError("recurrence: the step schedule was asked for: it has no kernels")
         module, x, run = made(self, name)
         if name == "cluster":
             with torch.no_grad():
@@ -115,8 +118,9 @@ def test_a_contender_that_fails_leaves_the_others(monkeypatch):
     monkeypatch.setattr(Measurement, "_made", broken)
     row = Measurement(TINY, "cpu", {"triton": "out"}).run(5, 0.1)
     assert row["errors"]["grid"] == "RuntimeError: grid: no"
+    assert row["refused"]["step"].endswith("it has no kernels")
     assert "times the error that is allowed" in row["errors"]["cluster"]
-    assert row["best"] == "step"
+    assert "best" not in row and "torch.nn" in row
 
     monkeypatch.setattr(
         torch, "ones", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no device"))
@@ -218,6 +222,20 @@ def test_rows_are_appended(tmp_path: Path):
     program.append([{"case": "a"}], path)
     program.append([{"case": "b"}], path)
     assert [json.loads(line)["case"] for line in path.read_text().splitlines()] == ["a", "b"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_tests_are_skipped_or_fail(monkeypatch):
+    class Item:
+        def get_closest_marker(self, name):
+            return object() if name == "gpu" else None
+
+    monkeypatch.delenv("FASTRNN_REQUIRE_GPU", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="needs a CUDA device"):
+        pytest_runtest_setup(Item())
+    monkeypatch.setenv("FASTRNN_REQUIRE_GPU", "1")
+    with pytest.raises(pytest.fail.Exception, match="needs a CUDA device"):
+        pytest_runtest_setup(Item())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from build_tools import toolchain
 from fastrnn import ops
 from fastrnn.cells import CELLS, COMPILED
 from tests import emulated
+from tests.emulator import Layout
 from tests.layers import NAMES, assert_as_close_as_torch, random_layer
 
 try:
@@ -18,6 +20,7 @@ try:
 except toolchain.BuildError as error:
     pytest.skip(str(error), allow_module_level=True)
 
+_C = pytest.importorskip("fastrnn._C", reason="no compiled module")
 # A few roundings of each dtype, relative to the largest value.
 FLOORS = {
     torch.float32: 1e-6,
@@ -34,7 +37,8 @@ SHAPES = {
     "ended": ([3, 2, 0], 5, 9),
 }
 CELL_NAMES = [name for name in CELLS if name in COMPILED]
-SCHEDULES = ["step", "cluster"]
+PERSISTENT = ["cluster"]
+SCHEDULES = ["step", *PERSISTENT]
 
 
 def has(schedule, cell, dtype):
@@ -115,8 +119,10 @@ def check(layer, dtype):
 @pytest.mark.parametrize("shape", SHAPES)
 @every_run
 def test_grid(schedule, cell, dtype, shape):
-    for reverse in (False, True):
-        for bias, projected in ((True, False), (False, False), (True, True)):
+    # What is around a loop is the same for every schedule, and clusters take long to emulate.
+    short = schedule != "step"
+    for reverse in (shape == "ragged",) if short else (False, True):
+        for bias, projected in ((True, False), (False, False), (True, True))[: 1 if short else 3]:
             sizes = SHAPES[shape]
             check(
                 random_layer(cell, *sizes, bias=bias, projected=projected, reverse=reverse), dtype
@@ -129,6 +135,14 @@ def test_resets(schedule, cell, dtype, reverse):
     layer = random_layer(cell, [4, 4, 3, 1], 6, 20, reverse=reverse)
     resets, _, _, _ = layer.with_extras(drawn=False).extras
     check(replace(layer, extras=(resets, None, None, [])), dtype)
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+@every_cell
+def test_zoneout_and_resets(schedule, cell, drawn):
+    for dtype in (torch.float32, torch.bfloat16):
+        layer = random_layer(cell, [4, 4, 3, 1], 6, 20, reverse=drawn)
+        check(layer.with_extras(drawn=drawn), dtype)
 
 
 @every_cell
@@ -227,3 +241,48 @@ def test_a_schedule_that_cannot_run_says_why():
             run.use_cuda_schedule.default("fast")
     finally:
         run.use_cuda_schedule.default("auto")
+
+
+@pytest.mark.parametrize("schedule", PERSISTENT)
+@pytest.mark.parametrize("dtype", FLOORS, ids=str)
+@pytest.mark.parametrize("cell", CELL_NAMES)
+def test_plan_knows_the_kernels_and_their_layouts(device, cell, dtype, schedule):
+    kernels = device.persistent_kernels(schedule, cell, dtype)
+    for backward in (False, True):
+        for batch, hidden in ((20, 200), (3, 33), (64, 256), (20, 650), (20, 5000)):
+            found = _C.plan(
+                cell,
+                str(dtype)[6:],
+                35,
+                batch,
+                hidden,
+                backward=backward,
+                schedule=schedule,
+                capability=90,
+                processors=132,
+                shared_memory=232448,
+            )
+            why = found["refused"].get(schedule, "")
+            assert (kernels is None) == ("kernels" in why), why
+            if not found["schedule"]:
+                continue
+            layout = Layout()
+            size = found["cluster"] if schedule == "cluster" else 132
+            args = (backward, batch, hidden, size, 132, 232448, ctypes.byref(layout))
+            assert kernels.layout(*args)
+            names = {"bytes": "workspace"}
+            for name, _ in Layout._fields_:
+                assert getattr(layout, name) == found[names.get(name, name)], name
+
+
+def test_barriers():
+    run = emulated.operators().cuda_barriers.default
+    space = torch.full((1,), -1, dtype=torch.int32)
+    run(space, 8, 2)
+    assert space.item() == -1
+    run(space, 0, 2)
+    assert space.item() == 2 * 132  # every block, twice
+    with pytest.raises(RuntimeError, match="cuda_barriers: cluster must be in .*, got 17 and 1"):
+        run(space, 17, 1)
+    with pytest.raises(RuntimeError, match="cuda_barriers: space must be int32"):
+        run(space.float(), 8, 1)

@@ -63,19 +63,13 @@ def within(name: str) -> AbstractContextManager[None]:
 
 
 def refusal(name: str, case: Case, device: str) -> str | None:
-    """Why a contender does not take part, or None."""
+    """Why a contender's backend does not take part, or None."""
     if name == PEER:
         return None
     probe = torch.empty(0, dtype=DTYPES[case.precision], device=device)
-    backend = "triton" if name == "triton" else "native"
     try:
-        with fastrnn.use_backend(backend):
-            choice = fastrnn.backends.choose(probe)
-        if name != "triton" and device != "cpu":
-            with _cuda.use_schedule(name):
-                T, B, _, H, _ = case.shape  # noqa: N806
-                choice = fastrnn.backends.scheduled(choice, case.cell, probe, T, B, H)
-            return choice.refused.get(f"{name} schedule")
+        with within(name):
+            fastrnn.backends.choose(probe)
     except RuntimeError as error:
         return str(error).splitlines()[0]
     return None
@@ -185,6 +179,9 @@ class Measurement:
                     contenders[name] = self._checked(name, right, theirs)
                 except Exception as error:  # whatever a contender does, the others go on
                     why = f"{type(error).__name__}: {error}".splitlines()[0]
+                    if f"the {name} schedule was asked for: it " in why:
+                        self.row["refused"][name] = why
+                        continue
                     self.row["errors"][name] = why
                     self._still_there(name, why)
             del right, theirs
