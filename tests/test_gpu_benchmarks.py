@@ -95,7 +95,7 @@ def test_our_schedules_take_part(monkeypatch):
     monkeypatch.setattr(measure, "refusal", lambda name, *_: "no" if name == "triton" else None)
     row = Measurement(TINY, "cpu", {"cluster": "broke the device"}).run(5, 0.1)
     assert row["errors"] == {"cluster": "broke the device"}
-    assert row["best"] in ("grid", "step")
+    assert row["best"] in ("auto", "grid", "step")
     assert row["ratio"]["torch.nn"] > 0
     assert row["error"]["step"] <= 1
 
@@ -116,7 +116,7 @@ def test_a_contender_that_fails_leaves_the_others(monkeypatch):
         return module, x, run
 
     monkeypatch.setattr(Measurement, "_made", broken)
-    row = Measurement(TINY, "cpu", {"triton": "out"}).run(5, 0.1)
+    row = Measurement(TINY, "cpu", {"triton": "out", "auto": "out"}).run(5, 0.1)
     assert row["errors"]["grid"] == "RuntimeError: grid: no"
     assert row["refused"]["step"].endswith("it has no kernels")
     assert "times the error that is allowed" in row["errors"]["cluster"]
@@ -187,10 +187,10 @@ def test_table_and_floor():
     assert report.floor(row("x"), 1e12, 70, {}) == {}
     bad = row("two", errors={"grid": "RuntimeError: it broke"})
     text = report.table([good, bad, {"case": "three", "skipped": "out of time"}]).splitlines()
-    heads = "case torch.nn cluster grid step triton ratio us/step of floor"
+    heads = "case torch.nn auto cluster grid step triton ratio us/step of floor"
     assert " ".join(text[0].split()) == heads
-    assert " ".join(text[1].split()) == "one 1.000 - - 0.500 - 2.00x 7.14 14%"
-    assert " ".join(text[2].split()) == "two - - failed - - - - -"
+    assert " ".join(text[1].split()) == "one 1.000 - - - 0.500 - 2.00x 7.14 14%"
+    assert " ".join(text[2].split()) == "two - - - failed - - - - -"
     assert text[3] == "two: grid: RuntimeError: it broke"
     assert text[4] == "left out, as time ran out: 1 cases from three on"
     assert [report.failed(r) for r in (good, bad)] == [False, True]

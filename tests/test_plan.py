@@ -33,7 +33,9 @@ def test_one_schedule_runs_and_every_other_has_a_reason(cell, dtype, device):
     assert all(found["refused"].values())
     assert found["text"].startswith(found["schedule"])
     assert found["shared"] <= device["shared_memory"]
-    assert found["cluster"] * found["clusters"] <= device["processors"]
+    if found["schedule"] != "step":
+        assert found["cluster"] * found["clusters"] <= device["processors"]
+        assert found["threads"] % 32 == 0
     assert found["tile"] * found["clusters"] in (0, *range(20, 20 + found["tile"]))
 
 
@@ -48,6 +50,38 @@ def test_step_runs_where_nothing_else_does():
     found = plan("lstm", "bfloat16", 35, 20, 256, **T4)
     assert found["schedule"] == "step"
     assert found["refused"]["grid"] == "needs compute capability 8.0, the device has 7.5"
+
+
+def test_clusters_share_the_batch_where_the_weights_fit():
+    found = plan("lstm", "bfloat16", 35, 20, 650, **H200)
+    assert (found["schedule"], found["cluster"], found["tile"]) == ("cluster", 16, 3)
+    assert found["clusters"] == 7
+    assert found["text"].startswith("cluster: whole sequence in one kernel, 7 x 16 blocks of ")
+    assert found["refused"]["step"] == "slower than cluster"
+    # Two directions side by side have half of the device each.
+    both = plan("lstm", "bfloat16", 35, 20, 650, directions=2, **H200)
+    assert (both["cluster"], both["clusters"], both["tile"]) == (16, 4, 5)
+    small = plan("lstm", "bfloat16", 35, 20, 200, **H200)
+    assert small["schedule"] == "cluster"
+    assert small["cluster"] < 16
+
+
+def test_what_does_not_fit_says_so():
+    found = plan("lstm", "float32", 35, 20, 1500, **H200)
+    assert found["schedule"] == "step"
+    assert found["refused"]["cluster"] == (
+        "does not fit: W_hh takes 36000000 bytes, a cluster's 16 blocks have 3719168"
+    )
+    found = plan("lstm", "bfloat16", 35, 20, 650, **H200 | {"shared_memory": 101376})
+    assert "does not fit" in found["refused"]["cluster"]
+    found = plan("lstm", "bfloat16", 35, 20, 650, **H200 | {"processors": 8})
+    assert "does not fit" in found["refused"]["cluster"]
+
+
+def test_clusters_that_would_queue_are_slower_than_steps():
+    assert plan("gru", "bfloat16", 35, 4096, 256, **H200)["refused"]["cluster"] == (
+        "slower than step"
+    )
 
 
 def test_layer_norm_has_no_schedule():

@@ -26,7 +26,7 @@ DTYPES = {
 ROUNDING = {"float32": 1e-5, "tf32": 4e-3, "float16": 4e-3, "bfloat16": 3e-2}
 KINDS = {"lstm": nn.LSTM, "gru": nn.GRU}
 PEER = "torch.nn"
-OURS = (*_cuda.SCHEDULES, "triton")
+OURS = ("auto", *_cuda.SCHEDULES, "triton")  # auto: the choice of plan()
 
 
 class LostDevice(Exception):  # noqa: N818 (what it is)

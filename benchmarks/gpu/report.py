@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
-CONTENDERS = ("torch.nn", "cluster", "grid", "step", "triton")
+CONTENDERS = ("torch.nn", "auto", "cluster", "grid", "step", "triton")
 
 
 def floor(row: Row, operations: float, chain: int, peaks: Row) -> dict[str, float]:
