@@ -101,7 +101,7 @@ Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offe
   Candidate best;
   for (const int cluster : {2, 4, 8, 16}) {
     const std::int64_t at_once = processors / cluster;
-    if (at_once == 0) break;
+    if (at_once == 0 || r.batch > INT32_MAX || r.hidden_size > INT32_MAX / octet) break;
     const int tile = int(std::min<std::int64_t>((r.batch + at_once - 1) / at_once, columns));
     const ClusterPlan p = cluster_plan(shape, cluster, tile, offer.shared_memory);
     if (p.jobs == 0) continue;

@@ -18,6 +18,8 @@ from benchmarks.gpu.cases import Case, Shape, cases
 from benchmarks.gpu.clock import Clock, Contender
 from benchmarks.gpu.measure import LostDevice, Measurement
 from benchmarks.gpu.supervise import Supervisor
+from fastrnn import _library, ops
+from tests import gpu_checks
 from tests.conftest import pytest_runtest_setup
 
 TINY = Case("lstm", Shape(3, 2, 4, 5, 2), "float32", "train", "eager")
@@ -192,7 +194,7 @@ def test_table_and_floor():
     assert " ".join(text[1].split()) == "one 1.000 - - - 0.500 - 2.00x 7.14 14%"
     assert " ".join(text[2].split()) == "two - - - failed - - - - -"
     assert text[3] == "two: grid: RuntimeError: it broke"
-    assert text[4] == "left out, as time ran out: 1 cases from three on"
+    assert text[4] == "left out: 1, from three on: out of time"
     assert [report.failed(r) for r in (good, bad)] == [False, True]
 
 
@@ -285,3 +287,61 @@ def test_a_whole_run(monkeypatch, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "racecheck: racecheck: a race" in told
     assert "all of it" in told
+
+
+def test_racecheck_runs_where_the_tool_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    row, _ = correctness.racecheck(5)
+    assert row == {"case": "racecheck", "skipped": "there is no compute-sanitizer"}
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text('#!/bin/sh\necho "$@"\nexit 9\n')
+    tool.chmod(0o755)
+    row, said = correctness.racecheck(5)
+    assert "--tool racecheck" in said and said.strip().endswith("tests.gpu_checks --small")
+    assert row["errors"] == {"racecheck": said.strip()}
+    tool.write_text("#!/bin/sh\nread _ < /dev/zero\n")
+    row, _ = correctness.racecheck(0.5)
+    assert row == {"case": "racecheck", "skipped": "took longer than 0 s"}
+
+
+def test_error_is_in_units_of_what_is_allowed():
+    right = [torch.tensor([1.0, 2.0], dtype=torch.float64)]
+    near = [right[0] + 0.01]
+    assert measure.error_of(right, right, right, 0.0) == 0
+    assert measure.error_of(near, right, near, 0.0) == pytest.approx(0.5)
+    assert measure.error_of(near, right, right, 1e-2) == pytest.approx(0.5)
+    assert measure.error_of([right[0] * torch.nan], right, near, 1.0) == float("inf")
+
+
+@pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
+def test_the_checks_for_a_gpu_can_fail(monkeypatch):
+    """Their own code, with the CPU in the GPU's place."""
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor.detach().clone())
+    gpu_checks.agrees("step", torch.float32, "lstm", "small")
+    gpu_checks.agrees("step", torch.float64, "gru", "small", extras=True)
+    names = gpu_checks.checks()
+    assert {"cluster-lstm-bfloat16-padded", "grid-gru-graph", "they-run", "devices"} <= set(names)
+
+    right = ops.Recurrence
+
+    class Wrong:
+        @staticmethod
+        def apply(*args):
+            output, *rest = right.apply(*args)
+            return output + 1e-3, *rest
+
+    monkeypatch.setattr(gpu_checks.ops, "Recurrence", Wrong)
+    with pytest.raises(AssertionError, match="output: error"):
+        gpu_checks.agrees("step", torch.float32, "lstm", "small")
+
+    class Refusing:
+        @staticmethod
+        def apply(*args):
+            raise RuntimeError("recurrence: the grid schedule was asked for: it has no kernels")
+
+    monkeypatch.setattr(gpu_checks.ops, "Recurrence", Refusing)
+    names["grid-lstm-float32-small"]()
+    with pytest.raises(gpu_checks.Refused):
+        gpu_checks.agrees("grid", torch.float32, "lstm", "small")
+    with pytest.raises(RuntimeError, match="grid schedule"):
+        gpu_checks.agrees("step", torch.float32, "lstm", "small")

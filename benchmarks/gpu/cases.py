@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 GATES = {"lstm": 4, "gru": 3}
@@ -46,7 +46,8 @@ class Case:
     @property
     def columns(self) -> dict[str, Any]:
         """In a row."""
-        return asdict(self) | self.shape._asdict() | {"shape": None}
+        named = {"cell": self.cell, "precision": self.precision, "mode": self.mode, "how": self.how}
+        return named | self.shape._asdict()
 
     @property
     def operations(self) -> float:

@@ -103,10 +103,10 @@ def error_of(found: list[Tensor], exact: list[Tensor], peers: list[Tensor], floo
     """The largest error in units of what is allowed: twice the peer's own, and a few roundings."""
     worst = 0.0
     for ours, right, theirs in zip(found, exact, peers, strict=True):
-        allowed = 2 * (theirs - right).abs().max() + floor * right.abs().max()
-        worst = max(worst, float((ours - right).abs().max() / allowed))
         if not bool(ours.isfinite().all()):
             return float("inf")
+        allowed = 2 * (theirs - right).abs().max() + floor * right.abs().max()
+        worst = max(worst, float((ours - right).abs().max() / allowed.clamp_min(1e-30)))
     return worst
 
 

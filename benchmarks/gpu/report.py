@@ -66,7 +66,8 @@ def table(rows: Sequence[Row]) -> str:
         "  ".join(word.ljust(w) if i == 0 else word.rjust(w) for i, (word, w) in enumerate(pairs))
         for pairs in (list(zip(line, widths, strict=True)) for line in lines)
     ]
-    skipped = [row["case"] for row in rows if "skipped" in row]
+    skipped = [row for row in rows if "skipped" in row]
     if skipped:
-        notes.append(f"left out, as time ran out: {len(skipped)} cases from {skipped[0]} on")
+        first = skipped[0]
+        notes.append(f"left out: {len(skipped)}, from {first['case']} on: {first['skipped']}")
     return "\n".join([*text, *notes])
