@@ -99,7 +99,9 @@ Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offe
   const int number = bytes_of(r.dtype), processors = offer.processors / r.directions;
   const ClusterShape shape{int(cell.gates), int(cell.states), number, r.backward, r.hidden_size};
   Candidate best;
-  for (const int cluster : {2, 4, 8, 16}) {
+  // Eight blocks are a cluster everywhere; sixteen on Hopper and the large Blackwells alone.
+  const int most = offer.capability < 110 ? 16 : 8;
+  for (int cluster = 2; cluster <= most; cluster *= 2) {
     const std::int64_t at_once = processors / cluster;
     if (at_once == 0 || r.batch > INT32_MAX || r.hidden_size > INT32_MAX / octet) break;
     const int tile = int(std::min<std::int64_t>((r.batch + at_once - 1) / at_once, columns));
@@ -112,8 +114,8 @@ Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offe
   }
   if (best.cycles == 0)
     best.reason =
-        line("does not fit: W_hh takes ", cell.gates * r.hidden_size * r.hidden_size * number,
-             " bytes, a cluster's 16 blocks have ", 16 * offer.shared_memory);
+        line("does not fit: W_hh is [", cell.gates * r.hidden_size, ", ", r.hidden_size,
+             "], a cluster's ", most, " blocks have ", most * offer.shared_memory, " bytes");
   return best;
 }
 

@@ -20,10 +20,13 @@ plan = module.plan
 H200 = {"capability": 90, "processors": 132, "shared_memory": 232448}
 A100 = {"capability": 80, "processors": 108, "shared_memory": 166912}
 ADA = {"capability": 89, "processors": 142, "shared_memory": 101376}
+RTX = {"capability": 120, "processors": 188, "shared_memory": 101376}
 T4 = {"capability": 75, "processors": 40, "shared_memory": 65536}
 
 
-@pytest.mark.parametrize("device", [H200, A100, ADA, T4], ids=["H200", "A100", "Ada", "T4"])
+@pytest.mark.parametrize(
+    "device", [H200, A100, ADA, RTX, T4], ids=["H200", "A100", "Ada", "RTX", "T4"]
+)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("cell", sorted(COMPILED))
 def test_one_schedule_runs_and_every_other_has_a_reason(cell, dtype, device):
@@ -70,12 +73,14 @@ def test_what_does_not_fit_says_so():
     found = plan("lstm", "float32", 35, 20, 1500, **H200)
     assert found["schedule"] == "step"
     assert found["refused"]["cluster"] == (
-        "does not fit: W_hh takes 36000000 bytes, a cluster's 16 blocks have 3719168"
+        "does not fit: W_hh is [6000, 1500], a cluster's 16 blocks have 3719168 bytes"
     )
     found = plan("lstm", "bfloat16", 35, 20, 650, **H200 | {"shared_memory": 101376})
     assert "does not fit" in found["refused"]["cluster"]
     found = plan("lstm", "bfloat16", 35, 20, 650, **H200 | {"processors": 8})
     assert "does not fit" in found["refused"]["cluster"]
+    found = plan("lstm", "bfloat16", 35, 20, 650, **RTX)
+    assert found["refused"]["cluster"].endswith("a cluster's 8 blocks have 811008 bytes")
 
 
 def test_clusters_that_would_queue_are_slower_than_steps():
