@@ -79,7 +79,8 @@ int bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype:
 
 // Cycles of one step, estimated, to compare what can run; make gpu measures them.
 // Latencies after the H100's published ones: DSMEM 200 cycles, a cluster's barrier 350 and a little
-// more for every block; two launches 4 us at 1.7 GHz; weights from L2 at 2500 bytes a cycle.
+// more for every block; the grid's barrier 2600 and exchanged rows from L2 at 64 bytes a cycle;
+// two launches 4 us at 1.7 GHz, and weights from L2 at 2500 bytes a cycle for the whole device.
 double cycles(const ClusterPlan& p, int number_bytes, double rounds) {
   return rounds * (550 + 20 * p.cluster + cluster_cost(p, number_bytes));
 }
@@ -119,6 +120,30 @@ Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offe
   return best;
 }
 
+Candidate on_grid(const Request& r, const CellSizes& cell, const Offer& offer) {
+  // As recurrence_grid.cu lays it out.
+  constexpr std::int64_t max_batch = 64, flag_bytes = 256;
+  const int number = bytes_of(r.dtype), processors = offer.processors / r.directions;
+  if (r.batch > max_batch) return {line("takes at most ", max_batch, " sequences")};
+  const int tile = int(std::min<std::int64_t>(r.batch, columns));
+  const int tiles = int((r.batch + tile - 1) / tile);
+  const ClusterShape shape{
+      int(cell.gates), int(cell.states), number, r.backward, r.hidden_size, true, tiles};
+  ClusterPlan p{};
+  if (r.hidden_size <= INT32_MAX / octet)
+    p = cluster_plan(shape, processors, tile, offer.shared_memory);
+  if (p.jobs == 0)
+    return {line("does not fit: W_hh is [", cell.gates * r.hidden_size, ", ", r.hidden_size,
+                 "], all ", processors, " blocks have ", processors * offer.shared_memory,
+                 " bytes")};
+  const std::int64_t octets = (r.hidden_size + octet - 1) / octet;
+  const int used = int((octets + p.octets() - 1) / p.octets());
+  const std::int64_t exchanged = std::int64_t(tiles) * tile * p.stride * number;
+  return {"",
+          {used, 1, tile, p.threads(), p.shared, flag_bytes + 2 * exchanged},
+          2600 + double(exchanged) / 64 + tiles * cluster_cost(p, number)};
+}
+
 Candidate candidate(Schedule schedule, const Request& r, const CellSizes& cell,
                     const Offer& offer) {
   if (r.layer_norm) return {"has no layer normalisation"};
@@ -130,9 +155,9 @@ Candidate candidate(Schedule schedule, const Request& r, const CellSizes& cell,
                  clusters ? " (thread-block clusters)" : "", ", the device has ",
                  offer.capability / 10, ".", offer.capability % 10)};
   if (r.dtype == Dtype::float64) return {"has no float64 kernels"};
-  if (!clusters || r.cell == "gru_reset_before")
-    return {line("has no kernels for ", r.cell, " yet")};
-  return on_clusters(r, cell, offer);
+  if (r.dtype == Dtype::float32 && !clusters) return {"has no float32 kernels"};
+  if (r.cell == "gru_reset_before") return {"has no kernels for gru_reset_before"};
+  return clusters ? on_clusters(r, cell, offer) : on_grid(r, cell, offer);
 }
 
 }  // namespace

@@ -18,7 +18,6 @@ struct Device {
   Offer offer;
   void* stream;  // where everything is queued
   const StepKernels* (*step)(const char* cell, Dtype);
-  // Null where there are none: plan() then chooses neither.
   const PersistentKernels* (*cluster)(const char* cell, Dtype);
   const PersistentKernels* (*grid)(const char* cell, Dtype);
   // aten::mm.out, below the dispatcher: out = a b.

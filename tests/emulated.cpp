@@ -21,7 +21,7 @@ void use_schedule(const std::string& name) { ask_schedule(name); }
 
 Current current(const Tensor&) {
   const Offer h200{90, 132, 232448};
-  return {{h200, nullptr, step_kernels, cluster_kernels, nullptr, aoti_torch_cpu_mm_out,
+  return {{h200, nullptr, step_kernels, cluster_kernels, grid_kernels, aoti_torch_cpu_mm_out,
            write_steps, error_text},
           nullptr};
 }

@@ -180,6 +180,7 @@ def they_run() -> None:
     """The fast schedules run where the device has them."""
     facts = _cuda.facts(torch.cuda.current_device())
     assert isinstance(facts, _cuda.Facts), facts
+    agrees("grid", torch.bfloat16, "lstm", "wide")
     if facts.capability >= 90:
         agrees("cluster", torch.bfloat16, "lstm", "padded")
         agrees("cluster", torch.float32, "gru", "ragged")

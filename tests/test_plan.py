@@ -39,7 +39,11 @@ def test_one_schedule_runs_and_every_other_has_a_reason(cell, dtype, device):
     if found["schedule"] != "step":
         assert found["cluster"] * found["clusters"] <= device["processors"]
         assert found["threads"] % 32 == 0
-    assert found["tile"] * found["clusters"] in (0, *range(20, 20 + found["tile"]))
+    if found["schedule"] == "cluster":
+        assert 20 <= found["tile"] * found["clusters"] < 20 + found["tile"]
+    if found["schedule"] == "grid":
+        assert (found["tile"], found["clusters"]) == (8, 1)
+        assert found["workspace"] > 2 * 20 * 650 * 2  # both of the rows that blocks exchange
 
 
 def test_step_runs_where_nothing_else_does():
@@ -67,6 +71,21 @@ def test_clusters_share_the_batch_where_the_weights_fit():
     small = plan("lstm", "bfloat16", 35, 20, 200, **H200)
     assert small["schedule"] == "cluster"
     assert small["cluster"] < 16
+
+
+def test_the_grid_takes_what_no_cluster_holds():
+    found = plan("lstm", "bfloat16", 35, 20, 1500, **H200)
+    assert (found["schedule"], found["tile"]) == ("grid", 8)
+    assert found["cluster"] > 16
+    assert found["refused"]["step"] == "slower than grid"
+    crowd = plan("lstm", "bfloat16", 35, 65, 1500, **H200)
+    assert (crowd["schedule"], crowd["refused"]["grid"]) == ("step", "takes at most 64 sequences")
+    single = plan("lstm", "float32", 35, 20, 1500, **H200)
+    assert single["refused"]["grid"] == "has no float32 kernels"
+    huge = plan("lstm", "bfloat16", 35, 20, 5000, **H200)
+    assert huge["refused"]["grid"] == (
+        "does not fit: W_hh is [20000, 5000], all 132 blocks have 30683136 bytes"
+    )
 
 
 def test_what_does_not_fit_says_so():
