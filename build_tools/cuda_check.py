@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Bytes of shared memory that one block can have.
 # Source: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 SHARED_MEMORY = {"80": 163 << 10, "90a": 227 << 10, "100": 227 << 10, "120": 99 << 10}
+# One value stored and loaded once, outside every loop as a rule: compilers come and go by that.
+TOLERATED = 8
 
 
 @dataclass
@@ -65,7 +67,7 @@ def faults(kernel: Kernel) -> list[str]:
     """What is wrong with it, in words."""
     most = SHARED_MEMORY.get(kernel.arch.removeprefix("sm_"), max(SHARED_MEMORY.values()))
     wrong = []
-    if kernel.spills:
+    if kernel.spills > TOLERATED:
         wrong.append(f"spills {kernel.spills} bytes")
     if kernel.shared > most:
         wrong.append(f"needs {kernel.shared} bytes of shared memory, a block has {most}")
