@@ -289,8 +289,8 @@ Gradients::Tuple recurrence_backward(
 
 void barriers(const Tensor& space, std::int64_t cluster, std::int64_t rounds) {
   constexpr Checks check{"cuda_barriers"};
-  check(space.numel() > 0 && space.scalar_type() == ScalarType::Int, "space must be int32 [1], got ",
-        space);
+  check(space.numel() > 0 && space.scalar_type() == ScalarType::Int,
+        "space must be int32 [1], got ", space);
   check(cluster >= 0 && cluster <= 16 && rounds > 0 && rounds < 1 << 20,
         "cluster must be in [0, 16] and rounds in (0, 2^20), got ", cluster, " and ", rounds);
   const Current current = cuda::current(space);
