@@ -251,6 +251,11 @@ def test_nothing_runs_on_a_library_that_does_not(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu"])
     assert program.main() == 2
     assert capsys.readouterr().err == "gpu: no code for it\n"
+    monkeypatch.setattr(library, "build", lambda seconds: pytest.fail("there is nothing to build"))
+    monkeypatch.setattr(library, "refusal", lambda: library.NO_GPU)
+    assert program.main() == 2
+    assert capsys.readouterr().err == "gpu: torch sees no GPU\n"
+    monkeypatch.setattr(library, "refusal", lambda: "no code for it")
     monkeypatch.setattr(library, "build", lambda seconds: "the build broke")
     assert program.main() == 2
     assert capsys.readouterr().err == "gpu: the build broke\n"

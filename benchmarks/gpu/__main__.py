@@ -74,12 +74,13 @@ def main() -> int:
     """Exit status 1 if anything failed, 2 if nothing could be measured."""
     options = parsed()
     budget = Budget(options.minutes * 60)
-    if why := library.refusal():
+    why = library.refusal()
+    if why and why != library.NO_GPU:
         print(f"the library that is here does not do: {why}; building", flush=True)
         why = library.build(budget.share(240)) or library.refusal()
-        if why:
-            print(f"gpu: {why}", file=sys.stderr)
-            return 2
+    if why:
+        print(f"gpu: {why}", file=sys.stderr)
+        return 2
     facts = environment()
     print(json.dumps(facts), flush=True)
     rows: list[Row] = []

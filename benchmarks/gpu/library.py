@@ -8,14 +8,15 @@ import sys
 
 from benchmarks.gpu.supervise import ROOT
 
+NO_GPU = "torch sees no GPU"
 # Prints why the library does not run on the GPU here, or nothing.
-PROBE = """
+PROBE = f"""
 import warnings
 warnings.simplefilter("ignore")
 import torch
 from fastrnn import _cuda, _library
 if not torch.cuda.is_available():
-    print("torch sees no GPU")
+    print({NO_GPU!r})
 elif _library.unavailable:
     print(_library.unavailable)
 else:
