@@ -8,9 +8,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BUILD_FILES := pyproject.toml setup.py $(wildcard build_tools/*.py)
 SOURCES := $(wildcard csrc/*.h csrc/*.cuh csrc/*.cpp csrc/*.cu)
-FORMATTED := $(SOURCES) $(wildcard csrc/emulator/*.h csrc/emulator/*.cpp tests/*.cu)
+FORMATTED := $(SOURCES) $(wildcard csrc/emulator/*.h csrc/emulator/*.cpp tests/*.cu tests/*.cpp)
 
-.PHONY: train test test-deep bench lint format install-check abi-check clean
+.PHONY: train test test-deep bench lint format install-check abi-check \
+	cuda-check cuda-load-check gpu clean
 .NOTPARALLEL:
 
 train: $(VENV)/installed-train $(VENV)/native
@@ -38,6 +39,10 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
 
+# Registers, shared memory and spills of every CUDA kernel (needs nvcc, no GPU and no torch).
+cuda-check:
+	$(PYTHON) -m build_tools.cuda_check $(ARGS)
+
 # Installs into fresh environments of each kind (some minutes; needs the network).
 install-check:
 	PYTHON=$(PYTHON) bash tests/install_check.sh
@@ -48,6 +53,17 @@ abi-check: $(VENV)/native
 	$(PYTHON) -m venv $(VENV)-abi
 	$(VENV)-abi/bin/python -m pip install --quiet --disable-pip-version-check --upgrade torch
 	PYTHONPATH=. $(VENV)-abi/bin/python tests/abi_check.py
+
+# On a machine with a GPU, in under eight minutes and offline: builds if need be, checks, measures.
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(ARGS)
+
+# The same library under a CUDA build of the pinned torch, with no GPU (gigabytes, too).
+CUDA_TORCH := $(subst ==,===,$(shell grep '^torch==' constraints.txt))
+cuda-load-check: $(VENV)/native
+	$(PYTHON) -m venv $(VENV)-cuda
+	$(VENV)-cuda/bin/python -m pip install --quiet --disable-pip-version-check "$(CUDA_TORCH)"
+	PYTHONPATH=. $(VENV)-cuda/bin/python tests/cuda_load_check.py
 
 clean:
 	rm -rf build dist fastrnn.egg-info .mypy_cache .pytest_cache .ruff_cache $(VENV)/native

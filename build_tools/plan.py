@@ -29,6 +29,11 @@ LINK = ["-shared", "-fopenmp"]
 LINUX_LINK = ["-Wl,-z,defs", "-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else []
 
 
+def cuda_flags(cuda: Cuda) -> list[str]:
+    """What nvcc is told about a .cu file, whatever it makes of it."""
+    return ["-std=c++20", "-O3", "-DFASTRNN_CUDA=1", "-I", str(cuda.include)]
+
+
 def _pybind11() -> str | None:
     """Headers of the pybind11 package, for a torch that carries none."""
     spec = importlib.util.find_spec("pybind11")
@@ -77,11 +82,11 @@ class Plan:
         output, depfile = (self.build_dir / f"{source.name}{end}" for end in (".o", ".d"))
         # CXX may be a launcher and its compiler, or a compiler and its options.
         host = [word for word in self.cxx if not word.startswith("-")][-1]
-        command = [str(cuda.nvcc), "-std=c++20", "-O3", "-ccbin", host]
-        command += ["-Xcompiler", ",".join(OPTIMISE[1:]), "-DFASTRNN_CUDA=1"]
+        command = [str(cuda.nvcc), *cuda_flags(cuda), "-ccbin", host]
+        command += ["-Xcompiler", ",".join(OPTIMISE[1:])]
         for arch in cuda.archs:
             command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
-        command += ["-I", str(cuda.include), "-MMD", "-MF", str(depfile)]
+        command += ["-MMD", "-MF", str(depfile)]
         command += ["-c", str(source), "-o", str(output)]
         return Step(output, (source,), tuple(command), depfile)
 
@@ -111,7 +116,7 @@ class Plan:
         return [*steps, Step(output, objects, (*command, "-o", str(output)))]
 
     def module(self) -> list[Step]:
-        """The steps that make _C: one object and its link."""
+        """The steps that make _C: its objects and their link."""
         paths = [sysconfig.get_path("include"), sysconfig.get_path("platinclude"), _pybind11()]
         folders = [path for path in dict.fromkeys(paths) if path]
         if not any(Path(folder, "Python.h").is_file() for folder in folders):
@@ -124,10 +129,14 @@ class Plan:
         flags = ["-I", str(self.build_dir)]
         for folder in folders:
             flags += ["-isystem", folder]
-        step = self._compile(Path("csrc/module.cpp"), f"module.{MODULE}", flags)
+        steps = [
+            self._compile(Path("csrc", f"{name}.cpp"), f"{name}.{MODULE}", flags)
+            for name in ("module", "plan")
+        ]
+        objects = tuple(step.output for step in steps)
         output = self.build_dir / MODULE
-        command = (*self.cxx, "-shared", str(step.output), "-o", str(output))
-        return [step, Step(output, (step.output,), command)]
+        command = (*self.cxx, "-shared", *map(str, objects), "-o", str(output))
+        return [*steps, Step(output, objects, command)]
 
     def facts(self) -> str:
         """Text of build_facts.h, which module.cpp includes."""

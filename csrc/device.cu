@@ -7,19 +7,6 @@ namespace {
 
 __global__ void empty_kernel() {}
 
-// Runs the empty kernel on a stream of its own, so that nothing else on the device is waited for.
-cudaError_t run_empty_kernel() {
-  cudaStream_t stream;
-  cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-  if (error != cudaSuccess) return error;
-  error = cudaLaunchKernel(reinterpret_cast<const void*>(empty_kernel), dim3(1), dim3(1), nullptr,
-                           0, stream);
-  if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
-  cudaGetLastError();  // a refused launch must not be found by the next caller
-  const cudaError_t destroyed = cudaStreamDestroy(stream);
-  return error != cudaSuccess ? error : destroyed;
-}
-
 cudaError_t probe_current(int device, DeviceFacts* facts) {
   struct {
     cudaDeviceAttr attribute;
@@ -34,7 +21,10 @@ cudaError_t probe_current(int device, DeviceFacts* facts) {
     const cudaError_t error = cudaDeviceGetAttribute(entry.value, entry.attribute, device);
     if (error != cudaSuccess) return error;
   }
-  const cudaError_t error = run_empty_kernel();
+  // Asking for the kernel loads its code; unlike a launch it is also allowed inside a graph
+  // capture.
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, empty_kernel);
   facts->has_code = error == cudaSuccess;
   // Both mean the same: no code for this device among what was compiled in.
   const bool no_code =

@@ -1,4 +1,4 @@
-// What a CUDA device offers and whether this library can run on it. Only device.cu defines these;
+// What a CUDA device offers and whether this library can run on it. device.cu defines these;
 // they exist where FASTRNN_CUDA is defined.
 #pragma once
 
@@ -12,9 +12,13 @@ struct DeviceFacts {
   bool has_code;                // this library holds code that runs on the device
 };
 
-// Fills *facts for CUDA device number `device`, launching an empty kernel to learn has_code.
+// Fills *facts for CUDA device number `device`; waits for nothing on it.
 // Returns a cudaError_t: 0, or the first failure (then *facts is not to be read).
 int device_probe(int device, DeviceFacts* facts);
+
+// Queues `rounds` barriers in one kernel: among the blocks of each cluster, or (cluster 0) of the
+// whole device, through `flag` in its memory. Returns a cudaError_t. peak.cu defines it.
+int device_barriers(unsigned* flag, int cluster, int processors, int rounds, void* stream);
 
 // The text of a cudaError_t; a static string.
 const char* device_error_text(int error);

@@ -3,9 +3,11 @@
 #include <pybind11/pybind11.h>
 
 #include <sstream>
+#include <stdexcept>
 #include <string>
 
 #include "build_facts.h"  // written by the build: FASTRNN_FLAGS, FASTRNN_TORCH_VERSION, ...
+#include "plan.h"
 
 namespace py = pybind11;
 
@@ -37,6 +39,43 @@ py::dict build_info() {
   return info;
 }
 
+fastrnn::cuda::Dtype dtype_named(const std::string& name) {
+  using fastrnn::cuda::Dtype;
+  if (name == "float32") return Dtype::float32;
+  if (name == "float64") return Dtype::float64;
+  if (name == "float16") return Dtype::float16;
+  if (name == "bfloat16") return Dtype::bfloat16;
+  throw std::invalid_argument("plan: dtype must be float16, bfloat16, float32 or float64, got '" +
+                              name + "'");
+}
+
+py::dict plan(const std::string& cell, const std::string& dtype, std::int64_t steps,
+              std::int64_t batch, std::int64_t hidden_size, int directions, bool backward,
+              bool layer_norm, const std::string& schedule, int capability, int processors,
+              std::int64_t shared_memory) {
+  const fastrnn::cuda::Plan found =
+      fastrnn::cuda::plan({cell, dtype_named(dtype), steps, batch, hidden_size, directions,
+                           backward, layer_norm, schedule},
+                          {capability, processors, shared_memory});
+  const fastrnn::cuda::Layout& layout = found.layout;
+  py::dict refused;
+  for (std::size_t i = 0; i < found.refused.size(); ++i)
+    if (!found.refused[i].empty()) refused[fastrnn::cuda::schedule_names[i]] = found.refused[i];
+  py::dict result;
+  result["schedule"] =
+      found.schedule ? fastrnn::cuda::schedule_names[std::size_t(*found.schedule)] : "";
+  result["text"] = found.text();
+  result["elements"] = found.elements;
+  result["cluster"] = layout.cluster;
+  result["clusters"] = layout.clusters;
+  result["tile"] = layout.tile;
+  result["threads"] = layout.threads;
+  result["shared"] = layout.shared;
+  result["workspace"] = layout.bytes;
+  result["refused"] = refused;
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -46,4 +85,27 @@ PYBIND11_MODULE(_C, m) {
         "Returns:\n"
         "    dict: compiler, flags, torch (the version built against), instruction_sets (list),\n"
         "    cuda_archs (list, empty without CUDA), cuda_reason (why there is no CUDA, else '').");
+  m.def(
+      "plan", &plan, py::arg("cell"), py::arg("dtype"), py::arg("steps"), py::arg("batch"),
+      py::arg("hidden_size"), py::kw_only(), py::arg("directions") = 1, py::arg("backward") = false,
+      py::arg("layer_norm") = false, py::arg("schedule") = "auto", py::arg("capability"),
+      py::arg("processors"), py::arg("shared_memory"),
+      "Which schedule runs a recurrence on a CUDA device; asks no device.\n\n"
+      "Args:\n"
+      "    cell: a key of fastrnn.cells.CELLS that is compiled.\n"
+      "    dtype: float16, bfloat16, float32 or float64.\n"
+      "    steps, batch, hidden_size: T, B, H.\n"
+      "    directions: 1 or 2 side by side; default 1.\n"
+      "    backward: the backward pass; default False.\n"
+      "    layer_norm: default False.\n"
+      "    schedule: auto, cluster, grid or step; default auto.\n"
+      "    capability: compute capability times ten, as an int.\n"
+      "    processors: multiprocessors.\n"
+      "    shared_memory: bytes one block can have.\n"
+      "Returns:\n"
+      "    dict: schedule ('' for none), text, elements (of the largest array), cluster (blocks),\n"
+      "    clusters, tile (sequences of a cluster), threads (of a block), shared (bytes of a\n"
+      "    block), workspace (bytes), refused (schedule -> reason).\n"
+      "Raises:\n"
+      "    ValueError: a size, the cell, the dtype or the schedule makes no sense.");
 }

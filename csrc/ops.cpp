@@ -7,6 +7,7 @@
 
 #include "device.h"
 #include "dispatch.h"
+#include "plan.h"
 #include "recurrence.h"
 
 namespace fastrnn {
@@ -17,10 +18,6 @@ namespace {
 template <class Arguments>
 std::int64_t step_work(const Arguments& arguments) {
   return arguments.rows * arguments.hidden_size * arguments.hidden_size / arguments.steps;
-}
-
-const void* data(const std::optional<Tensor>& tensor) {
-  return tensor ? tensor->const_data_ptr() : nullptr;
 }
 
 Sequence sequence(const Inputs& in, const Walk& walk, const Extras& extras) {
@@ -42,11 +39,8 @@ Sequence sequence(const Inputs& in, const Walk& walk, const Extras& extras) {
 }
 
 const CellKernels& kernels_for(const std::string& cell, const Tensor& input) {
+  check.kernel_dtype(input);
   return *instruction_set().kernels(cell.c_str(), int(input.element_size()));
-}
-
-std::int64_t reserve_slots(const Inputs& in, const Extras& extras) {
-  return in.sizes.reserve + (extras.zoneout.on ? in.sizes.states : 0);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
@@ -207,61 +201,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(
   const Inputs in =
       checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell);
   const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
-  const std::int64_t N = in.rows, H = in.hidden_size;
-  const std::int64_t states = in.sizes.states;
-  const auto maybe = [&](const char* name, const std::optional<Tensor>& tensor,
-                         const std::vector<std::int64_t>& shape) {
-    return tensor ? std::optional<Tensor>(check.tensor(name, *tensor, shape, in.input))
-                  : std::nullopt;
-  };
-  const auto g_output = maybe("grad_output", grad_output, {N, H});
-  const auto g_state_n = maybe("grad_state_n", grad_state_n, {states, in.batch, H});
-  const auto g_cells = maybe("grad_cells", grad_cells, {states - 1, N, H});
-  const Tensor out = check.tensor("output", output, {N, H}, in.input);
-  const Tensor cell_states = check.tensor("cells", cells, {states - 1, N, H}, in.input);
-  const Tensor kept =
-      check.tensor("reserve", reserve, {N, reserve_slots(in, extras) * H}, in.input);
-
-  // A gradient nobody wants is an empty tensor.
-  const auto like = [&](bool wanted, const Tensor& tensor) {
-    return wanted ? torch::stable::empty_like(tensor) : torch::stable::new_empty(in.input, {0});
-  };
-  const auto like_weight = [&](const std::optional<Tensor>& tensor) {
-    return like(weight_grad && tensor, tensor ? *tensor : in.input);
-  };
-  // Without weight_ih the projection's gradient is the loop's own result.
-  Tensor g_input = like(input_grad || !in.weight_ih, in.input);
-  Tensor g_state = like(true, in.state);
-  Tensor g_weight_ih = like_weight(in.weight_ih), g_weight_hh = like_weight(in.weight_hh);
-  Tensor g_bias_ih = like_weight(in.bias_ih), g_bias_hh = like_weight(in.bias_hh);
-  if (N > 0) {
-    const auto pointer = [](const Tensor& tensor) {
-      return tensor.numel() ? tensor.mutable_data_ptr() : nullptr;
-    };
+  const Saved saved =
+      checked_saved(in, extras, grad_output, grad_state_n, grad_cells, output, cells, reserve);
+  Gradients grads = empty_gradients(in, input_grad, weight_grad);
+  if (in.rows > 0) {
     const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
-    const Backward arguments{sequence(in, walk, extras),
-                             data(g_output),
-                             data(g_state_n),
-                             data(g_cells),
-                             out.const_data_ptr(),
-                             cell_states.const_data_ptr(),
-                             kept.const_data_ptr(),
-                             pointer(g_input),
-                             g_state.mutable_data_ptr(),
-                             pointer(g_weight_ih),
-                             pointer(g_weight_hh),
-                             pointer(g_bias_ih),
-                             pointer(g_bias_hh)};
+    const Backward arguments{
+        sequence(in, walk, extras),     data(saved.grad_output),       data(saved.grad_state_n),
+        data(saved.grad_cells),         saved.output.const_data_ptr(), saved.cells.const_data_ptr(),
+        saved.reserve.const_data_ptr(), writable(grads.input),         writable(grads.state),
+        writable(grads.weight_ih),      writable(grads.weight_hh),     writable(grads.bias_ih),
+        writable(grads.bias_hh)};
     run(kernels_for(cell, in.input).backward, arguments, step_work(arguments));
   } else {
-    for (Tensor* tensor : {&g_input, &g_weight_ih, &g_weight_hh, &g_bias_ih, &g_bias_hh})
-      torch::stable::zero_(*tensor);
-    if (g_state_n)
-      torch::stable::copy_(g_state, *g_state_n);
-    else
-      torch::stable::zero_(g_state);
+    no_rows(grads, saved.grad_state_n);
   }
-  return {g_input, g_state, g_weight_ih, g_weight_hh, g_bias_ih, g_bias_hh};
+  return grads.tuple();
 }
 
 std::string cpu_instruction_set() { return instruction_set().name; }
@@ -337,6 +292,9 @@ std::vector<std::int64_t> cuda_device(std::int64_t index) {
 #endif
 }
 
+// The schedule that may run on CUDA devices from now on, or "auto".
+void use_cuda_schedule(const std::string& name) { cuda::ask_schedule(name); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
@@ -353,6 +311,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_peak", TORCH_BOX(&cpu_peak));
   m.impl("cpu_barrier", TORCH_BOX(&cpu_barrier));
   m.impl("cuda_device", TORCH_BOX(&cuda_device));
+  m.impl("use_cuda_schedule", TORCH_BOX(&use_cuda_schedule));
 }
 
 }  // namespace fastrnn

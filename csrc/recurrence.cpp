@@ -20,7 +20,6 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
                       const std::string& cell) {
   using torch::headeronly::ScalarType;
   const CellSizes sizes = cell_sizes(cell);
-  check.kernel_dtype(input);
   check(input.dim() == 2, "input must be [N, I], got ", input);
   check(state.dim() == 3, "state must be [S, B, H], got ", state);
   const std::int64_t rows = input.size(0), batch = state.size(1), H = state.size(2);
@@ -70,12 +69,12 @@ Extras checked_extras(const Inputs& inputs, const std::optional<Tensor>& resets,
                          std::int64_t count) {
     if (!tensor) return std::optional<Tensor>();
     check(tensor->dim() == 1 && tensor->size(0) == count && tensor->scalar_type() == dtype &&
-              tensor->is_cpu() == inputs.input.is_cpu(),
+              tensor->device() == inputs.input.device(),
           name, " must be ", dtype == ScalarType::Bool ? "bool " : "int64 ", Shape{count},
           " on the input's device, got ", *tensor);
     return std::optional<Tensor>(torch::stable::contiguous(*tensor));
   };
-  Extras extras{maybe("resets", resets, ScalarType::Bool, inputs.rows),
+  Extras extras{maybe("resets", resets, ScalarType::Bool, inputs.rows), seed,
                 maybe("sequences", sequences, ScalarType::Long, inputs.batch), Zoneout{}};
   const std::int64_t states = inputs.sizes.states;
   check(zoneout.empty() || std::int64_t(zoneout.size()) == states, "zoneout must have S = ", states,
@@ -88,12 +87,64 @@ Extras checked_extras(const Inputs& inputs, const std::optional<Tensor>& resets,
   }
   z.drawn = z.on && seed;
   if (z.drawn) {
-    check(seed->numel() == 1 && seed->scalar_type() == ScalarType::Long && seed->is_cpu(),
-          "seed must be int64 with one value, got ", *seed);
-    z.seed = std::uint64_t(*seed->const_data_ptr<std::int64_t>());
+    check(seed->numel() == 1 && seed->scalar_type() == ScalarType::Long &&
+              seed->device() == inputs.input.device(),
+          "seed must be int64 with one value on the input's device, got ", *seed);
+    if (seed->is_cpu()) z.seed = std::uint64_t(*seed->const_data_ptr<std::int64_t>());
   }
   if (extras.sequences) z.sequences = extras.sequences->const_data_ptr<std::int64_t>();
   return extras;
+}
+
+std::int64_t reserve_slots(const Inputs& inputs, const Extras& extras) {
+  return inputs.sizes.reserve + (extras.zoneout.on ? inputs.sizes.states : 0);
+}
+
+Saved checked_saved(const Inputs& in, const Extras& extras,
+                    const std::optional<Tensor>& grad_output,
+                    const std::optional<Tensor>& grad_state_n,
+                    const std::optional<Tensor>& grad_cells, const Tensor& output,
+                    const Tensor& cells, const Tensor& reserve) {
+  const std::int64_t N = in.rows, H = in.hidden_size, S = in.sizes.states;
+  const auto maybe = [&](const char* name, const std::optional<Tensor>& tensor,
+                         const Shape& shape) {
+    return tensor ? std::optional<Tensor>(check.tensor(name, *tensor, shape, in.input))
+                  : std::nullopt;
+  };
+  return {maybe("grad_output", grad_output, {N, H}),
+          maybe("grad_state_n", grad_state_n, {S, in.batch, H}),
+          maybe("grad_cells", grad_cells, {S - 1, N, H}),
+          check.tensor("output", output, {N, H}, in.input),
+          check.tensor("cells", cells, {S - 1, N, H}, in.input),
+          check.tensor("reserve", reserve, {N, reserve_slots(in, extras) * H}, in.input)};
+}
+
+Gradients empty_gradients(const Inputs& in, bool input_grad, bool weight_grad) {
+  const auto like = [&](bool wanted, const std::optional<Tensor>& tensor) {
+    return wanted && tensor ? torch::stable::empty_like(*tensor)
+                            : torch::stable::new_empty(in.input, {0});
+  };
+  // Without weight_ih the projection's gradient is the loop's own result.
+  return {like(input_grad || !in.weight_ih, in.input),
+          like(true, in.state),
+          like(weight_grad, in.weight_ih),
+          like(weight_grad, in.weight_hh),
+          like(weight_grad, in.bias_ih),
+          like(weight_grad, in.bias_hh)};
+}
+
+void no_rows(Gradients& g, const std::optional<Tensor>& grad_state_n) {
+  for (Tensor* tensor : {&g.input, &g.state, &g.weight_ih, &g.weight_hh, &g.bias_ih, &g.bias_hh})
+    torch::stable::zero_(*tensor);
+  if (grad_state_n) torch::stable::copy_(g.state, *grad_state_n);
+}
+
+const void* data(const std::optional<Tensor>& tensor) {
+  return tensor && tensor->numel() ? tensor->const_data_ptr() : nullptr;
+}
+
+void* writable(const std::optional<Tensor>& tensor) {
+  return tensor && tensor->numel() ? tensor->mutable_data_ptr() : nullptr;
 }
 
 Walk::Walk(const std::vector<std::int64_t>& batch_sizes, bool reverse, const bool* resets) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "checks.h"
@@ -37,14 +38,42 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
 
 // What may act inside a step besides the cell, checked against the inputs.
 struct Extras {
-  std::optional<Tensor> resets, sequences;  // [N] and [B], held while the kernels read them
-  Zoneout zoneout;
+  std::optional<Tensor> resets, seed, sequences;  // held while the kernels read them
+  Zoneout zoneout;                                // as the CPU kernels take it
   const bool* reset_rows() const { return resets ? resets->const_data_ptr<bool>() : nullptr; }
 };
 
 Extras checked_extras(const Inputs& inputs, const std::optional<Tensor>& resets,
                       const std::optional<Tensor>& seed, const std::optional<Tensor>& sequences,
                       const std::vector<double>& zoneout);
+
+// Reserve slots of a row: with zoneout, also the states it acted on.
+std::int64_t reserve_slots(const Inputs& inputs, const Extras& extras);
+
+// A backward pass's other inputs, contiguous and checked.
+struct Saved {
+  std::optional<Tensor> grad_output, grad_state_n, grad_cells;
+  Tensor output, cells, reserve;
+};
+Saved checked_saved(const Inputs& inputs, const Extras& extras,
+                    const std::optional<Tensor>& grad_output,
+                    const std::optional<Tensor>& grad_state_n,
+                    const std::optional<Tensor>& grad_cells, const Tensor& output,
+                    const Tensor& cells, const Tensor& reserve);
+
+// A backward pass's results, allocated; one that nobody wants is an empty tensor.
+struct Gradients {
+  Tensor input, state, weight_ih, weight_hh, bias_ih, bias_hh;
+  using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+  Tuple tuple() const { return {input, state, weight_ih, weight_hh, bias_ih, bias_hh}; }
+};
+Gradients empty_gradients(const Inputs& inputs, bool input_grad, bool weight_grad);
+// Of a batch without rows.
+void no_rows(Gradients& gradients, const std::optional<Tensor>& grad_state_n);
+
+// Where a tensor's elements are; null for an absent or empty one.
+const void* data(const std::optional<Tensor>& tensor);
+void* writable(const std::optional<Tensor>& tensor);
 
 // The steps of a sequence in the order they run.
 struct Walk {

@@ -1,6 +1,7 @@
 """Fused recurrent networks for PyTorch: drop-in modules, fast kernels, a language-model trainer."""
 
 from fastrnn import init, onnx
+from fastrnn._cuda import use_schedule
 from fastrnn._version import __version__
 from fastrnn.attention import masked_attention
 from fastrnn.backends import show_config, use_backend
@@ -30,4 +31,5 @@ __all__ = [
     "recurrence",
     "show_config",
     "use_backend",
+    "use_schedule",
 ]

@@ -48,6 +48,8 @@ _SCHEMAS = (
     "cpu_bandwidth(Tensor memory) -> float",
     "cpu_barrier() -> float",
     "cuda_device(int index) -> int[]",
+    "use_cuda_schedule(str name) -> ()",
+    "cuda_barriers(Tensor(a!) space, int cluster, int rounds) -> ()",
 )
 for _schema in _SCHEMAS:
     LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))

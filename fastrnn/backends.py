@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastrnn import _kernels, _library
+from fastrnn import _cuda, _kernels, _library
 from fastrnn._version import __version__
 from fastrnn.cells import COMPILED
 
@@ -86,10 +86,14 @@ def lacking(cell: str, features: Collection[str]) -> str | None:
 def _native_refusal(input: Tensor, lacks: str | None) -> str | None:
     if _library.unavailable is not None:
         return _library.unavailable
-    if input.device.type != "cpu":
-        return f"the compiled kernels take cpu tensors, got {input.device.type}"
-    if input.dtype not in (torch.float32, torch.float64):
-        return f"the compiled kernels take float32 and float64, got {input.dtype}"
+    device = input.device
+    if device.type == "cuda":
+        if reason := _cuda.refusal(device.index or 0, input.dtype):
+            return reason
+    elif device.type != "cpu":
+        return f"the compiled kernels take cpu and cuda tensors, got {device.type}"
+    elif input.dtype not in (torch.float32, torch.float64):
+        return f"the CPU kernels take float32 and float64, got {input.dtype}"
     if forward_ad._current_level >= 0:  # they would drop the tangents, under no_grad silently
         return "the compiled kernels have no forward-mode derivative"
     return lacks
@@ -140,7 +144,36 @@ def choose(input: Tensor, lacks: str | None = None) -> Choice:
         return Choice(chosen, "step by step in torch", refused)
     if chosen == "triton":
         return Choice(chosen, "fused Triton kernels", refused)
+    if input.is_cuda:
+        return Choice(chosen, "on the GPU", refused)
     return Choice(chosen, f"whole sequence on the CPU, {_library.instruction_set}", refused)
+
+
+def scheduled(
+    choice: Choice, cell: str, input: Tensor, steps: int, batch: int, hidden_size: int
+) -> Choice:
+    """A choice with the schedule that the GPU will walk T steps of B sequences by.
+
+    Args:
+        choice: of `choose`.
+        cell: a key of `CELLS`.
+        input: any tensor of the recurrence's dtype and device.
+        steps: T.
+        batch: B.
+        hidden_size: H.
+
+    Returns:
+        The choice; unchanged unless the compiled kernels run it on a CUDA device.
+    """
+    if choice.backend != "native" or not input.is_cuda:
+        return choice
+    on = _cuda.facts(input.device.index or 0)
+    assert isinstance(on, _cuda.Facts)  # or the backend would have been refused
+    plan = _cuda.plan(cell, input.dtype, steps, batch, hidden_size, on)
+    if plan is None:
+        return choice
+    refused = {f"{name} schedule": why for name, why in plan["refused"].items()}
+    return Choice(choice.backend, plan["text"], choice.refused | refused)
 
 
 def chosen(input: Tensor, lacks: str | None = None) -> str:
@@ -163,6 +196,8 @@ def show_config() -> str:
     if _library.unavailable is None:
         lines.append(f"native: available, CPU kernels for {_library.instruction_set}")
         lines.extend(f"  {name}: {value}" for name, value in _library.build_info().items())
+        for index in range(torch.cuda.device_count()):
+            lines.append(f"  {torch.cuda.get_device_name(index)}: {_cuda.facts(index)}")
     else:
         lines.append(f"native: {_library.unavailable}")
     triton = _kernels.TRITON

@@ -13,7 +13,7 @@ from fastrnn._arguments import Rates
 from fastrnn._autocast import autocasts
 from fastrnn._cell import Tensors
 from fastrnn.attention import masked_attention as masked_attention
-from fastrnn.backends import choose, chosen, lacking
+from fastrnn.backends import choose, chosen, lacking, scheduled
 from fastrnn.cells import CELLS, COMPILED
 from fastrnn.regularisers import PLAIN, LayerNorm
 
@@ -222,6 +222,15 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
     schedule = choice.schedule
     if choice.backend == "triton":
         schedule = triton_ops.schedule(name, int(getattr(module, "hidden_size", 0)), tensor)
+    elif tensor.is_cuda:
+        steps, batch = 1, 1
+        if input is not None and input.dim() == 3:
+            steps, batch = input.shape[:2]
+            if getattr(module, "batch_first", False):
+                steps, batch = batch, steps
+        hidden_size: Any = module.hidden_size
+        choice = scheduled(choice, name, tensor, steps, batch, hidden_size)
+        schedule = choice.schedule
     packed = "" if getattr(module, "_frozen", None) is None else ", weights packed"
     lines = [f"{choice.backend}: runs {name} ({schedule}{packed})"]
     return "\n".join(lines + [f"{b}: no, {reason}" for b, reason in choice.refused.items()])

@@ -31,8 +31,12 @@ class Packed(NamedTuple):
 
 def refusal(cell: str, tensor: Tensor, features: list[str]) -> str | None:
     """Why weights like `tensor` cannot be packed for a cell with such options; None if they can."""
-    choice = choose(tensor, lacking(cell, features))
+    choice = choose(tensor, lacking(cell, features) or _elsewhere(tensor))
     return None if choice.backend == "native" else choice.refused["native"]
+
+
+def _elsewhere(tensor: Tensor) -> str | None:
+    return "only the CPU kernels take packed weights" if tensor.is_cuda else None
 
 
 def pack(
@@ -65,7 +69,7 @@ def run_packed(
     return_cells: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """`functional.run` without gradients, on packed weights."""
-    if chosen(input) != "native":
+    if chosen(input, _elsewhere(input)) != "native":
         raise RuntimeError(f"packed weights need the native backend: {refusal(cell, input, [])}")
     extras = PLAIN
     if resets is not None or zoneout is not None:

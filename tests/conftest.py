@@ -10,6 +10,15 @@ from build_tools import toolchain
 from tests.emulator import Emulator, emulator
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Without a GPU its tests are skipped, unless FASTRNN_REQUIRE_GPU=1: then they fail."""
+    if item.get_closest_marker("gpu") is None or torch.cuda.is_available():
+        return
+    if os.environ.get("FASTRNN_REQUIRE_GPU") == "1":
+        pytest.fail("needs a CUDA device", pytrace=False)
+    pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Encoded corpora go into a folder of this run, not into the user's cache."""

@@ -29,7 +29,7 @@ def test_auto_prefers_native_and_explains_the_others():
     ("tensor", "reason"),
     [
         (torch.zeros(1, dtype=torch.bfloat16), "float32 and float64, got torch.bfloat16"),
-        (torch.zeros(1, device="meta"), "cpu tensors, got meta"),
+        (torch.zeros(1, device="meta"), "cpu and cuda tensors, got meta"),
     ],
 )
 def test_native_refuses_with_a_reason(tensor, reason):

@@ -17,6 +17,7 @@ FLOORS = (
     ("kernels",),
     ("regularisers", "_cell"),
     ("cells",),
+    ("_cuda",),
     ("backends",),
     ("batching", "_attention_batching", "_attention", "ops"),
     ("triton_ops",),

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 import fastrnn
 from fastrnn.lm import transformer
-from fastrnn.lm.corpus import read_corpus
-from fastrnn.lm.data import Vocabulary, batchify, tokenize
+from fastrnn.lm.config import CorpusOptions
+from fastrnn.lm.data import batchify, load_corpus
 from fastrnn.lm.transformer import Transformer, TransformerBlock
 
 
@@ -174,12 +174,11 @@ class WordModel(nn.Module):
 def test_forty_steps_agree_with_torchs_attention():
     found = os.environ.get("FASTRNN_DATA")
     name = "ptb" if found and Path(found, "ptb").is_dir() else "python-docs"
-    tokens = tokenize(next(iter(read_corpus(name))), "word")[:30000]
-    vocabulary = Vocabulary.of(tokens, 3)
-    columns = batchify(vocabulary.encode(tokens), 20)
+    corpus = load_corpus(CorpusOptions(name), 20, 35)
+    columns = batchify(corpus.train[:30000].long(), 20)
     losses = []
     for torchs in (False, True):
-        model = WordModel(len(vocabulary), torchs)
+        model = WordModel(len(corpus.vocabulary), torchs)
         optimizer = torch.optim.Adam(model.parameters(), 2e-3)
         trace = []
         for step in range(40):

@@ -1,0 +1,85 @@
+"""What is measured: layers, precisions, passes, and how they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+GATES = {"lstm": 4, "gru": 3}
+
+
+class Shape(NamedTuple):
+    """T steps, B sequences, I inputs, H units, L layers."""
+
+    T: int
+    B: int
+    I: int  # noqa: E741 (the project's letter)
+    H: int
+    L: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the results.
+
+    Args:
+        cell: "lstm" or "gru".
+        shape: the layer's.
+        precision: "float32" (no TF32 in any product), "tf32", "float16" or "bfloat16".
+        mode: "forward" (no gradients) or "train" (forward and backward).
+        how: "eager" or "graph" (replays of a CUDA graph).
+    """
+
+    cell: str
+    shape: Shape
+    precision: str
+    mode: str
+    how: str
+
+    @property
+    def name(self) -> str:
+        """On the command line, and in the table."""
+        sizes = "x".join(map(str, self.shape))
+        return f"{self.cell}-{sizes}-{self.precision}-{self.mode}-{self.how}"
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """In a row."""
+        named = {"cell": self.cell, "precision": self.precision, "mode": self.mode, "how": self.how}
+        return named | self.shape._asdict()
+
+    @property
+    def operations(self) -> float:
+        """Floating-point operations of the products, a multiply-add counted as two."""
+        T, B, I, H, L = self.shape  # noqa: E741, N806
+        forward = 2.0 * T * B * GATES[self.cell] * H * (I + H + (L - 1) * 2 * H)
+        return forward if self.mode == "forward" else 3 * forward
+
+    @property
+    def chain(self) -> int:
+        """Steps that wait for each other."""
+        steps = self.shape.T * self.shape.L
+        return steps if self.mode == "forward" else 2 * steps
+
+
+PENN = [Shape(35, 20, 200, 200, 2), Shape(35, 20, 650, 650, 2), Shape(35, 20, 1500, 1500, 2)]
+# Where cuDNN's persistent kernels run.
+ITS_OWN_GROUND = [Shape(1024, 16, 768, 768, 1), Shape(1024, 16, 1024, 1024, 1)]
+
+
+def cases() -> Iterator[Case]:
+    """All, the most telling first: what time does not suffice for is left out at the end."""
+    both = [(mode, how) for how in ("graph", "eager") for mode in ("forward", "train")]
+    for mode, how in both:
+        for shape in PENN:
+            yield Case("lstm", shape, "bfloat16", mode, how)
+        for shape in ITS_OWN_GROUND:
+            yield Case("lstm", shape, "float16", mode, how)
+    for precision in ("tf32", "float32", "float16"):
+        for mode, how in both:
+            for shape in PENN:
+                yield Case("lstm", shape, precision, mode, how)
+    for mode, how in both:
+        for shape in PENN:
+            yield Case("gru", shape, "bfloat16", mode, how)

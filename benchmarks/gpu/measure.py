@@ -1,0 +1,203 @@
+"""One case: our schedules beside torch.nn's, checked against float64 first, then timed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastrnn
+from benchmarks.gpu.cases import Case
+from benchmarks.gpu.clock import Clock, Contender, Run, captured
+from benchmarks.timing import percentiles
+from fastrnn import _cuda
+
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+# A few roundings; TF32 keeps 10 bits of a factor.
+ROUNDING = {"float32": 1e-5, "tf32": 4e-3, "float16": 4e-3, "bfloat16": 3e-2}
+KINDS = {"lstm": nn.LSTM, "gru": nn.GRU}
+PEER = "torch.nn"
+OURS = ("auto", *_cuda.SCHEDULES, "triton")  # auto: the choice of plan()
+
+
+class LostDevice(Exception):  # noqa: N818 (what it is)
+    """Nothing runs on the device any more in this process; the row so far is the argument."""
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """With or without TF32 in every product."""
+    modules: Any = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [module.allow_tf32 for module in modules]
+    for module in modules:
+        module.allow_tf32 = name == "tf32"
+    try:
+        yield
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module.allow_tf32 = value
+
+
+@contextmanager
+def _ours(name: str) -> Iterator[None]:
+    if name == "triton":
+        with fastrnn.use_backend("triton"):
+            yield
+    else:
+        with fastrnn.use_backend("native"), _cuda.use_schedule(name):
+            yield
+
+
+def within(name: str) -> AbstractContextManager[None]:
+    """The setting in which a contender runs."""
+    return nullcontext() if name == PEER else _ours(name)
+
+
+def refusal(name: str, case: Case, device: str) -> str | None:
+    """Why a contender's backend does not take part, or None."""
+    if name == PEER:
+        return None
+    probe = torch.empty(0, dtype=DTYPES[case.precision], device=device)
+    try:
+        with within(name):
+            fastrnn.backends.choose(probe)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def work(module: nn.Module, x: Tensor, grad: Tensor, mode: str) -> Run:
+    """The timed work: a pass, or a pass and its gradients into fresh tensors."""
+
+    def forward() -> object:
+        with torch.no_grad():
+            return module(x)[0]
+
+    def train() -> object:
+        module.zero_grad(set_to_none=True)
+        x.grad = None
+        output = module(x)[0]
+        output.backward(grad)
+        return output
+
+    return forward if mode == "forward" else train
+
+
+def results(module: nn.Module, x: Tensor, run: Run) -> list[Tensor]:
+    """The output, and in training every gradient."""
+    output: Any = run()
+    grads = [p.grad for p in module.parameters()]
+    return [t.detach().double() for t in (output, x.grad, *grads) if t is not None]
+
+
+def error_of(found: list[Tensor], exact: list[Tensor], peers: list[Tensor], floor: float) -> float:
+    """The largest error in units of what is allowed: twice the peer's own, and a few roundings."""
+    worst = 0.0
+    for ours, right, theirs in zip(found, exact, peers, strict=True):
+        if not bool(ours.isfinite().all()):
+            return float("inf")
+        allowed = 2 * (theirs - right).abs().max() + floor * right.abs().max()
+        worst = max(worst, float((ours - right).abs().max() / allowed.clamp_min(1e-30)))
+    return worst
+
+
+class Measurement:
+    """One case on one device.
+
+    Args:
+        case: what to measure.
+        device: "cuda", or "cpu" (in tests).
+        without: contenders that are to stay out -> why.
+    """
+
+    def __init__(self, case: Case, device: str, without: dict[str, str]) -> None:
+        self.case, self.device, self.without = case, device, without
+        self.clock = Clock(device)
+        torch.manual_seed(0)
+        T, B, I, H, L = case.shape  # noqa: E741, N806
+        exact = KINDS[case.cell](I, H, L, dtype=torch.float64).to(device)
+        self.inputs = (
+            torch.randn(T, B, I, dtype=torch.float64, device=device),
+            torch.randn(T, B, H, dtype=torch.float64, device=device),
+        )
+        self.exact = exact
+        self.row: dict[str, Any] = {"case": case.name, **case.columns, "refused": {}, "errors": {}}
+
+    def _made(self, name: str) -> tuple[nn.Module, Tensor, Run]:
+        module = copy.deepcopy(self.exact)
+        dtype = torch.float64 if name == "exact" else DTYPES[self.case.precision]
+        if name in OURS:
+            module = fastrnn.accelerate(module)
+        x, grad = (t.to(dtype, copy=True) for t in self.inputs)
+        module = module.to(dtype)
+        x.requires_grad_(self.case.mode == "train")
+        return module, x, work(module, x, grad, self.case.mode)
+
+    def _checked(self, name: str, right: list[Tensor], theirs: list[Tensor]) -> Contender:
+        module, x, run = self._made(name)
+        with within(name):
+            found = results(module, x, run)
+            self.clock.wait()
+            floor = ROUNDING[self.case.precision]
+            error = error_of(found, right, theirs, floor)
+            self.row.setdefault("error", {})[name] = float(f"{error:.3g}")
+            if error > 1:
+                raise RuntimeError(f"wrong: {error:.3g} times the error that is allowed")
+            del found
+            if self.case.how == "graph":
+                run = captured(run)
+                run()
+                self.clock.wait()
+        return Contender(run, lambda: within(name))
+
+    def run(self, rounds: int, seconds: float) -> dict[str, Any]:
+        """The row.
+
+        Raises:
+            LostDevice: a contender's kernel broke the process's use of the device.
+        """
+        with precision(self.case.precision):
+            module, x, run = self._made("exact")
+            right = results(module, x, run)
+            module, x, run = self._made(PEER)
+            theirs = results(module, x, run)
+            contenders: dict[str, Contender] = {}
+            for name in (PEER, *OURS):
+                if why := self.without.get(name) or refusal(name, self.case, self.device):
+                    self.row["errors" if name in self.without else "refused"][name] = why
+                    continue
+                try:
+                    contenders[name] = self._checked(name, right, theirs)
+                except Exception as error:  # whatever a contender does, the others go on
+                    why = f"{type(error).__name__}: {error}".splitlines()[0]
+                    if f"the {name} schedule was asked for: it " in why:
+                        self.row["refused"][name] = why
+                        continue
+                    self.row["errors"][name] = why
+                    self._still_there(name, why)
+            del right, theirs
+            times = self.clock.interleaved(contenders, rounds, seconds)
+        for name, milliseconds in times.items():
+            self.row[name] = percentiles(milliseconds)
+        ours = [name for name in times if name in OURS]
+        if ours and PEER in times:
+            best = min(ours, key=lambda name: self.row[name]["p50"])
+            ratio = self.row[PEER]["p50"] / self.row[best]["p50"]
+            self.row |= {"best": best, "ratio": {PEER: round(ratio, 3)}}
+        return self.row
+
+    def _still_there(self, name: str, why: str) -> None:
+        try:
+            self.clock.wait()
+            torch.ones(1, device=self.device).item()
+        except RuntimeError as error:
+            raise LostDevice(name, why) from error

@@ -1,0 +1,202 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <atomic>
+#include <sstream>
+#include <stdexcept>
+
+#include "cells.h"
+#include "cluster_plan.h"
+
+namespace fastrnn::cuda {
+
+namespace {
+
+struct CellSizes {
+  const char* name;
+  std::int64_t gates, states, reserve;
+};
+
+template <class Cell>
+constexpr CellSizes sizes_of(const char* name) {
+  return {name, Cell::gates, Cell::states, Cell::reserve};
+}
+
+constexpr CellSizes cells[] = {sizes_of<device::Lstm>("lstm"), sizes_of<device::Gru>("gru"),
+                               sizes_of<device::GruResetBefore>("gru_reset_before"),
+                               sizes_of<device::RnnTanh>("rnn_tanh"),
+                               sizes_of<device::RnnRelu>("rnn_relu")};
+
+template <class... Words>
+std::string line(const Words&... words) {
+  std::ostringstream text;
+  (text << ... << words);
+  return text.str();
+}
+
+template <class... Words>
+void check(bool ok, const Words&... words) {
+  if (!ok) throw std::invalid_argument(line("plan: ", words...));
+}
+
+constexpr std::array<const char*, 4> asked_names{"cluster", "grid", "step", "auto"};
+std::atomic<int> asked_index{3};
+
+int index_of(const std::string& name) {
+  const auto found = std::find(asked_names.begin(), asked_names.end(), name);
+  check(found != asked_names.end(), "schedule must be auto, cluster, grid or step, got '", name,
+        "'");
+  return int(found - asked_names.begin());
+}
+
+const CellSizes& checked(const Request& r, const Offer& offer) {
+  const auto cell = std::find_if(std::begin(cells), std::end(cells),
+                                 [&](const CellSizes& sizes) { return r.cell == sizes.name; });
+  check(cell != std::end(cells), "no compiled cell is called '", r.cell, "'");
+  check(r.steps > 0 && r.batch > 0 && r.hidden_size > 0,
+        "T, B and H must be positive, got T=", r.steps, ", B=", r.batch, ", H=", r.hidden_size);
+  check(r.directions == 1 || r.directions == 2, "directions must be 1 or 2, got ", r.directions);
+  check(offer.capability > 0 && offer.processors >= r.directions && offer.shared_memory > 0,
+        "the device must have a capability, processors and shared memory");
+  index_of(r.asked);
+  return *cell;
+}
+
+// Elements of the largest array, [N, G*H] or the reserve with zoneout's slots.
+std::int64_t elements(const Request& r, const CellSizes& cell) {
+  std::int64_t count = std::max(cell.gates, cell.reserve + cell.states);
+  bool fits = true;
+  for (const std::int64_t size : {r.steps, r.batch, r.hidden_size})
+    fits = fits && !__builtin_mul_overflow(count, size, &count);
+  // Offsets are in bytes, of at most 8 an element.
+  check(fits && count < (std::int64_t(1) << 60),
+        "T*B*H must be below 2^60 gate values, got T=", r.steps, ", B=", r.batch,
+        ", H=", r.hidden_size);
+  return count;
+}
+
+int bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
+
+// Cycles of one step, estimated, to compare what can run; make gpu measures them.
+// Latencies after the H100's published ones: DSMEM 200 cycles, a cluster's barrier 350 and a little
+// more for every block; the grid's barrier 2600 and exchanged rows from L2 at 64 bytes a cycle;
+// two launches 4 us at 1.7 GHz, and weights from L2 at 2500 bytes a cycle for the whole device.
+double cycles(const ClusterPlan& p, int number_bytes, double rounds) {
+  return rounds * (550 + 20 * p.cluster + cluster_cost(p, number_bytes));
+}
+double step_cycles(const Request& r, const CellSizes& cell) {
+  const double weights = double(cell.gates) * r.hidden_size * r.hidden_size * bytes_of(r.dtype);
+  return 7000 + weights / 2500;
+}
+
+// What a schedule would do, or why it cannot.
+struct Candidate {
+  std::string reason;
+  Layout layout{};
+  double cycles = 0;
+};
+
+Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offer) {
+  const int number = bytes_of(r.dtype), processors = offer.processors / r.directions;
+  const ClusterShape shape{int(cell.gates), int(cell.states), number, r.backward, r.hidden_size};
+  Candidate best;
+  // Eight blocks are a cluster everywhere; sixteen on Hopper and the large Blackwells alone.
+  const int most = offer.capability < 110 ? 16 : 8;
+  for (int cluster = 2; cluster <= most; cluster *= 2) {
+    const std::int64_t at_once = processors / cluster;
+    if (at_once == 0 || r.batch > INT32_MAX || r.hidden_size > INT32_MAX / octet) break;
+    const int tile = int(std::min<std::int64_t>((r.batch + at_once - 1) / at_once, columns));
+    const ClusterPlan p = cluster_plan(shape, cluster, tile, offer.shared_memory);
+    if (p.jobs == 0) continue;
+    const std::int64_t clusters = (r.batch + tile - 1) / tile;
+    const double estimate = cycles(p, number, double((clusters + at_once - 1) / at_once));
+    if (best.cycles == 0 || estimate < best.cycles)
+      best = {"", {cluster, int(clusters), tile, p.threads(), p.shared, 0}, estimate};
+  }
+  if (best.cycles == 0)
+    best.reason =
+        line("does not fit: W_hh is [", cell.gates * r.hidden_size, ", ", r.hidden_size,
+             "], a cluster's ", most, " blocks have ", most * offer.shared_memory, " bytes");
+  return best;
+}
+
+Candidate on_grid(const Request& r, const CellSizes& cell, const Offer& offer) {
+  // As recurrence_grid.cu lays it out.
+  constexpr std::int64_t max_batch = 64, flag_bytes = 256;
+  const int number = bytes_of(r.dtype), processors = offer.processors / r.directions;
+  if (r.batch > max_batch) return {line("takes at most ", max_batch, " sequences")};
+  const int tile = int(std::min<std::int64_t>(r.batch, columns));
+  const int tiles = int((r.batch + tile - 1) / tile);
+  const ClusterShape shape{
+      int(cell.gates), int(cell.states), number, r.backward, r.hidden_size, true, tiles};
+  ClusterPlan p{};
+  if (r.hidden_size <= INT32_MAX / octet)
+    p = cluster_plan(shape, processors, tile, offer.shared_memory);
+  if (p.jobs == 0)
+    return {line("does not fit: W_hh is [", cell.gates * r.hidden_size, ", ", r.hidden_size,
+                 "], all ", processors, " blocks have ", processors * offer.shared_memory,
+                 " bytes")};
+  const std::int64_t octets = (r.hidden_size + octet - 1) / octet;
+  const int used = int((octets + p.octets() - 1) / p.octets());
+  const std::int64_t exchanged = std::int64_t(tiles) * tile * p.stride * number;
+  return {"",
+          {used, 1, tile, p.threads(), p.shared, flag_bytes + 2 * exchanged},
+          2600 + double(exchanged) / 64 + tiles * cluster_cost(p, number)};
+}
+
+Candidate candidate(Schedule schedule, const Request& r, const CellSizes& cell,
+                    const Offer& offer) {
+  if (r.layer_norm) return {"has no layer normalisation"};
+  if (schedule == Schedule::step) return {"", {}, step_cycles(r, cell)};
+  const bool clusters = schedule == Schedule::cluster;
+  const int needed = clusters ? 90 : 80;
+  if (offer.capability < needed)
+    return {line("needs compute capability ", needed / 10, ".0",
+                 clusters ? " (thread-block clusters)" : "", ", the device has ",
+                 offer.capability / 10, ".", offer.capability % 10)};
+  if (r.dtype == Dtype::float64) return {"has no float64 kernels"};
+  if (r.dtype == Dtype::float32 && !clusters) return {"has no float32 kernels"};
+  if (r.cell == "gru_reset_before") return {"has no kernels for gru_reset_before"};
+  return clusters ? on_clusters(r, cell, offer) : on_grid(r, cell, offer);
+}
+
+}  // namespace
+
+std::string Plan::text() const {
+  if (!schedule) return "no CUDA schedule";
+  const char* name = schedule_names[std::size_t(*schedule)];
+  if (*schedule == Schedule::step) return "step: a product and a fused kernel per step";
+  return line(name, ": whole sequence in one kernel, ", layout.clusters, " x ", layout.cluster,
+              " blocks of ", layout.threads, " threads, ", layout.tile, " sequences and ",
+              layout.shared, " bytes of shared memory each");
+}
+
+const char* schedule_asked() { return asked_names[asked_index]; }
+
+void ask_schedule(const std::string& name) { asked_index = index_of(name); }
+
+Plan plan(const Request& request, const Offer& offer) {
+  const CellSizes& cell = checked(request, offer);
+  Plan result;
+  result.elements = elements(request, cell);
+  std::array<Candidate, schedule_names.size()> found;
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    found[i] = candidate(Schedule(i), request, cell, offer);
+    if (!found[i].reason.empty()) continue;
+    if (request.asked != "auto" && request.asked != schedule_names[i])
+      found[i].reason = request.asked + " was asked for";
+    else if (!result.schedule || found[i].cycles < found[std::size_t(*result.schedule)].cycles)
+      result.schedule = Schedule(i);
+  }
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    if (result.schedule == Schedule(i))
+      result.layout = found[i].layout;
+    else if (!found[i].reason.empty())
+      result.refused[i] = found[i].reason;
+    else
+      result.refused[i] = line("slower than ", schedule_names[std::size_t(*result.schedule)]);
+  }
+  return result;
+}
+
+}  // namespace fastrnn::cuda

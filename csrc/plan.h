@@ -1,0 +1,51 @@
+// Which schedule runs a recurrence on a CUDA device, and why the others do not. Host code only: it
+// asks no device and launches nothing.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "kernels_cuda.h"
+
+namespace fastrnn::cuda {
+
+enum class Schedule { cluster, grid, step };  // the fastest first
+constexpr std::array<const char*, 3> schedule_names{"cluster", "grid", "step"};
+
+// What a device offers to one kernel.
+struct Offer {
+  int capability;              // 90 for compute capability 9.0
+  int processors;              // multiprocessors
+  std::int64_t shared_memory;  // bytes of shared memory that one block can have
+};
+
+struct Request {
+  std::string cell;  // a name of fastrnn/cells.py
+  Dtype dtype;
+  std::int64_t steps, batch, hidden_size;  // T, B, H; with ragged rows T*B is at least N
+  int directions = 1;                      // of a layer, side by side on one device
+  bool backward = false;
+  bool layer_norm = false;
+  std::string asked = "auto";  // or the one schedule that may run
+};
+
+struct Plan {
+  std::optional<Schedule> schedule;    // none: no schedule can run it
+  Layout layout{};                     // of a persistent schedule
+  std::int64_t elements = 0;           // of the largest array
+  std::array<std::string, 3> refused;  // by schedule; empty for the one that runs
+
+  // All of it in one line.
+  std::string text() const;
+};
+
+// What the process asks for: "auto" until someone says otherwise.
+const char* schedule_asked();
+void ask_schedule(const std::string& name);
+
+// Throws std::invalid_argument, in one line, for a request that makes no sense.
+Plan plan(const Request& request, const Offer& offer);
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,60 @@
+// The recurrence operators on a device: torch's products around the launches of kernels_cuda.h.
+// Nothing here calls CUDA: recurrence_cuda.cpp brings a GPU, tests/emulated.cpp an emulated one.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include "plan.h"
+#include "recurrence.h"
+#include "walk.h"
+
+namespace fastrnn::cuda {
+
+struct Device {
+  Offer offer;
+  void* stream;  // where everything is queued
+  const StepKernels* (*step)(const char* cell, Dtype);
+  const PersistentKernels* (*cluster)(const char* cell, Dtype);
+  const PersistentKernels* (*grid)(const char* cell, Dtype);
+  // aten::mm.out, below the dispatcher: out = a b.
+  AOTITorchError (*product)(AtenTensorHandle out, AtenTensorHandle a, AtenTensorHandle b);
+  // Queues the writing of `count` steps into the device's memory.
+  int (*write_steps)(const Step* steps, std::int64_t count, Step* table, void* stream);
+  const char* (*error_text)(int error);
+};
+
+// The device that a tensor is on, current for as long as `guard` lives. recurrence_device.cpp calls
+// it; whoever links that file defines it.
+struct Current {
+  Device device;
+  std::shared_ptr<void> guard;
+};
+Current current(const Tensor& tensor);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
+    const Tensor& input, const Tensor& state, const std::optional<Tensor>& weight_ih,
+    const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
+    const std::optional<Tensor>& bias_hh, const Tensor& batch_sizes,
+    const std::optional<Tensor>& resets, const std::optional<Tensor>& seed,
+    const std::optional<Tensor>& sequences, const std::vector<double>& zoneout,
+    const std::string& cell, bool reverse, bool save);
+
+Gradients::Tuple recurrence_backward(
+    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_state_n,
+    const std::optional<Tensor>& grad_cells, const Tensor& input, const Tensor& state,
+    const std::optional<Tensor>& weight_ih, const Tensor& weight_hh,
+    const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
+    const Tensor& batch_sizes, const std::optional<Tensor>& resets,
+    const std::optional<Tensor>& seed, const std::optional<Tensor>& sequences,
+    const std::vector<double>& zoneout, const Tensor& output, const Tensor& cells,
+    const Tensor& reserve, const std::string& cell, bool reverse, bool input_grad,
+    bool weight_grad);
+
+// For measuring: `rounds` barriers of clusters, or (cluster 0) of the grid; space: int32 [1].
+void barriers(const Tensor& space, std::int64_t cluster, std::int64_t rounds);
+
+}  // namespace fastrnn::cuda

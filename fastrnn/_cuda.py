@@ -1,0 +1,113 @@
+"""CUDA devices: whether the compiled kernels run on one, and by which schedule."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any, NamedTuple
+
+import torch
+
+from fastrnn import _library
+
+SCHEDULES = ("cluster", "grid", "step")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Facts(NamedTuple):
+    """What a device offers to a kernel.
+
+    Args:
+        capability: compute capability times ten.
+        processors: multiprocessors.
+        shared_memory: bytes that one block can have.
+    """
+
+    capability: int
+    processors: int
+    shared_memory: int
+
+
+_known: dict[int, Facts | str] = {}
+_asked = "auto"
+
+
+class use_schedule:  # noqa: N801 (reads as a function)
+    """Run CUDA recurrences by one schedule from now on, or inside a `with` block.
+
+    A schedule that cannot run raises when it is needed. FASTRNN_SCHEDULE sets the first choice.
+
+    Args:
+        name: "cluster", "grid", "step", or "auto" (the fastest that can run).
+
+    Raises:
+        ValueError: on another name.
+    """
+
+    def __init__(self, name: str, source: str = "use_schedule") -> None:
+        global _asked
+        if name not in (*SCHEDULES, "auto"):
+            wanted = (*SCHEDULES, "auto")
+            raise ValueError(f"{source}: schedule must be one of {wanted}, got {name!r}")
+        self._previous, _asked = _asked, name
+        _tell(name)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        global _asked
+        _asked = self._previous
+        _tell(_asked)
+
+
+def _tell(name: str) -> None:
+    if _library.unavailable is None:
+        torch.ops.fastrnn.use_cuda_schedule.default(name)
+
+
+if asked := os.environ.get("FASTRNN_SCHEDULE"):
+    use_schedule(asked, "FASTRNN_SCHEDULE")
+
+
+def schedule_asked() -> str:
+    """The schedule that `use_schedule` or FASTRNN_SCHEDULE asked for."""
+    return _asked
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def facts(index: int) -> Facts | str:
+    """What CUDA device number `index` offers, or why the compiled kernels do not run on it."""
+    if index not in _known:
+        _known[index] = _probed(index)
+    return _known[index]
+
+
+def _probed(index: int) -> Facts | str:
+    try:
+        major, minor, *rest, has_code = torch.ops.fastrnn.cuda_device.default(index)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    if not has_code:
+        return f"this build has no code for compute capability {major}.{minor}"
+    return Facts(10 * major + minor, *rest)
+
+
+def refusal(index: int, dtype: torch.dtype) -> str | None:
+    """Why the compiled kernels cannot run on a device, or None."""
+    found = facts(index)
+    if isinstance(found, str):
+        return found
+    if dtype not in DTYPES:
+        return f"the CUDA kernels take float16, bfloat16, float32 and float64, got {dtype}"
+    return None
+
+
+def plan(cell: str, dtype: torch.dtype, steps: int, batch: int, hidden: int, on: Facts) -> Any:
+    """The schedule of a forward pass, as `fastrnn._C.plan` gives it; None without `fastrnn._C`."""
+    try:
+        module = importlib.import_module("fastrnn._C")
+    except ImportError:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    return module.plan(cell, name, steps, batch, hidden, schedule=_asked, **on._asdict())

@@ -1,0 +1,39 @@
+// The CUDA operators on CPU tensors, in the namespace fastrnn_emulated: recurrence_device.cpp with
+// the emulator's kernels (csrc/emulator/) and torch's CPU product in place of a GPU's.
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "../csrc/recurrence_device.h"
+
+extern "C" const char* emulator_report();
+
+namespace fastrnn::cuda {
+
+namespace {
+
+const char* error_text(int) { return emulator_report(); }
+
+void use_schedule(const std::string& name) { ask_schedule(name); }
+
+}  // namespace
+
+Current current(const Tensor&) {
+  const Offer h200{90, 132, 232448};
+  return {{h200, nullptr, step_kernels, cluster_kernels, grid_kernels, aoti_torch_cpu_mm_out,
+           write_steps, error_text},
+          nullptr};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CPU, m) {
+  m.impl("recurrence", TORCH_BOX(&recurrence));
+  m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
+  m.impl("cuda_barriers", TORCH_BOX(&barriers));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CompositeExplicitAutograd, m) {
+  m.impl("use_cuda_schedule", TORCH_BOX(&use_schedule));
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,233 @@
+"""What has to hold on a machine with a GPU; `tests/test_gpu.py` runs it, `python -m` too.
+
+Every schedule, cell and dtype against float64, with torch's own error as the measure; capture in a
+CUDA graph; the same bits twice; streams; devices that do not belong together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+
+import fastrnn
+from fastrnn import _cuda, ops
+from fastrnn.cells import CELLS, COMPILED
+from tests.layers import NAMES, Layer, assert_as_close_as_torch, random_layer
+
+# A few roundings of each dtype, relative to the largest value.
+FLOORS = {
+    torch.float32: 1e-5,
+    torch.float64: 1e-12,
+    torch.float16: 4 * torch.finfo(torch.float16).eps,
+    torch.bfloat16: 4 * torch.finfo(torch.bfloat16).eps,
+}
+# batch_sizes, I, H
+SHAPES = {
+    "small": ([3] * 4, 8, 24),
+    "padded": ([20] * 9, 40, 256),
+    "ragged": ([21] * 3 + [13] * 3 + [2], 33, 100),
+    "wide": ([20] * 4, 64, 650),
+}
+Check = Callable[[], None]
+
+
+def on_gpu(layer: Layer, dtype: torch.dtype) -> Layer:
+    """A copy there; batch_sizes stay."""
+    there = layer.to(dtype)
+    there.tensors = [
+        None if t is None else t.detach().cuda().requires_grad_() for t in there.tensors
+    ]
+    resets, seed, sequences, rates = layer.extras
+    moved = (None if t is None else t.cuda() for t in (resets, seed, sequences))
+    there.extras = (*moved, rates)
+    return there
+
+
+def everything(
+    function: Callable[..., tuple[torch.Tensor, ...]], layer: Layer
+) -> dict[str, torch.Tensor]:
+    """Outputs, reserve and gradients of a weighted sum of the outputs, by name."""
+    results = function(*layer.arguments)
+    generator = torch.Generator().manual_seed(1)
+    total = 0
+    for output in results[:3]:
+        weight = torch.rand(output.shape, generator=generator, dtype=torch.float64)
+        total = total + (output * weight.to(output)).sum()
+    grads = torch.autograd.grad(total, layer.present, materialize_grads=True)
+    named = [f"grad_{n}" for n, t in zip(NAMES, layer.tensors, strict=True) if t is not None]
+    names = ("output", "state_n", "cells", "reserve", *named)
+    return {n: t.detach() for n, t in zip(names, (*results, *grads), strict=True)}
+
+
+class Refused(Exception):  # noqa: N818 (what it is)
+    """The schedule that was asked for does not take the layer."""
+
+
+@contextmanager
+def asked_for(schedule: str) -> Iterator[None]:
+    """One schedule, and no other.
+
+    Raises:
+        Refused: it does not take what runs inside; the step schedule takes everything.
+    """
+    try:
+        with _cuda.use_schedule(schedule):
+            yield
+    except RuntimeError as error:
+        if schedule != "step" and f"the {schedule} schedule was asked for: it " in str(error):
+            raise Refused(str(error)) from error
+        raise
+
+
+def agrees(schedule: str, dtype: torch.dtype, cell: str, shape: str, extras: bool = False) -> None:
+    """One layer, forward and backward, against float64."""
+    layer = random_layer(cell, *SHAPES[shape], reverse=shape == "ragged")
+    if extras:
+        layer = layer.with_extras(drawn=True)
+    there = on_gpu(layer, dtype)
+    with asked_for(schedule):
+        ours = everything(ops.Recurrence.apply, there)
+        again = everything(ops.Recurrence.apply, there)
+    exact, torchs = everything(ops.reference, layer), everything(ops.reference, there)
+    for name, right in exact.items():
+        assert torch.equal(ours[name], again[name]), f"{name}: other bits the second time"
+        assert_as_close_as_torch(name, ours[name].cpu(), torchs[name].cpu(), right, FLOORS[dtype])
+
+
+def graph_replays(schedule: str, cell: str) -> None:
+    """A captured training pass follows its input, to the bit."""
+    layer = on_gpu(random_layer(cell, [8] * 5, 16, 64), torch.bfloat16)
+    x = layer.tensors[0]
+
+    def step() -> tuple[torch.Tensor, ...]:
+        output, *_ = ops.Recurrence.apply(*layer.arguments)
+        return (output, *torch.autograd.grad(output.float().square().sum(), layer.present))
+
+    with asked_for(schedule):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        for _ in range(2):
+            with torch.no_grad():
+                x.copy_(torch.randn_like(x))
+            graph.replay()
+            for found, expected in zip(captured, step(), strict=True):
+                assert torch.equal(found, expected)
+
+
+def modules_agree(cell: str) -> None:
+    """Two layers, both directions, a packed batch, against torch.nn on the CPU in float64."""
+    kind = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN"}[cell]
+    torch.manual_seed(0)
+    peer = getattr(torch.nn, kind)(13, 40, 2, bidirectional=True, dtype=torch.float64)
+    ours = getattr(fastrnn, kind)(13, 40, 2, bidirectional=True, dtype=torch.float64).cuda()
+    ours.load_state_dict(peer.state_dict())
+    rows = [torch.randn(n, 13, dtype=torch.float64) for n in (7, 2, 5)]
+    packed = torch.nn.utils.rnn.pack_sequence(rows, enforce_sorted=False)
+    with fastrnn.use_backend("native"):
+        found, _ = ours(packed.to("cuda"))
+    expected, _ = peer(packed)
+    torch.testing.assert_close(found.data.cpu(), expected.data)
+
+
+def streams_are_kept() -> None:
+    """Work goes to the stream that is current."""
+    layer = on_gpu(random_layer("lstm", [8] * 5, 16, 64), torch.float32)
+    run = torch.ops.fastrnn.recurrence.default
+    with torch.no_grad():
+        expected = run(*layer.arguments, False)[0]
+        torch.cuda.synchronize()
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            found = run(*layer.arguments, False)[0]
+        side.synchronize()
+    assert torch.equal(found, expected)
+
+
+def devices_are_checked() -> None:
+    """Tensors of two devices are refused in one line."""
+    layer = on_gpu(random_layer("lstm", [3, 3], 4, 8), torch.float32)
+    layer.tensors[3] = layer.tensors[3].detach().cpu()
+    try:
+        torch.ops.fastrnn.recurrence.default(*layer.arguments, False)
+    except RuntimeError as error:
+        assert "weight_hh must be on the input's device" in str(error), error
+        return
+    raise AssertionError("a weight on the CPU was taken")
+
+
+def may_be_refused(check: Check) -> None:
+    """Persistent schedules take what fits; `they_run` says what has to."""
+    try:
+        check()
+    except Refused as refused:
+        print(refused)
+
+
+def they_run() -> None:
+    """The fast schedules run where the device has them."""
+    facts = _cuda.facts(torch.cuda.current_device())
+    assert isinstance(facts, _cuda.Facts), facts
+    agrees("grid", torch.bfloat16, "lstm", "wide")
+    if facts.capability >= 90:
+        agrees("cluster", torch.bfloat16, "lstm", "padded")
+        agrees("cluster", torch.float32, "gru", "ragged")
+
+
+def checks() -> dict[str, Check]:
+    """All of them, by name."""
+    found: dict[str, Check] = {}
+    for schedule in _cuda.SCHEDULES:
+        for cell in sorted(COMPILED & set(CELLS)):
+            for dtype in FLOORS:
+                for shape in SHAPES:
+                    name = f"{schedule}-{cell}-{str(dtype)[6:]}-{shape}"
+                    found[name] = partial(
+                        may_be_refused, partial(agrees, schedule, dtype, cell, shape)
+                    )
+            extras = partial(agrees, schedule, torch.float32, cell, "ragged", extras=True)
+            found[f"{schedule}-{cell}-extras"] = partial(may_be_refused, extras)
+            graph = partial(graph_replays, schedule, cell)
+            found[f"{schedule}-{cell}-graph"] = partial(may_be_refused, graph)
+    for cell in ("lstm", "gru", "rnn_tanh"):
+        found[f"module-{cell}"] = partial(modules_agree, cell)
+    others = {"they-run": they_run, "streams": streams_are_kept, "devices": devices_are_checked}
+    return found | others
+
+
+def main() -> int:
+    """Run them all, or the small ones; exit status 1 if one failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu_checks", description=__doc__)
+    parser.add_argument("--small", action="store_true", help="a few small layers")
+    small = parser.parse_args().small
+    wanted = {
+        name: check
+        for name, check in checks().items()
+        if not small or name.endswith(("lstm-bfloat16-small", "gru-float32-small"))
+    }
+    failed = []
+    for name, check in wanted.items():
+        try:
+            check()
+        except Exception as error:
+            failed.append(name)
+            print(f"{name}: {error}")
+            traceback.print_exc(limit=-2)
+    print(f"{len(wanted) - len(failed)} of {len(wanted)} checks passed")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,352 @@
+"""`python -m benchmarks.gpu` as far as it runs without a GPU: budget, workers, timing, table."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import __main__ as program
+from benchmarks.gpu import correctness, library, measure, report
+from benchmarks.gpu.budget import Budget
+from benchmarks.gpu.cases import Case, Shape, cases
+from benchmarks.gpu.clock import Clock, Contender
+from benchmarks.gpu.measure import LostDevice, Measurement
+from benchmarks.gpu.supervise import Supervisor
+from fastrnn import _library, ops
+from tests import gpu_checks
+from tests.conftest import pytest_runtest_setup
+
+TINY = Case("lstm", Shape(3, 2, 4, 5, 2), "float32", "train", "eager")
+
+
+def test_cases_have_names_of_their_own_and_the_wanted_shapes():
+    every = list(cases())
+    assert len({case.name for case in every}) == len(every)
+    shapes = {tuple(case.shape) for case in every}
+    assert shapes >= {(35, 20, h, h, 2) for h in (200, 650, 1500)}
+    assert {c.precision for c in every if c.shape.T == 1024} == {"float16"}
+    assert {c.precision for c in every} == {"float32", "tf32", "float16", "bfloat16"}
+    assert {c.mode for c in every} == {"forward", "train"}
+
+
+def test_operations_and_chain():
+    case = Case("lstm", Shape(35, 20, 200, 300, 2), "bfloat16", "forward", "eager")
+    layers = 1200 * (200 + 300) + 1200 * (300 + 300)
+    assert case.operations == 2 * 35 * 20 * layers
+    assert case.chain == 70
+    assert TINY.operations == 3 * 2 * 3 * 2 * 20 * (4 + 5 + 5 + 5)
+    assert TINY.chain == 12
+
+
+def test_budget(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    budget = Budget(60)
+    assert budget.share(20) == 20
+    now[0] += 50
+    assert (budget.left(), budget.share(20), budget.share(20, keep=4)) == (10, 10, 6)
+    now[0] += 50
+    assert (budget.left(), budget.share(20), budget.share(20, keep=4)) == (0, 0, 0)
+
+
+def test_clock_takes_turns_and_repeats_what_is_short(monkeypatch):
+    now, order, inside = [0.0], [], []
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    @contextmanager
+    def within(name):
+        inside.append(name)
+        yield
+        inside.remove(name)
+
+    def contender(name, seconds):
+        def run():
+            assert inside == [name]
+            order.append(name)
+            now[0] += seconds
+
+        return Contender(run, lambda: within(name))
+
+    runs = {"a": contender("a", 4e-3), "b": contender("b", 5e-4)}
+    times = Clock("cpu").interleaved(runs, 6, 0.0)
+    # The time is up after the fifth round.
+    assert times == {"a": [pytest.approx(4.0)] * 5, "b": [pytest.approx(0.5)] * 5}
+    a, b = "a", "bbbb"  # as long as a sample, SAMPLE, at the least
+    assert "".join(order) == "aaabbb" + (a + b) + (b + a) + (a + b) + (b + a) + (a + b)
+
+
+def test_a_case_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(measure, "refusal", lambda name, *_: None if name == "torch.nn" else "no")
+    row = Measurement(TINY, "cpu", {}).run(5, 0.1)
+    assert row["torch.nn"]["p20"] <= row["torch.nn"]["p50"] <= row["torch.nn"]["p80"]
+    assert row["refused"] == dict.fromkeys(measure.OURS, "no")
+    assert row["error"] == {"torch.nn": pytest.approx(0.5, abs=0.5)}
+    assert not row["errors"] and "ratio" not in row
+    assert json.loads(json.dumps(row))["T"] == 3
+
+
+def test_our_schedules_take_part(monkeypatch):
+    """On the CPU all of our contenders run the CPU's kernels; none is refused here."""
+    monkeypatch.setattr(measure, "refusal", lambda name, *_: "no" if name == "triton" else None)
+    row = Measurement(TINY, "cpu", {"cluster": "broke the device"}).run(5, 0.1)
+    assert row["errors"] == {"cluster": "broke the device"}
+    assert row["best"] in ("auto", "grid", "step")
+    assert row["ratio"]["torch.nn"] > 0
+    assert row["error"]["step"] <= 1
+
+
+def test_a_contender_that_fails_leaves_the_others(monkeypatch):
+    monkeypatch.setattr(measure, "refusal", lambda name, *_: None)
+    made = Measurement._made
+
+    def broken(self, name):
+        if name == "grid":
+            raise RuntimeError("grid: no\nmore lines")
+        if name == "step":
+            raise RuntimeError("recurrence: the step schedule was asked for: it has no kernels")
+        module, x, run = made(self, name)
+        if name == "cluster":
+            with torch.no_grad():
+                module.bias_hh_l0.add_(1)
+        return module, x, run
+
+    monkeypatch.setattr(Measurement, "_made", broken)
+    row = Measurement(TINY, "cpu", {"triton": "out", "auto": "out"}).run(5, 0.1)
+    assert row["errors"]["grid"] == "RuntimeError: grid: no"
+    assert row["refused"]["step"].endswith("it has no kernels")
+    assert "times the error that is allowed" in row["errors"]["cluster"]
+    assert "best" not in row and "torch.nn" in row
+
+    monkeypatch.setattr(
+        torch, "ones", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no device"))
+    )
+    with pytest.raises(LostDevice) as lost:
+        Measurement(TINY, "cpu", {}).run(5, 0.1)
+    assert lost.value.args[0] == "cluster"
+
+
+# A worker that crashes on "crash", hangs on "hang", loses the device to "grid" on "lose".
+WORKER = """
+import argparse, json, os, sys, time
+parser = argparse.ArgumentParser()
+parser.add_argument("tasks", nargs="+")
+parser.add_argument("--without", default="{}")
+options = parser.parse_args()
+without = json.loads(options.without)
+for task in options.tasks:
+    print(json.dumps({"begin": task}), flush=True)
+    if task == "crash":
+        print("it hurts", flush=True)
+        os._exit(3)
+    if task == "hang":
+        time.sleep(60)
+    if task == "lose" and "grid" not in without.get(task, {}):
+        print(json.dumps({"lost": "grid", "why": "an illegal access"}), flush=True)
+        sys.exit(1)
+    print(json.dumps({"case": task, "without": without.get(task, {})}), flush=True)
+"""
+
+
+def test_a_worker_that_dies_or_hangs_costs_its_own_row(tmp_path: Path):
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER)
+    supervisor = Supervisor(Budget(60), 3, command=(sys.executable, str(worker)))
+    rows = {row["case"]: row for row in supervisor.rows(["a", "crash", "lose", "hang", "b"])}
+    assert list(rows) == ["a", "crash", "lose", "hang", "b"]
+    assert rows["crash"]["errors"]["case"] == "the worker ended with status 3: it hurts"
+    assert rows["lose"]["without"] == {"grid": "an illegal access"}
+    assert rows["hang"]["errors"]["case"] == "took longer than 3 s"
+    assert rows["b"] == {"case": "b", "without": {}}
+
+
+def test_out_of_time_is_said():
+    supervisor = Supervisor(Budget(10), 60, command=("false",))
+    assert list(supervisor.rows(["a", "b"], keep=10)) == [
+        {"case": name, "skipped": "out of time"} for name in "ab"
+    ]
+
+
+def row(name, **more):
+    case = {"precision": "bfloat16", "T": 35, "L": 2, "errors": {}}
+    return {"case": name} | case | more
+
+
+def test_table_and_floor():
+    times = {"p20": 0.9, "p50": 1.0, "p80": 1.1}
+    good = row("one", **{"torch.nn": times, "step": times | {"p50": 0.5}}, best="step")
+    good["ratio"] = {"torch.nn": 2.0}
+    peaks = {"bfloat16_tflops": 500.0, "cluster_8_barrier_us": 1.0}
+    good |= report.floor(good, 1e8, 70, peaks)
+    assert (good["floor_ms"], good["floor_fraction"]) == (0.07, 0.14)
+    assert report.floor(row("x"), 1e12, 70, peaks) == {"floor_ms": 2.0}
+    assert report.floor(row("x"), 1e12, 70, {}) == {}
+    bad = row("two", errors={"grid": "RuntimeError: it broke"})
+    text = report.table([good, bad, {"case": "three", "skipped": "out of time"}]).splitlines()
+    heads = "case torch.nn auto cluster grid step triton ratio us/step of floor"
+    assert " ".join(text[0].split()) == heads
+    assert " ".join(text[1].split()) == "one 1.000 - - - 0.500 - 2.00x 7.14 14%"
+    assert " ".join(text[2].split()) == "two - - - failed - - - - -"
+    assert text[3] == "two: grid: RuntimeError: it broke"
+    assert text[4] == "left out: 1, from three on: out of time"
+    assert [report.failed(r) for r in (good, bad)] == [False, True]
+
+
+def test_the_tests_that_need_a_gpu_are_found():
+    assert "tests/test_gpu.py" in correctness.marked()
+    command = list(correctness.command())
+    assert command[:5] == [sys.executable, "-m", "pytest", "-q", "-m"]
+    assert set(command[6:]) == set(correctness.marked())
+
+
+def test_command_line(capsys):
+    options = program.parsed(["--only", "gru", "--minutes", "2"])
+    assert (options.minutes, options.rounds) == (2, 30)
+    assert {case.cell for case in program.chosen(options.only)} == {"gru"}
+    for arguments, message in (
+        (["--only", "transformer"], "no case's name holds 'transformer'"),
+        (["--minutes", "0"], "--minutes must be positive"),
+        (["--rounds", "1"], "--rounds at least 5"),
+    ):
+        with pytest.raises(SystemExit):
+            program.parsed(arguments)
+        assert message in capsys.readouterr().err
+
+
+def test_rows_are_appended(tmp_path: Path):
+    path = tmp_path / "new" / "gpu.jsonl"
+    program.append([{"case": "a"}], path)
+    program.append([{"case": "b"}], path)
+    assert [json.loads(line)["case"] for line in path.read_text().splitlines()] == ["a", "b"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_tests_are_skipped_or_fail(monkeypatch):
+    class Item:
+        def get_closest_marker(self, name):
+            return object() if name == "gpu" else None
+
+    monkeypatch.delenv("FASTRNN_REQUIRE_GPU", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="needs a CUDA device"):
+        pytest_runtest_setup(Item())
+    monkeypatch.setenv("FASTRNN_REQUIRE_GPU", "1")
+    with pytest.raises(pytest.fail.Exception, match="needs a CUDA device"):
+        pytest_runtest_setup(Item())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_library_says_so():
+    assert library.refusal() == "torch sees no GPU"
+
+
+def test_nothing_runs_on_a_library_that_does_not(monkeypatch, capsys):
+    monkeypatch.setattr(library, "refusal", lambda: "no code for it")
+    monkeypatch.setattr(library, "build", lambda seconds: "")
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    assert program.main() == 2
+    assert capsys.readouterr().err == "gpu: no code for it\n"
+    monkeypatch.setattr(library, "build", lambda seconds: pytest.fail("there is nothing to build"))
+    monkeypatch.setattr(library, "refusal", lambda: library.NO_GPU)
+    assert program.main() == 2
+    assert capsys.readouterr().err == "gpu: torch sees no GPU\n"
+    monkeypatch.setattr(library, "refusal", lambda: "no code for it")
+    monkeypatch.setattr(library, "build", lambda seconds: "the build broke")
+    assert program.main() == 2
+    assert capsys.readouterr().err == "gpu: the build broke\n"
+
+
+def test_a_whole_run(monkeypatch, tmp_path, capsys):
+    """The stages in their order, one of which fails, and what is left of them."""
+    monkeypatch.setattr(library, "refusal", lambda: "")
+    monkeypatch.setattr(program, "environment", lambda: {"gpu": "none"})
+    monkeypatch.setattr(correctness, "tests", lambda seconds: ({"case": "tests", "said": "ok"}, ""))
+    found = ({"case": "racecheck", "errors": {"racecheck": "a race"}}, "all of it")
+    monkeypatch.setattr(correctness, "racecheck", lambda seconds: found)
+
+    class Workers:
+        def __init__(self, *_):
+            pass
+
+        def rows(self, tasks, keep=0.0):
+            for task in tasks:
+                times = {"p20": 1.0, "p50": 2.0, "p80": 3.0}
+                case = {"case": task, "precision": "bfloat16", "T": 35, "L": 2, "best": "step"}
+                rates = {"case": task, "bfloat16_tflops": 500.0}
+                yield rates if task == "peaks" else case | {"step": times}
+
+    monkeypatch.setattr(program, "Supervisor", Workers)
+    path = tmp_path / "gpu.jsonl"
+    name = next(cases()).name
+    monkeypatch.setattr(sys, "argv", ["gpu", "--only", name, "--results", str(path)])
+    assert program.main() == 1
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["case"] for row in rows] == ["tests", "peaks", name, "racecheck"]
+    assert all(row["gpu"] == "none" for row in rows)
+    assert rows[2]["floor_fraction"] > 0
+    told = capsys.readouterr().out
+    assert "racecheck: racecheck: a race" in told
+    assert "all of it" in told
+
+
+def test_racecheck_runs_where_the_tool_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    row, _ = correctness.racecheck(5)
+    assert row == {"case": "racecheck", "skipped": "there is no compute-sanitizer"}
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text('#!/bin/sh\necho "$@"\nexit 9\n')
+    tool.chmod(0o755)
+    row, said = correctness.racecheck(5)
+    assert "--tool racecheck" in said and said.strip().endswith("tests.gpu_checks --small")
+    assert row["errors"] == {"racecheck": said.strip()}
+    tool.write_text("#!/bin/sh\nread _ < /dev/zero\n")
+    row, _ = correctness.racecheck(0.5)
+    assert row == {"case": "racecheck", "skipped": "took longer than 0 s"}
+
+
+def test_error_is_in_units_of_what_is_allowed():
+    right = [torch.tensor([1.0, 2.0], dtype=torch.float64)]
+    near = [right[0] + 0.01]
+    assert measure.error_of(right, right, right, 0.0) == 0
+    assert measure.error_of(near, right, near, 0.0) == pytest.approx(0.5)
+    assert measure.error_of(near, right, right, 1e-2) == pytest.approx(0.5)
+    assert measure.error_of([right[0] * torch.nan], right, near, 1.0) == float("inf")
+
+
+@pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
+def test_the_checks_for_a_gpu_can_fail(monkeypatch):
+    """Their own code, with the CPU in the GPU's place."""
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor.detach().clone())
+    gpu_checks.agrees("step", torch.float32, "lstm", "small")
+    gpu_checks.agrees("step", torch.float64, "gru", "small", extras=True)
+    names = gpu_checks.checks()
+    assert {"cluster-lstm-bfloat16-padded", "grid-gru-graph", "they-run", "devices"} <= set(names)
+
+    right = ops.Recurrence
+
+    class Wrong:
+        @staticmethod
+        def apply(*args):
+            output, *rest = right.apply(*args)
+            return output + 1e-3, *rest
+
+    monkeypatch.setattr(gpu_checks.ops, "Recurrence", Wrong)
+    with pytest.raises(AssertionError, match="output: error"):
+        gpu_checks.agrees("step", torch.float32, "lstm", "small")
+
+    class Refusing:
+        @staticmethod
+        def apply(*args):
+            raise RuntimeError("recurrence: the grid schedule was asked for: it has no kernels")
+
+    monkeypatch.setattr(gpu_checks.ops, "Recurrence", Refusing)
+    names["grid-lstm-float32-small"]()
+    with pytest.raises(gpu_checks.Refused):
+        gpu_checks.agrees("grid", torch.float32, "lstm", "small")
+    with pytest.raises(RuntimeError, match="grid schedule"):
+        gpu_checks.agrees("step", torch.float32, "lstm", "small")

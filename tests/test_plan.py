@@ -1,0 +1,246 @@
+"""Which CUDA schedule runs, from sizes alone: no device is needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastrnn
+from fastrnn import _cuda, _library, backends
+from fastrnn.cells import CELLS, COMPILED
+
+module = pytest.importorskip("fastrnn._C", reason="no compiled module")
+plan = module.plan
+
+H200 = {"capability": 90, "processors": 132, "shared_memory": 232448}
+A100 = {"capability": 80, "processors": 108, "shared_memory": 166912}
+ADA = {"capability": 89, "processors": 142, "shared_memory": 101376}
+RTX = {"capability": 120, "processors": 188, "shared_memory": 101376}
+T4 = {"capability": 75, "processors": 40, "shared_memory": 65536}
+
+
+@pytest.mark.parametrize(
+    "device", [H200, A100, ADA, RTX, T4], ids=["H200", "A100", "Ada", "RTX", "T4"]
+)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("cell", sorted(COMPILED))
+def test_one_schedule_runs_and_every_other_has_a_reason(cell, dtype, device):
+    found = plan(cell, dtype, 35, 20, 650, **device)
+    assert found["schedule"] in _cuda.SCHEDULES
+    assert set(found["refused"]) == set(_cuda.SCHEDULES) - {found["schedule"]}
+    assert all(found["refused"].values())
+    assert found["text"].startswith(found["schedule"])
+    assert found["shared"] <= device["shared_memory"]
+    if found["schedule"] != "step":
+        assert found["cluster"] * found["clusters"] <= device["processors"]
+        assert found["threads"] % 32 == 0
+    if found["schedule"] == "cluster":
+        assert 20 <= found["tile"] * found["clusters"] < 20 + found["tile"]
+    if found["schedule"] == "grid":
+        assert (found["tile"], found["clusters"]) == (8, 1)
+        assert found["workspace"] > 2 * 20 * 650 * 2  # both of the rows that blocks exchange
+
+
+def test_step_runs_where_nothing_else_does():
+    found = plan("lstm", "float64", 35, 20, 4096, **H200)
+    assert found["schedule"] == "step"
+    assert found["refused"]["cluster"] == "has no float64 kernels"
+    found = plan("lstm", "bfloat16", 35, 20, 256, **A100)
+    assert found["refused"]["cluster"] == (
+        "needs compute capability 9.0 (thread-block clusters), the device has 8.0"
+    )
+    found = plan("lstm", "bfloat16", 35, 20, 256, **T4)
+    assert found["schedule"] == "step"
+    assert found["refused"]["grid"] == "needs compute capability 8.0, the device has 7.5"
+
+
+def test_clusters_share_the_batch_where_the_weights_fit():
+    found = plan("lstm", "bfloat16", 35, 20, 650, **H200)
+    assert (found["schedule"], found["cluster"], found["tile"]) == ("cluster", 16, 3)
+    assert found["clusters"] == 7
+    assert found["text"].startswith("cluster: whole sequence in one kernel, 7 x 16 blocks of ")
+    assert found["refused"]["step"] == "slower than cluster"
+    # Two directions side by side have half of the device each.
+    both = plan("lstm", "bfloat16", 35, 20, 650, directions=2, **H200)
+    assert (both["cluster"], both["clusters"], both["tile"]) == (16, 4, 5)
+    small = plan("lstm", "bfloat16", 35, 20, 200, **H200)
+    assert small["schedule"] == "cluster"
+    assert small["cluster"] < 16
+
+
+def test_the_grid_takes_what_no_cluster_holds():
+    found = plan("lstm", "bfloat16", 35, 20, 1500, **H200)
+    assert (found["schedule"], found["tile"]) == ("grid", 8)
+    assert found["cluster"] > 16
+    assert found["refused"]["step"] == "slower than grid"
+    crowd = plan("lstm", "bfloat16", 35, 65, 1500, **H200)
+    assert (crowd["schedule"], crowd["refused"]["grid"]) == ("step", "takes at most 64 sequences")
+    single = plan("lstm", "float32", 35, 20, 1500, **H200)
+    assert single["refused"]["grid"] == "has no float32 kernels"
+    huge = plan("lstm", "bfloat16", 35, 20, 5000, **H200)
+    assert huge["refused"]["grid"] == (
+        "does not fit: W_hh is [20000, 5000], all 132 blocks have 30683136 bytes"
+    )
+
+
+def test_what_does_not_fit_says_so():
+    found = plan("lstm", "float32", 35, 20, 1500, **H200)
+    assert found["schedule"] == "step"
+    assert found["refused"]["cluster"] == (
+        "does not fit: W_hh is [6000, 1500], a cluster's 16 blocks have 3719168 bytes"
+    )
+    found = plan("lstm", "bfloat16", 35, 20, 650, **H200 | {"shared_memory": 101376})
+    assert "does not fit" in found["refused"]["cluster"]
+    found = plan("lstm", "bfloat16", 35, 20, 650, **H200 | {"processors": 8})
+    assert "does not fit" in found["refused"]["cluster"]
+    found = plan("lstm", "bfloat16", 35, 20, 650, **RTX)
+    assert found["refused"]["cluster"].endswith("a cluster's 8 blocks have 811008 bytes")
+
+
+def test_clusters_that_would_queue_are_slower_than_steps():
+    assert plan("gru", "bfloat16", 35, 4096, 256, **H200)["refused"]["cluster"] == (
+        "slower than step"
+    )
+
+
+def test_layer_norm_has_no_schedule():
+    found = plan("lstm", "float32", 35, 20, 200, layer_norm=True, **H200)
+    assert (found["schedule"], found["text"]) == ("", "no CUDA schedule")
+    assert found["refused"] == dict.fromkeys(_cuda.SCHEDULES, "has no layer normalisation")
+
+
+def test_a_schedule_that_was_asked_for_runs_or_is_refused():
+    found = plan("lstm", "bfloat16", 35, 20, 256, schedule="step", **H200)
+    assert found["schedule"] == "step"
+    found = plan("lstm", "float64", 35, 20, 256, schedule="cluster", **H200)
+    assert found["schedule"] == ""
+    assert found["refused"]["step"] == "cluster was asked for"
+    assert found["refused"]["cluster"] == "has no float64 kernels"
+
+
+@pytest.mark.parametrize("cell", sorted(COMPILED))
+def test_sizes_are_64_bit(cell):
+    c = CELLS[cell]
+    widest = max(c.gates, c.reserve + c.states)
+    for steps, batch, hidden in (
+        (1, 1, 1),
+        (35, 20, 650),
+        (2**11, 2**11, 2**11),
+        (2**20,) * 2 + (2**12,),
+    ):
+        found = plan(cell, "bfloat16", steps, batch, hidden, **H200)
+        assert found["elements"] == steps * batch * hidden * widest
+    with pytest.raises(
+        ValueError, match=r"T\*B\*H must be below 2\^60 .*, got T=\d+, B=\d+, H=\d+"
+    ):
+        plan(cell, "bfloat16", 2**31, 2**31, 2**31, **H200)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cell": "grue"}, "no compiled cell is called 'grue'"),
+        ({"dtype": "int8"}, "dtype must be .*, got 'int8'"),
+        ({"batch": 0}, "T, B and H must be positive, got T=35, B=0, H=200"),
+        ({"hidden_size": -1}, "got T=35, B=20, H=-1"),
+        ({"directions": 3}, "directions must be 1 or 2, got 3"),
+        ({"schedule": "fast"}, "schedule must be auto, cluster, grid or step, got 'fast'"),
+        ({"processors": 0}, "the device must have"),
+    ],
+)
+def test_bad_requests_are_one_line(changes, message):
+    request = {"cell": "gru", "dtype": "float32", "steps": 35, "batch": 20, "hidden_size": 200}
+    with pytest.raises(ValueError, match=f"^plan: .*{message}") as caught:
+        plan(**(request | H200 | changes))
+    assert "\n" not in str(caught.value)
+
+
+class OnGpu:
+    """As much of a CUDA tensor as the choice of a backend looks at."""
+
+    is_cuda = True
+
+    def __init__(self, dtype=torch.bfloat16, shape=(35, 20, 200)):
+        self.dtype, self.shape, self.device = dtype, shape, torch.device("cuda", 3)
+
+    def dim(self):
+        return len(self.shape)
+
+
+native = pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
+
+
+@native
+def test_explain_shows_the_schedule(monkeypatch):
+    monkeypatch.setattr(_cuda, "_known", {3: _cuda.Facts(**H200)})
+    lines = fastrnn.explain(fastrnn.LSTM(200, 200), OnGpu()).splitlines()
+    expected = plan("lstm", "bfloat16", 35, 20, 200, **H200)
+    assert lines[0] == f"native: runs lstm ({expected['text']})"
+    for name, why in expected["refused"].items():
+        assert f"{name} schedule: no, {why}" in lines
+    assert "reference: no, slower than native" in lines
+    batch_first = fastrnn.LSTM(200, 200, batch_first=True)
+    with _cuda.use_schedule("step"):
+        lines = fastrnn.explain(batch_first, OnGpu(shape=(20, 35, 200))).splitlines()
+    assert lines[0].startswith("native: runs lstm (step: ")
+    normed = fastrnn.explain(fastrnn.LSTM(200, 200, layer_norm=True), OnGpu())
+    assert normed.startswith("reference: runs lstm")
+
+
+@native
+@pytest.mark.parametrize(
+    ("known", "dtype", "reason"),
+    [
+        (_cuda.Facts(**H200), torch.complex64, "take float16, bfloat16, float32 and float64"),
+        ("this build has no CUDA kernels", torch.float32, "this build has no CUDA kernels"),
+    ],
+)
+def test_native_refuses_a_device_with_a_reason(monkeypatch, known, dtype, reason):
+    monkeypatch.setattr(_cuda, "_known", {3: known})
+    choice = backends.choose(OnGpu(dtype))
+    assert choice.backend == "reference"
+    assert reason in choice.refused["native"]
+
+
+@native
+def test_a_device_without_code_is_named(monkeypatch):
+    class Operator:
+        @staticmethod
+        def default(index):
+            return [7, 5, 40, 65536, 0]
+
+    monkeypatch.setattr(torch.ops.fastrnn, "cuda_device", Operator)
+    monkeypatch.setattr(_cuda, "_known", {})
+    assert _cuda.facts(0) == "this build has no code for compute capability 7.5"
+    monkeypatch.setattr(Operator, "default", lambda index: [9, 0, 132, 232448, 1])
+    assert _cuda.facts(1) == _cuda.Facts(90, 132, 232448)
+
+
+def test_use_schedule_is_a_call_and_a_context():
+    assert _cuda.schedule_asked() == "auto"
+    with _cuda.use_schedule("grid"):
+        assert _cuda.schedule_asked() == "grid"
+        with _cuda.use_schedule("auto"):
+            assert _cuda.schedule_asked() == "auto"
+        assert _cuda.schedule_asked() == "grid"
+    assert _cuda.schedule_asked() == "auto"
+    with pytest.raises(ValueError, match="use_schedule: schedule must be one of .*, got 'fast'"):
+        _cuda.use_schedule("fast")
+
+
+def test_the_environment_chooses_or_is_named():
+    code = "import fastrnn; print(fastrnn._cuda.schedule_asked())"
+    for name, said in (("step", "step"), ("fast", "FASTRNN_SCHEDULE: schedule must be one of")):
+        found = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"FASTRNN_SCHEDULE": name},
+            cwd=Path(fastrnn.__file__).parent.parent,
+            capture_output=True,
+            text=True,
+        )
+        assert said in (found.stdout + found.stderr).splitlines()[-1]

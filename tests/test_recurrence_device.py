@@ -1,0 +1,295 @@
+"""The CUDA operators' host side over emulated kernels on CPU tensors: walk, products, sums."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+
+import pytest
+import torch
+
+from build_tools import toolchain
+from fastrnn import ops
+from fastrnn.cells import CELLS, COMPILED
+from tests import emulated
+from tests.emulator import Layout
+from tests.layers import NAMES, assert_as_close_as_torch, random_layer
+
+try:
+    toolchain.compiler()
+except toolchain.BuildError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+_C = pytest.importorskip("fastrnn._C", reason="no compiled module")
+# A few roundings of each dtype, relative to the largest value.
+FLOORS = {
+    torch.float32: 1e-6,
+    torch.float64: 2e-14,
+    torch.float16: 4 * torch.finfo(torch.float16).eps,
+    torch.bfloat16: 4 * torch.finfo(torch.bfloat16).eps,
+}
+# batch_sizes, I, H
+SHAPES = {
+    "one": ([1], 1, 1),
+    "step": ([5], 12, 33),
+    "padded": ([3, 3, 3, 3], 8, 40),
+    "ragged": ([5, 5, 3, 3, 1], 7, 24),
+    "ended": ([3, 2, 0], 5, 9),
+}
+CELL_NAMES = [name for name in CELLS if name in COMPILED]
+PERSISTENT = ["cluster", "grid"]
+SCHEDULES = ["step", *PERSISTENT]
+
+
+def has(schedule, cell, dtype):
+    """Whether a schedule has kernels; test_plan.py asserts what is said where it has none."""
+    wide = (torch.float64,) if schedule == "cluster" else (torch.float32, torch.float64)
+    return schedule == "step" or (cell != "gru_reset_before" and dtype not in wide)
+
+
+# Clusters take long to emulate; test_cuda_cluster.py has their grid.
+RUNS = [
+    (schedule, cell, dtype)
+    for schedule in SCHEDULES
+    for cell in CELL_NAMES
+    for dtype in (FLOORS if schedule == "step" else (torch.float32, torch.bfloat16))
+    if has(schedule, cell, dtype)
+]
+every_run = pytest.mark.parametrize(("schedule", "cell", "dtype"), RUNS, indirect=["schedule"])
+IN_FLOAT32 = [run[:2] for run in RUNS if run[2] == torch.float32]
+every_cell = pytest.mark.parametrize(("schedule", "cell"), IN_FLOAT32, indirect=["schedule"])
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Everything torch allocates holds NaN until a kernel writes it."""
+    torch.use_deterministic_algorithms(True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def schedule(request):
+    found = emulated.operators()
+    found.use_cuda_schedule.default(request.param)
+    yield request.param
+    found.use_cuda_schedule.default("auto")
+
+
+def weights(tensors):
+    """Gradients that come back to the outputs, the same ones for every dtype."""
+    generator = torch.Generator().manual_seed(1)
+    draw = [torch.rand(t.shape, generator=generator, dtype=torch.float64) for t in tensors]
+    return [w.to(t.dtype) for w, t in zip(draw, tensors, strict=True)]
+
+
+def by_reference(layer):
+    results = ops.reference(*layer.arguments)
+    total = sum((r * w).sum() for r, w in zip(results, weights(results[:3]), strict=False))
+    grads = torch.autograd.grad(total, layer.present, materialize_grads=True)
+    return [r.detach() for r in results], grads
+
+
+def by_operators(layer):
+    run = emulated.operators()
+    arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in layer.arguments]
+    results = run.recurrence.default(*arguments, True)
+    output, _, cells, reserve = results
+    *rows, cell, reverse = arguments
+    grads = run.recurrence_backward.default(
+        *weights(results[:3]), *rows, output, cells, reserve, cell, reverse, True, True
+    )
+    present = [g for g, t in zip(grads, layer.tensors, strict=True) if t is not None]
+    return results, present
+
+
+def check(layer, dtype):
+    exact, exact_grads = by_reference(layer)
+    rounded = layer.to(dtype)
+    torchs, torchs_grads = by_reference(rounded)
+    ours, our_grads = by_operators(rounded)
+    present = [n for n, t in zip(NAMES, layer.tensors, strict=True) if t is not None]
+    names = ["output", "state_n", "cells", "reserve", *(f"grad_{n}" for n in present)]
+    every = zip(
+        names,
+        [*ours, *our_grads],
+        [*torchs, *torchs_grads],
+        [*exact, *exact_grads],
+        strict=True,
+    )
+    for name, *values in every:
+        assert_as_close_as_torch(name, *values, FLOORS[dtype])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@every_run
+def test_grid(schedule, cell, dtype, shape):
+    # What is around a loop is the same for every schedule.
+    short = schedule != "step"
+    for reverse in (shape == "ragged",) if short else (False, True):
+        for bias, projected in ((True, False), (False, False), (True, True))[: 1 if short else 3]:
+            sizes = SHAPES[shape]
+            check(
+                random_layer(cell, *sizes, bias=bias, projected=projected, reverse=reverse), dtype
+            )
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@every_run
+def test_resets(schedule, cell, dtype, reverse):
+    layer = random_layer(cell, [4, 4, 3, 1], 6, 20, reverse=reverse)
+    resets, _, _, _ = layer.with_extras(drawn=False).extras
+    check(replace(layer, extras=(resets, None, None, [])), dtype)
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+@every_run
+def test_zoneout_and_resets(schedule, cell, dtype, drawn):
+    layer = random_layer(cell, [4, 4, 3, 1], 6, 20, reverse=drawn)
+    check(layer.with_extras(drawn=drawn), dtype)
+
+
+@every_cell
+def test_inference_equals_training(schedule, cell):
+    layer = random_layer(cell, [6, 6, 3], 10, 24).to(torch.float32)
+    arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in layer.arguments]
+    run = emulated.operators().recurrence.default
+    trained, inferred = run(*arguments, True), run(*arguments, False)
+    assert torch.equal(trained[0], inferred[0])
+    assert torch.equal(trained[1], inferred[1])
+    assert inferred[2].numel() == inferred[3].numel() == 0
+
+
+@every_cell
+def test_opcheck(schedule, cell):
+    run = emulated.operators()
+    layer = random_layer(cell, [3, 2], 4, 8).to(torch.float32)
+    arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in layer.arguments]
+    # The namespace has no autograd of its own.
+    tests = ("test_schema", "test_faketensor")
+    for save in (True, False):
+        torch.library.opcheck(run.recurrence.default, (*arguments, save), test_utils=tests)
+    output, _, cells, reserve = run.recurrence.default(*arguments, True)
+    for wanted in ((True, True), (False, True), (True, False)):
+        torch.library.opcheck(
+            run.recurrence_backward.default,
+            (output.cos(), None, None, *arguments[:11], output, cells, reserve, cell, False)
+            + wanted,
+            test_utils=tests,
+        )
+
+
+@every_cell
+def test_gradients_nobody_wants_are_empty(schedule, cell):
+    layer = random_layer(cell, [3, 2], 4, 8).to(torch.float32)
+    arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in layer.arguments]
+    run = emulated.operators()
+    output, _, cells, reserve = run.recurrence.default(*arguments, True)
+    saved = (*arguments[:11], output, cells, reserve, cell, False)
+    every = run.recurrence_backward.default(output.cos(), None, None, *saved, True, True)
+    for input_grad, weight_grad in ((False, True), (True, False), (False, False)):
+        some = run.recurrence_backward.default(
+            output.cos(), None, None, *saved, input_grad, weight_grad
+        )
+        wanted = (input_grad, True, *[weight_grad] * 4)
+        for a, b, w in zip(some, every, wanted, strict=True):
+            assert torch.equal(a, b if w else b.new_empty(0))
+
+
+@pytest.mark.parametrize("schedule", ["step", "cluster"], indirect=True)
+def test_empty_batch(schedule):
+    run = emulated.operators()
+    x, state = torch.zeros(0, 5), torch.zeros(1, 0, 4)
+    w_ih, w_hh, b = torch.ones(12, 5), torch.ones(12, 4), torch.ones(12)
+    rows = (torch.zeros(3, dtype=torch.int64), None, None, None, [])
+    args = (x, state, w_ih, w_hh, b, b, *rows)
+    output, state_n, cells, reserve = run.recurrence.default(*args, "gru", False, True)
+    assert (output.shape, state_n.shape, reserve.shape) == ((0, 4), (1, 0, 4), (0, 16))
+    grads = run.recurrence_backward.default(
+        output, None, None, *args, output, cells, reserve, "gru", False, True, True
+    )
+    assert torch.equal(grads[2], torch.zeros_like(w_ih))
+    assert torch.equal(grads[3], torch.zeros_like(w_hh))
+
+
+@pytest.mark.parametrize("schedule", ["step", "cluster"], indirect=True)
+def test_strided_and_mistaken_arguments(schedule):
+    run = emulated.operators().recurrence.default
+    layer = random_layer("lstm", [3, 3, 1], 6, 8).to(torch.float32)
+    args = [a.detach() if isinstance(a, torch.Tensor) else a for a in layer.arguments]
+    expected = run(*args, False)
+    strided = [a.T.contiguous().T if torch.is_tensor(a) and a.dim() == 2 else a for a in args]
+    for a, b in zip(run(*strided, False), expected, strict=True):
+        assert torch.equal(a, b)
+    for place, mistake, message in (
+        (3, args[3][:, 1:], r"weight_hh must be \[32, 8\], got \[32, 7\]"),
+        (3, args[3].double(), "weight_hh must have the input's dtype"),
+        (6, torch.tensor([3, 4]), "batch_sizes must not increase"),
+        (7, torch.zeros(6, dtype=torch.bool), r"resets must be bool \[7\] on the input's device"),
+        (10, [2.0, 0.0], r"zoneout must be in \[0, 1\], got 2"),
+        (0, args[0].to(torch.int32), "take floating-point tensors|must have the input's dtype"),
+    ):
+        with pytest.raises(RuntimeError, match=f"recurrence: .*({message})"):
+            run(*args[:place], mistake, *args[place + 1 :], False)
+
+
+def test_a_schedule_that_cannot_run_says_why():
+    run = emulated.operators()
+    layer = random_layer("lstm", [3, 3, 1], 6, 8)  # float64
+    args = [a.detach() if isinstance(a, torch.Tensor) else a for a in layer.arguments]
+    run.use_cuda_schedule.default("cluster")
+    try:
+        with pytest.raises(RuntimeError, match="the cluster schedule was asked for: it has no"):
+            run.recurrence.default(*args, False)
+        with pytest.raises(ValueError, match="schedule must be auto, cluster, grid or step"):
+            run.use_cuda_schedule.default("fast")
+    finally:
+        run.use_cuda_schedule.default("auto")
+
+
+@pytest.mark.parametrize("schedule", PERSISTENT)
+@pytest.mark.parametrize("dtype", FLOORS, ids=str)
+@pytest.mark.parametrize("cell", CELL_NAMES)
+def test_plan_knows_the_kernels_and_their_layouts(device, cell, dtype, schedule):
+    kernels = device.persistent_kernels(schedule, cell, dtype)
+    for backward in (False, True):
+        for batch, hidden in ((20, 200), (3, 33), (64, 256), (20, 650), (20, 5000)):
+            found = _C.plan(
+                cell,
+                str(dtype)[6:],
+                35,
+                batch,
+                hidden,
+                backward=backward,
+                schedule=schedule,
+                capability=90,
+                processors=132,
+                shared_memory=232448,
+            )
+            why = found["refused"].get(schedule, "")
+            assert (kernels is None) == ("kernels" in why), why
+            if not found["schedule"]:
+                continue
+            layout = Layout()
+            size = found["cluster"] if schedule == "cluster" else 132
+            args = (backward, batch, hidden, size, 132, 232448, ctypes.byref(layout))
+            assert kernels.layout(*args)
+            names = {"bytes": "workspace"}
+            for name, _ in Layout._fields_:
+                assert getattr(layout, name) == found[names.get(name, name)], name
+
+
+def test_barriers():
+    run = emulated.operators().cuda_barriers.default
+    space = torch.full((1,), -1, dtype=torch.int32)
+    run(space, 8, 2)
+    assert space.item() == -1
+    run(space, 0, 2)
+    assert space.item() == 2 * 132  # every block, twice
+    with pytest.raises(RuntimeError, match="cuda_barriers: cluster must be in .*, got 17 and 1"):
+        run(space, 17, 1)
+    with pytest.raises(RuntimeError, match="cuda_barriers: space must be int32"):
+        run(space.float(), 8, 1)
