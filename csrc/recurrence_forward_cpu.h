@@ -83,16 +83,16 @@ class ForwardLoop {
   // them. So many at a time stay in the cache until they are read: storing the whole projection
   // took a third of the product's time. A part of it is dealt to the thread that reads it.
   Index project(const Team& team, Index step) {
-    const auto first_segment = [&](Index i) { return s_.segments + s_.step_begin[i]; };
-    const auto rows_of = [&](Index i) {
-      const Segment& last = first_segment(i + 1)[-1];
-      return last.row + last.rows - first_segment(i)->row;
-    };
-    Index end = step, rows = 0;
-    chunk_begin_ = first_segment(step)->row;
-    while (end < s_.steps && rows + rows_of(end) <= chunk_rows_) {
-      chunk_begin_ = smaller(chunk_begin_, first_segment(end)->row);
-      rows += rows_of(end++);
+    Index rows = 0;
+    chunk_begin_ = s_.rows;
+    for (; step < s_.steps; ++step) {  // a step may have no rows: all its sequences have ended
+      const Segment* const begin = s_.segments + s_.step_begin[step];
+      const Segment* const end = s_.segments + s_.step_begin[step + 1];
+      Index more = 0;
+      for (const Segment* segment = begin; segment < end; ++segment) more += segment->rows;
+      if (rows + more > chunk_rows_) break;
+      if (more > 0) chunk_begin_ = smaller(chunk_begin_, begin->row);
+      rows += more;
     }
     gate_product<G>(team, rows, s_.input_size,
                     static_cast<const T*>(s_.input) + chunk_begin_ * s_.input_size, packed_.ih,
@@ -101,7 +101,7 @@ class ForwardLoop {
                       store_blocks<G>(x, w, w, projected_(row, unit));
                     });
     team.wait();
-    return end;
+    return step;
   }
 
   // x_proj_ is [units / w][rows of the chunk][G][w].

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,8 @@ def reference(
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~allowed, -math.inf)
     nothing = (scores == -math.inf).all(-1, keepdim=True)
-    logsumexp = scores.detach().logsumexp(-1).masked_fill(nothing.squeeze(-1), math.inf)
+    higher = scores.detach().to(statistics_dtype(scores.dtype))
+    logsumexp = higher.logsumexp(-1).masked_fill(nothing.squeeze(-1), math.inf)
     weights = scores.masked_fill(nothing, 0).softmax(-1).masked_fill(nothing, 0)
     if seed is not None:
         weights = weights * _kept(seed, dropout_p, weights).to(weights.dtype) / (1 - dropout_p)
@@ -75,6 +77,11 @@ def _kept(seed: Tensor, dropout_p: float, weights: Tensor) -> Tensor:
     rows = torch.arange(queries, device=weights.device).repeat(batch * heads)
     words = random_words(seed, 0, rows, every.repeat_interleave(queries), keys)
     return words.view(weights.shape) >= min(round(dropout_p * 2**32), _LARGEST_WORD)
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of logsumexp: every weight's gradient has its error, which 8 bits would make large."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _empty_rows(like: Tensor, width: int) -> Tensor:
@@ -110,16 +117,12 @@ def _default_backward(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return *like, found[3].contiguous() if mask_grad else none
 
 
-LIBRARY.impl("masked_attention", _default_forward, "CompositeExplicitAutograd")
-LIBRARY.impl("masked_attention_backward", _default_backward, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("fastrnn::masked_attention")
 def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return _empty_rows(query, value.size(-1)), query.new_empty(query.shape[:-1])
+    return _empty_rows(query, value.size(-1)), query.new_empty(
+        query.shape[:-1], dtype=statistics_dtype(query.dtype)
+    )
 
 
-@torch.library.register_fake("fastrnn::masked_attention_backward")
 def _fake_backward(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
     query, key, value, mask = args[:4]
     shape = mask.shape if args[-1] else (0,)
@@ -127,16 +130,12 @@ def _fake_backward(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return *like, query.new_empty(shape)
 
 
-torch.library.register_vmap("fastrnn::masked_attention", _attention_batching.forward)
-torch.library.register_vmap("fastrnn::masked_attention_backward", _attention_batching.backward)
-
-
-def below_autograd(*args: Any) -> tuple[Tensor, ...]:
-    """`fastrnn::masked_attention` without a look at whether gradients are wanted."""
+def below_autograd(op: Any, *args: Any) -> tuple[Tensor, ...]:
+    """An operator without a look at whether gradients are wanted."""
     if torch.compiler.is_compiling():  # Dynamo refuses the guard, and has no need of it
-        return tuple(torch.ops.fastrnn.masked_attention.default(*args))
+        return tuple(op(*args))
     with torch._C._AutoDispatchBelowAutograd():
-        return tuple(torch.ops.fastrnn.masked_attention.default(*args))
+        return tuple(op(*args))
 
 
 class MaskedAttention(torch.autograd.Function):
@@ -146,7 +145,7 @@ class MaskedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return below_autograd(*args)
+        return below_autograd(torch.ops.fastrnn.masked_attention.default, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -157,17 +156,21 @@ class MaskedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
-        if grad is None:
-            return (None,) * 8
-        needs = ctx.needs_input_grad
-        args = (grad, *ctx.saved_tensors, ctx.is_causal, ctx.dropout_p, ctx.scale, needs[3])
-        # Dynamo refuses a Function inside a Function's backward, and needs no second order.
-        # A tangent that comes with the gradient needs the Function too, which refuses it.
-        twice = torch.is_grad_enabled() or forward_ad._current_level >= 0
-        twice = twice and not torch.compiler.is_compiling()
-        run = MaskedAttentionBackward.apply if twice else MaskedAttentionBackward.forward
-        found = run(*args)
-        return *(g if need else None for g, need in zip(found, needs[:4], strict=True)), *[None] * 4
+        return gradients(MaskedAttentionBackward, ctx, grad)
+
+
+def gradients(backward: Any, ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    """Of a `MaskedAttention`'s inputs, by the Function around its backward operator."""
+    if grad is None:
+        return (None,) * 8
+    needs = ctx.needs_input_grad
+    args = (grad, *ctx.saved_tensors, ctx.is_causal, ctx.dropout_p, ctx.scale, needs[3])
+    # Dynamo refuses a Function inside a Function's backward, and needs no second order.
+    # A tangent that comes with the gradient needs the Function too, which refuses it.
+    twice = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    twice = twice and not torch.compiler.is_compiling()
+    found = backward.apply(*args) if twice else backward.forward(*args)
+    return *(g if need else None for g, need in zip(found, needs[:4], strict=True)), *[None] * 4
 
 
 class MaskedAttentionBackward(torch.autograd.Function):
@@ -204,12 +207,33 @@ class MaskedAttentionBackward(torch.autograd.Function):
         return *found, *[None] * (12 - len(found))
 
 
-def _differentiable(*args: Any) -> tuple[Tensor, ...]:
-    """The operator by itself, as exported and traced programs call it: gradients flow too."""
-    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-        return tuple(MaskedAttention.apply(*args))
-    with torch._C._AutoDispatchBelowAutograd():
-        return tuple(torch.ops.fastrnn.masked_attention.default(*args))
+def register(prefix: str, function: Any, forward: Any, backward: Any) -> None:
+    """Register `fastrnn::{prefix}masked_attention` and its backward, which have been defined.
+
+    Args:
+        prefix: of the operators' names.
+        function: the autograd Function around them.
+        forward: what runs where a device has no kernel of its own.
+        backward: the same of the backward operator.
+    """
+    names = [f"{prefix}masked_attention", f"{prefix}masked_attention_backward"]
+    fakes: tuple[Any, Any] = (_fake_forward, _fake_backward)
+    rules = _attention_batching.forward, _attention_batching.backward
+    for name, run, fake, rule in zip(names, (forward, backward), fakes, rules, strict=True):
+        LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastrnn::{name}", fake)
+        op = getattr(torch.ops.fastrnn, name).default
+        torch.library.register_vmap(f"fastrnn::{name}", partial(rule, op))
+    forward_op = getattr(torch.ops.fastrnn, names[0]).default
+
+    def differentiable(*args: Any) -> tuple[Tensor, ...]:
+        """The operator by itself, as exported and traced programs call it: gradients flow too."""
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return tuple(function.apply(*args))
+        with torch._C._AutoDispatchBelowAutograd():
+            return tuple(forward_op(*args))
+
+    LIBRARY.impl(names[0], differentiable, "Autograd")
 
 
-LIBRARY.impl("masked_attention", _differentiable, "Autograd")
+register("", MaskedAttention, _default_forward, _default_backward)

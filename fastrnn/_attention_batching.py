@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastrnn.batching import Dims, one_by_one
@@ -20,9 +19,9 @@ def _batch(query: Tensor, dim: int | None) -> int:
     return query.size(0) if dim is None else query.movedim(dim, 0).size(1)
 
 
-def forward(info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
+def forward(op: Any, info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
     """`fastrnn::masked_attention` of several samples."""
-    op, samples = torch.ops.fastrnn.masked_attention.default, info.batch_size
+    samples = info.batch_size
     seed = args[4]
     if seed is not None:  # each sample drops what it drops alone
         return one_by_one(op, samples, dims, args)
@@ -35,9 +34,9 @@ def forward(info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
     return tuple(r.unflatten(0, (samples, batch)) for r in results), (0, 0)
 
 
-def backward(info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
+def backward(op: Any, info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
     """`fastrnn::masked_attention_backward` of several samples."""
-    op, samples = torch.ops.fastrnn.masked_attention_backward.default, info.batch_size
+    samples = info.batch_size
     mask, seed, mask_grad = args[4], args[5], args[-1]
     if seed is not None:
         return one_by_one(op, samples, dims, args)

@@ -7,9 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import _attention
+from fastrnn import _attention, triton_attention
 from fastrnn._autocast import lower_dtype
 from fastrnn.backends import chosen
+
+# Of each backend with kernels: the operator, and the autograd Function around it.
+_OPERATORS: dict[str, tuple[Any, Any]] = {
+    "native": (torch.ops.fastrnn.masked_attention.default, _attention.MaskedAttention),
+    "triton": (
+        torch.ops.fastrnn.triton_masked_attention.default,
+        triton_attention.TritonMaskedAttention,
+    ),
+}
 
 
 def masked_attention(
@@ -62,12 +71,16 @@ def masked_attention(
     seed = torch.randint(2**63 - 1, (1,), device=query.device) if dropout_p else None
     scale = query.size(-1) ** -0.5 if scale is None else scale
     args: Any = (*tensors, mask, seed, is_causal, float(dropout_p), float(scale))
-    if chosen(tensors[0]) == "reference":
+    in_cpp = "attention has no CUDA kernels in C++" if query.is_cuda else None
+    backend = chosen(tensors[0], triton_attention.lacking(query, value), in_cpp)
+    if backend == "reference":
         output = _attention.reference(*args)[0]
-    elif torch.is_grad_enabled():
-        output = _attention.MaskedAttention.apply(*args)[0]
     else:
-        output = _attention.below_autograd(*args)[0]
+        op, function = _OPERATORS[backend]
+        if torch.is_grad_enabled():
+            output = function.apply(*args)[0]
+        else:
+            output = _attention.below_autograd(op, *args)[0]
     result: Tensor = output.reshape(*lead, *output.shape[-2:]).to(dtype)
     return result
 

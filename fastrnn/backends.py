@@ -113,12 +113,13 @@ def _triton_refusal(input: Tensor, lacks: str | None) -> str | None:
     return lacks
 
 
-def choose(input: Tensor, lacks: str | None = None) -> Choice:
+def choose(input: Tensor, lacks: str | None = None, native_lacks: str | None = None) -> Choice:
     """Pick the backend of a recurrence.
 
     Args:
         input: any tensor of the recurrence's dtype and device.
-        lacks: why the compiled kernels cannot run it, from `lacking`; default None: they can.
+        lacks: why no kernels can run it, from `lacking`; default None: some can.
+        native_lacks: why the C++ kernels alone cannot; default None.
 
     Returns:
         The choice, with the reasons against every other backend.
@@ -127,7 +128,7 @@ def choose(input: Tensor, lacks: str | None = None) -> Choice:
         RuntimeError: the backend that `use_backend` or FASTRNN_BACKEND asked for cannot run.
     """
     refusals = {
-        "native": _native_refusal(input, lacks),
+        "native": _native_refusal(input, lacks or native_lacks),
         "triton": _triton_refusal(input, lacks),
         "reference": None,
     }
@@ -176,11 +177,11 @@ def scheduled(
     return Choice(choice.backend, plan["text"], choice.refused | refused)
 
 
-def chosen(input: Tensor, lacks: str | None = None) -> str:
+def chosen(input: Tensor, lacks: str | None = None, native_lacks: str | None = None) -> str:
     """The backend that `choose` picks, found faster; same arguments and errors."""
-    if _current in ("auto", "native") and _native_refusal(input, lacks) is None:
+    if _current in ("auto", "native") and _native_refusal(input, lacks or native_lacks) is None:
         return "native"
-    return choose(input, lacks).backend
+    return choose(input, lacks, native_lacks).backend
 
 
 def show_config() -> str:

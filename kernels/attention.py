@@ -26,7 +26,7 @@ _DTYPES = {
 # tuned, since another tile sums in another order. What does not fit is not there.
 _FORWARD = {
     64: {16: Config(64, 64, 4), 32: Config(32, 32, 8), 64: Config(16, 16, 8)},
-    128: {16: Config(64, 64, 8), 32: Config(16, 16, 8), 64: Config(16, 16, 8)},
+    128: {16: Config(64, 64, 8), 32: Config(16, 16, 8)},
     256: {16: Config(32, 32, 8), 32: Config(16, 16, 8)},
 }
 _BACKWARD = _FORWARD | {

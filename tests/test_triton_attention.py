@@ -1,4 +1,4 @@
-"""The Triton attention kernels against attention written out, and compiled for GPUs not there."""
+"""The Triton attention kernels against the reference, and compiled for GPUs not there."""
 
 from __future__ import annotations
 
@@ -7,35 +7,14 @@ import math
 import pytest
 import torch
 
+import fastrnn
 from fastrnn import _kernels
-from fastrnn.regularisers import random_words
+from fastrnn._attention import reference
 from tests.layers import assert_as_close_as_torch
 from tests.test_triton import FLOORS, INTERPRETED, on_devices
 
 pytestmark = pytest.mark.triton
 NAMES = ("output", "logsumexp", "grad_query", "grad_key", "grad_value", "grad_mask")
-
-
-def written_out(query, key, value, mask, seed, is_causal, dropout_p, scale):
-    """Output and logsumexp by their definition, differentiable."""
-    scores = query @ key.mT * scale
-    if mask is not None and mask.is_floating_point():
-        scores = scores + mask
-    elif mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
-    if is_causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(later, -math.inf)
-    empty = (scores == -math.inf).all(-1, keepdim=True)
-    logsumexp = scores.detach().logsumexp(-1).masked_fill(empty.squeeze(-1), math.inf)
-    weights = scores.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)
-    if seed is not None:
-        batch, heads, queries, keys = weights.shape
-        pairs = torch.arange(batch * heads, device=seed.device).repeat_interleave(queries)
-        rows = torch.arange(queries, device=seed.device).repeat(batch * heads)
-        words = random_words(seed, 0, rows, pairs, keys).view(weights.shape)
-        weights = weights * (words >= round(dropout_p * 2**32)) / (1 - dropout_p)
-    return weights @ value, logsumexp
 
 
 def boolean(generator, batch, heads, queries, keys):
@@ -88,13 +67,13 @@ def by_autograd(grad, query, key, value, mask, seed, output, logsumexp, *options
     leaves = [t.clone().requires_grad_() for t in (query, key, value)]
     leaves += [mask.clone().requires_grad_()] if wanted else []
     masks = leaves[3:] or [mask]
-    found = written_out(*leaves[:3], *masks, seed, *options)[0]
+    found = reference(*leaves[:3], *masks, seed, *options)[0]
     return torch.autograd.grad(found, leaves, grad)
 
 
 @on_devices
 @pytest.mark.parametrize("name", CASES)
-def test_against_attention_written_out(name, device):
+def test_against_the_reference(name, device):
     sizes, make_mask, is_causal, dropout_p = CASES[name]
     batch, heads, queries, keys, size, width = sizes
     generator = torch.Generator().manual_seed(0)
@@ -110,18 +89,42 @@ def test_against_attention_written_out(name, device):
     options = is_causal, dropout_p, size**-0.5
     attention = _kernels.module("attention")
     ours = attention.masked_attention, attention.masked_attention_backward
-    exact = everything(written_out, by_autograd, (query, key, value, mask, seed, *options), grad)
+    exact = everything(reference, by_autograd, (query, key, value, mask, seed, *options), grad)
     for dtype in (torch.float64 if name == "boolean" else torch.float32, torch.bfloat16):
         args = [
             t if t is None else t.to(device, dtype if t.is_floating_point() else t.dtype)
             for t in (query, key, value, mask, seed)
         ]
         lower = grad.to(device, dtype)
-        torchs = everything(written_out, by_autograd, (*args, *options), lower)
+        torchs = everything(reference, by_autograd, (*args, *options), lower)
         found = everything(*ours, (*args, *options), lower)
         for what, *values in zip(NAMES, found, torchs, exact, strict=False):
             values = [v.cpu().nan_to_num(posinf=9.0) for v in values]
             assert_as_close_as_torch(f"{what} {dtype}", *values, FLOORS[dtype])
+
+
+@on_devices
+def test_operator(device):
+    """By name through the function: gradients of both orders, opcheck, compile."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [
+        torch.randn(1, 2, n, 8, generator=generator).to(device).requires_grad_() for n in (5, 6, 6)
+    ]
+    mask = torch.rand(1, 1, 5, 6, generator=generator).to(device) < 0.7
+    function = fastrnn.functional.masked_attention
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    found = []
+    for name, run in (("triton", function), ("reference", function), ("triton", compiled)):
+        with fastrnn.use_backend(name):
+            output = run(*tensors, mask, is_causal=True)
+        twice = run is function
+        grads = torch.autograd.grad(output.square().sum(), tensors, create_graph=twice)
+        seconds = torch.autograd.grad(sum(g.sum() for g in grads), tensors) if twice else ()
+        found.append([output, *grads, *seconds])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[2], found[0][:4])
+    args = (*(t.detach() for t in tensors), mask, torch.tensor([3]).to(device), False, 0.3, 0.5)
+    torch.library.opcheck(torch.ops.fastrnn.triton_masked_attention.default, args)
 
 
 @on_devices
