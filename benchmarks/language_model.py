@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 
@@ -13,9 +14,10 @@ from torch.nn import functional as F
 import fastrnn
 from benchmarks.cases import Case, Work
 from benchmarks.layers import Shape, assert_close, forward_multiply_adds, forward_numbers
-from fastrnn.lm.config import ModelOptions, TrainingOptions
+from fastrnn.lm.config import ModelOptions, OptimizerOptions
 from fastrnn.lm.model import LanguageModel
-from fastrnn.lm.snapshot import make_optimizer
+from fastrnn.lm.optim import make_optimizer
+from fastrnn.lm.step import clip, total_norm
 
 VOCABULARY, CLIP, RATE = 10_000, 0.25, 0.1
 SIZES = (200, 650)
@@ -41,13 +43,19 @@ def cases() -> Iterator[Case]:
 
 
 class WordModel(nn.Module):
-    """Embedding, recurrent layers, decoder; parameters are named as the trainer's."""
+    """Embedding, recurrent layers, decoder, with the parameters of the trainer's model."""
 
     def __init__(self, cell: str, shape: Shape, vocabulary: int) -> None:
         super().__init__()
         self.encoder = nn.Embedding(vocabulary, shape.I)
         self.rnn = getattr(nn, cell.upper())(shape.I, shape.H, shape.L)
         self.decoder = nn.Linear(shape.H, vocabulary)
+
+    def take(self, trainers: LanguageModel) -> None:
+        """Copy its weights, whose recurrent layers are modules of their own."""
+        named = trainers.state_dict()
+        layer = re.compile(r"layers\.(\d+)\.(.*)_l0")
+        self.load_state_dict({layer.sub(r"\2_l\1", name): named[name] for name in named})
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy of targets [T, B] after tokens [T, B]."""
@@ -63,16 +71,17 @@ def training_step(cell: str, shape: Shape, vocabulary: int) -> Work:
     trainers = LanguageModel(vocabulary, options)
     models = {name: WordModel(cell, shape, vocabulary) for name in ("accelerated", "torch.nn")}
     for model in models.values():
-        model.load_state_dict(trainers.state_dict())
+        model.take(trainers)
     fastrnn.accelerate(models["accelerated"])
-    optimizer = make_optimizer(trainers, TrainingOptions(optimizer="sgd", lr=RATE))
+    optimizer = make_optimizer(trainers, OptimizerOptions("sgd", lr=RATE, weight_decay=0.0))
 
     def trainer_step() -> Tensor:
-        """As `fastrnn.lm.loop` takes it."""
+        """As `fastrnn.lm.step` takes it."""
         loss, _ = trainers.loss(tokens, targets, None)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(trainers.parameters(), CLIP, foreach=True)
+        gradients = [p.grad for p in trainers.parameters() if p.grad is not None]
+        clip(optimizer, CLIP, total_norm(gradients))
         optimizer.step()
         return loss.detach()
 

@@ -75,12 +75,15 @@ def schedule_asked() -> str:
     return _asked
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def facts(index: int) -> Facts | str:
     """What CUDA device number `index` offers, or why the compiled kernels do not run on it."""
     if index not in _known:
         _known[index] = _probed(index)
     return _known[index]
+
+
+# What `torch.compiler.assume_constant_result` does, which would import all of Dynamo to do it.
+facts._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _probed(index: int) -> Facts | str:

@@ -203,7 +203,7 @@ def test_explain_shows_the_schedule(monkeypatch):
 def test_native_refuses_a_device_with_a_reason(monkeypatch, known, dtype, reason):
     monkeypatch.setattr(_cuda, "_known", {3: known})
     choice = backends.choose(OnGpu(dtype))
-    assert choice.backend == "reference"
+    assert choice.backend in ("triton", "reference")
     assert reason in choice.refused["native"]
 
 
