@@ -53,8 +53,8 @@ def test_every_kernel_of_a_report_is_read() -> None:
 
 def test_spills_and_shared_memory_are_faults() -> None:
     assert cuda_check.faults(Kernel("k", "sm_90a", 255, 232448, 64)) == []
-    assert cuda_check.faults(Kernel("k", "sm_90a", spills=12)) == ["spills 12 bytes"]
-    assert cuda_check.faults(Kernel("k", "sm_90a", spills=8)) == []
+    assert cuda_check.faults(Kernel("k", "sm_90a", spills=24)) == ["spills 24 bytes"]
+    assert cuda_check.faults(Kernel("k", "sm_90a", spills=16)) == []
     (fault,) = cuda_check.faults(Kernel("k", "sm_120", shared=232448))
     assert fault == "needs 232448 bytes of shared memory, a block has 101376"
 
