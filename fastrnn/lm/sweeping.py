@@ -139,7 +139,7 @@ def _storage(plan: Plan) -> BaseStorage:
 
 
 def _prepare(study: optuna.Study, plan: Plan, path: Path) -> None:
-    """Put what is left to do in the queue: a new grid, and runs that a worker died over."""
+    """Put a new grid in the queue; refuse one that began otherwise."""
     with _locked(plan.out / ".lock"):
         begun = study.user_attrs.get("plan")
         if begun is None:
@@ -151,19 +151,25 @@ def _prepare(study: optuna.Study, plan: Plan, path: Path) -> None:
                 f"{path}: the sweep in {plan.out} began with another method, [settings] or "
                 "[search]; restore them, or name another out"
             )
-        for trial in study.get_trials(states=(TrialState.RUNNING,)):
-            folder = _folder(trial)
-            # A living worker holds the lock; where there is no folder, it works elsewhere.
-            if (plan.out / folder).is_dir() and (lock := _try_lock(plan, folder)) is not None:
-                lock.close()
-                study.tell(trial.number, state=TrialState.FAIL)
-                point = trial.user_attrs.get("point", trial.params)
-                study.enqueue_trial(point, user_attrs={"folder": folder, "point": point})
+
+
+def _take_up(study: optuna.Study, plan: Plan) -> None:
+    """Put the runs that a worker died over into the queue, before each claim: a process that was
+    killed may live on for a while."""
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        folder = _folder(trial)
+        # A living worker holds the lock; where there is no folder, it works elsewhere.
+        if (plan.out / folder).is_dir() and (lock := _try_lock(plan, folder)) is not None:
+            lock.close()
+            study.tell(trial.number, state=TrialState.FAIL)
+            point = trial.user_attrs.get("point", trial.params)
+            study.enqueue_trial(point, user_attrs={"folder": folder, "point": point})
 
 
 def _claim(study: optuna.Study, plan: Plan) -> tuple[Trial, IO[str]] | None:
     """The next trial, and the lock on its folder that says that it is being worked on."""
     with _locked(plan.out / ".lock"):
+        _take_up(study, plan)
         trials = study.get_trials(deepcopy=False)
         waiting = any(trial.state == TrialState.WAITING for trial in trials)
         begun = {_folder(trial) for trial in trials if trial.state != TrialState.WAITING}
