@@ -18,9 +18,11 @@ class ForwardLoop {
   using Packed = PackedWeights<T, Cell>;
   static constexpr int first = Packed::first, last = Packed::last;
   static constexpr Index w = V::width;
-  // Of the projection: bytes that stay in the cache, and rows that are worth reading weights for.
+  // Of the projection: bytes that stay in the cache, and rows that are worth reading weights for,
+  // unless those come from memory every time: at H = 1500, then, all rows at once.
   // Not a matter of threads: where a tile's rows are cut decides its last bit.
   static constexpr Index projected_bytes = 256 << 10, projected_rows = 64;
+  static constexpr Index cached_weights = 16 << 20;
 
  public:
   ForwardLoop(const Forward& args, char* workspace, int)
@@ -32,7 +34,9 @@ class ForwardLoop {
         packed_(weights()) {
     if (s_.projects) {
       const Index fits = projected_bytes / Index(G * H_ * sizeof(T));
-      chunk_rows_ = smaller(s_.rows, larger(s_.batch, larger(fits, projected_rows)));
+      const bool cached = G * H_ * s_.input_size * Index(sizeof(T)) <= cached_weights;
+      const Index worth = cached ? projected_rows : s_.rows;
+      chunk_rows_ = smaller(s_.rows, larger(s_.batch, larger(fits, worth)));
       x_proj_ = arena_.template take<T>(ceil_div(H_, w) * chunk_rows_ * G * w);
     }
     if constexpr (first > 0) {
