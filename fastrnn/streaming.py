@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fastrnn import _arguments, _checks
+from fastrnn._frozen import Freezable
 from fastrnn._recurrent import Tensors, unwrap
 from fastrnn.packed import pack
-
-if TYPE_CHECKING:
-    from fastrnn._layers import Layers
 
 
 class Stream:
@@ -23,7 +20,7 @@ class Stream:
     as in evaluation.
     """
 
-    def __init__(self, module: Layers, batch_size: int) -> None:
+    def __init__(self, module: Freezable, batch_size: int) -> None:
         _checks.positive("batch_size", batch_size)
         if module.bidirectional:
             raise ValueError(
@@ -35,7 +32,7 @@ class Stream:
         self._cell = module.cell_name
         self._like = (torch.Size((batch_size, module.input_size)), like.dtype, like.device)
         # Without compiled kernels the module itself steps: a copy, in evaluation.
-        self._module: Layers | None = None
+        self._module: Freezable | None = None
         if module.packing_refusal() is None:
             self._packed = torch.cat([pack(self._cell, *each[:2]).weights for each in weights])
             self._biases: Tensor | None = None
