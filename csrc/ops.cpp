@@ -1,8 +1,6 @@
 // The operators on CPU tensors, on torch's stable ABI; `fastrnn/ops.py` holds their schemas.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
-#include <chrono>
 #include <tuple>
 
 #include "device.h"
@@ -91,29 +89,6 @@ Tensor pack_weights(const Tensor& weight_ih, const Tensor& weight_hh, const std:
   return packed;
 }
 
-// The forward pass on packed weights. `state_n` is written, and may be the state itself: a step's
-// h is copied there after the last step, its c carried there.
-Tensor forward_packed(const Inputs& in, const Tensor& packed, const Extras& extras,
-                      const std::string& cell, bool reverse, const Tensor& state_n, void* cells) {
-  const CellKernels& kernels = kernels_for(cell, in.input);
-  const std::int64_t bytes = kernels.pack.workspace(weights_of(in.input_size, in.hidden_size), 1);
-  const Tensor weights =
-      check.tensor("packed", packed, {bytes / std::int64_t(in.input.element_size())}, in.input);
-  Tensor output = torch::stable::new_empty(in.input, {in.rows, in.hidden_size});
-  if (in.rows > 0) {
-    const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
-    const Forward arguments{sequence(in, walk, extras),
-                            static_cast<char*>(weights.data_ptr()),
-                            true,
-                            output.mutable_data_ptr(),
-                            state_n.mutable_data_ptr(),
-                            cells,
-                            nullptr};
-    run(kernels.forward, arguments, step_work(arguments));
-  }
-  return output;
-}
-
 std::tuple<Tensor, Tensor, Tensor> recurrence_packed(
     const Tensor& input, const Tensor& state, const Tensor& packed,
     const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
@@ -123,16 +98,31 @@ std::tuple<Tensor, Tensor, Tensor> recurrence_packed(
   const Inputs in =
       checked_inputs(input, state, std::nullopt, std::nullopt, bias_ih, bias_hh, batch_sizes, cell);
   const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
-  const Tensor state_n = torch::stable::clone(in.state);
-  const Tensor cells = torch::stable::new_empty(
+  const CellKernels& kernels = kernels_for(cell, in.input);
+  const std::int64_t bytes = kernels.pack.workspace(weights_of(in.input_size, in.hidden_size), 1);
+  const Tensor weights =
+      check.tensor("packed", packed, {bytes / std::int64_t(in.input.element_size())}, in.input);
+  Tensor output = torch::stable::new_empty(in.input, {in.rows, in.hidden_size});
+  Tensor state_n = torch::stable::clone(in.state);
+  Tensor cells = torch::stable::new_empty(
       in.input, {in.sizes.states - 1, return_cells ? in.rows : 0, in.hidden_size});
-  const Tensor output = forward_packed(in, packed, extras, cell, reverse, state_n,
-                                       return_cells ? cells.mutable_data_ptr() : nullptr);
+  if (in.rows > 0) {
+    const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
+    const Forward arguments{sequence(in, walk, extras),
+                            static_cast<char*>(weights.data_ptr()),
+                            true,
+                            output.mutable_data_ptr(),
+                            state_n.mutable_data_ptr(),
+                            return_cells ? cells.mutable_data_ptr() : nullptr,
+                            nullptr};
+    run(kernels.forward, arguments, step_work(arguments));
+  }
   return {output, state_n, cells};
 }
 
-// One step through a stack of layers. Their states change in place: `packed` holds one layer's
-// weights after the other's.
+// One step through a stack of layers. Their states change in place: a kernel reads h before it
+// copies the last one there, and carries c there anyway. `packed` holds one layer's weights after
+// the other's.
 Tensor recurrence_step(const Tensor& input, const Tensor& states, const Tensor& packed,
                        const std::optional<Tensor>& biases, const std::vector<double>& zoneout,
                        const std::string& cell) {
@@ -144,8 +134,8 @@ Tensor recurrence_step(const Tensor& input, const Tensor& states, const Tensor& 
   const std::int64_t L = states.size(0), B = input.size(0), H = states.size(3);
   const std::int64_t element = std::int64_t(input.element_size()), GH = sizes.gates * H;
   check.tensor("states", states, {L, sizes.states, B, H}, input);
-  check(states.is_contiguous(), "states must be contiguous");
-  if (biases) check(biases->is_contiguous(), "biases must be contiguous");
+  check(states.is_contiguous() && packed.is_contiguous() && (!biases || biases->is_contiguous()),
+        "states, packed and biases must be contiguous, got strided ones");
   if (biases) check.tensor("biases", *biases, {L, 2, GH}, input);
   check(zoneout.empty() || std::int64_t(zoneout.size()) == sizes.states,
         "zoneout must have S = ", sizes.states, " rates or none, got ", zoneout.size());
@@ -159,8 +149,8 @@ Tensor recurrence_step(const Tensor& input, const Tensor& states, const Tensor& 
   };
   const std::int64_t first = pack_bytes(input.size(1)), other = pack_bytes(H);
   check.tensor("packed", packed, {(first + (L - 1) * other) / element}, input);
-  check(L > 0 && H > 0 && input.size(1) > 0 && packed.is_contiguous(),
-        "layers, units and inputs must be at least 1");
+  check(L > 0 && H > 0 && input.size(1) > 0, "layers, units and inputs must be at least 1, got ", L,
+        ", ", H, " and ", input.size(1));
 
   const Segment segment{0, 0, B, -1, -1, 0, false, false};
   const std::int64_t step_begin[2] = {0, 1};
@@ -221,60 +211,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_backward(
 
 std::string cpu_instruction_set() { return instruction_set().name; }
 
-// Seconds that all threads together take for body(team).
-template <class Body>
-double timed(const Body& body) {
-  using Clock = std::chrono::steady_clock;
-  struct Call {
-    const Body& body;
-    std::chrono::duration<double> seconds{};
-  } call{body};
-  Team::run(
-      int(torch::stable::get_num_threads()),
-      [](const Team& team, void* p) {
-        Call& c = *static_cast<Call*>(p);
-        team.wait();
-        const auto begin = Clock::now();
-        c.body(team);
-        if (team.rank == 0) c.seconds = Clock::now() - begin;
-      },
-      &call);
-  return call.seconds.count();
-}
-
-// float32 GFLOP/s of all threads together, a multiply-add counted as two.
-double cpu_peak() {
-  double flops = 0;
-  const double seconds = timed([&](const Team& team) {
-    const double done = 2 * instruction_set().multiply_adds(team, 20000) * team.size;
-    if (team.rank == 0) flops = done;
-  });
-  return flops / seconds * 1e-9;
-}
-
-// GB/s at which all threads together read a float32 tensor again and again: of whatever level of
-// memory holds it.
-double cpu_bandwidth(const Tensor& memory) {
-  if (memory.scalar_type() != torch::headeronly::ScalarType::Float || !memory.is_contiguous() ||
-      memory.numel() < 1024)
-    throw std::runtime_error("cpu_bandwidth: memory must be float32, contiguous, of 1024 or more");
-  const auto* data = static_cast<const float*>(memory.data_ptr());
-  const std::int64_t count = memory.numel();
-  const std::int64_t rounds = std::max<std::int64_t>(3, (std::int64_t(1) << 24) / count);
-  const double seconds =
-      timed([&](const Team& team) { instruction_set().read_memory(team, data, count, rounds); });
-  return 4e-9 * double(count) * double(rounds) / seconds;
-}
-
-// Microseconds that a barrier of all threads takes.
-double cpu_barrier() {
-  constexpr int rounds = 10000;
-  return timed([](const Team& team) {
-           for (int round = 0; round < rounds; ++round) team.wait();
-         }) *
-         1e6 / rounds;
-}
-
 // Compute capability (two numbers), multiprocessors, bytes of shared memory a block can have, and
 // whether the library holds code for the device.
 std::vector<std::int64_t> cuda_device(std::int64_t index) {
@@ -303,13 +239,10 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("pack_weights", TORCH_BOX(&pack_weights));
   m.impl("recurrence_packed", TORCH_BOX(&recurrence_packed));
   m.impl("recurrence_step", TORCH_BOX(&recurrence_step));
-  m.impl("cpu_bandwidth", TORCH_BOX(&cpu_bandwidth));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&cpu_instruction_set));
-  m.impl("cpu_peak", TORCH_BOX(&cpu_peak));
-  m.impl("cpu_barrier", TORCH_BOX(&cpu_barrier));
   m.impl("cuda_device", TORCH_BOX(&cuda_device));
   m.impl("use_cuda_schedule", TORCH_BOX(&use_cuda_schedule));
 }

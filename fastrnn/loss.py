@@ -101,17 +101,9 @@ class LinearCrossEntropy(torch.autograd.Function):
             pullback: Any = torch.func.vjp(loss, *inputs)[1]
             found = pullback(grad)
         else:
-            found = tuple(grads[: 2 if bias is None else 3])
-            if not _is_one(grad):
-                found = tuple(g * grad for g in found)
+            # A copy, even times 1: what is saved must not be the caller's to change.
+            found = tuple(g * grad for g in grads[: 2 if bias is None else 3])
         return (*found, *(None,) * (7 - len(found)))
-
-
-def _is_one(grad: Tensor) -> bool:
-    """Whether `loss.backward()` began here, so that megabytes need not be copied times 1."""
-    if torch.compiler.is_compiling() or type(grad) is not Tensor or grad.device.type != "cpu":
-        return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(grad) and grad.item() == 1
 
 
 def linear_cross_entropy(

@@ -61,6 +61,18 @@ def random_case(size, dtype, bias=True):
 
 
 @native
+def test_gradients_are_the_callers_own():
+    tensors, target = random_case("odd", torch.float64)
+    weight = tensors[1].requires_grad_()
+    value = loss.linear_cross_entropy(*tensors, target)
+    (first,) = torch.autograd.grad(value, weight, retain_graph=True)
+    expected = first.clone()
+    first.mul_(5)
+    (second,) = torch.autograd.grad(value, weight, retain_graph=True)
+    assert torch.equal(second, expected)
+
+
+@native
 @pytest.mark.parametrize("dtype", FLOORS, ids=str)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("size", SIZES)
