@@ -1,6 +1,8 @@
 // Linear layer, softmax and cross entropy in one pass over chunks of rows, so that the logits
-// [M, V] are never whole in memory; with gradients, the chunk's softmax is turned into them at
-// once. Built once per instruction set (FASTRNN_ISA).
+// [M, V] are never whole in memory; with gradients, a chunk's softmax is turned into them at once.
+// Logits are held transposed, classes by rows: lanes are rows, so that a row's statistics are sums
+// lane by lane, and the weight is read as it lies, one value for all lanes. Built once per
+// instruction set (FASTRNN_ISA).
 #include "gemm_cpu.h"
 #include "kernels_cpu.h"
 #include "workspace.h"
@@ -8,172 +10,268 @@
 namespace fastrnn::FASTRNN_ISA {
 
 template <class T>
-FASTRNN_INLINE T horizontal(Vec<T> x, T (*combine)(T, T)) {
-  T result = x.v[0];
-  for (int lane = 1; lane < Vec<T>::width; ++lane) result = combine(result, x.v[lane]);
-  return result;
-}
-
-template <class T>
 class CrossEntropyLoop {
   using V = Vec<T>;
   static constexpr Index w = V::width;
-  static constexpr int wide = 4, NV = 2;                 // vectors of a panel: logits, gradients
-  static constexpr Index chunk_bytes = Index(12) << 20;  // of logits: within the last-level cache
+  static constexpr int NR = 3, NK = 2;  // vectors of a panel: of rows, of features
+  static constexpr Index lanes = NR * w, R = tile_rows<NR>;
+  // Classes whose exponentials are taken against one largest logit; every tile's height divides it.
+  static constexpr Index block = 96;
+  static constexpr Index slice = 2 * block;                   // of a sum over classes
+  static constexpr Index chunk_bytes = Index(6) << 20,        // of logits: within the last cache
+      hidden_bytes = Index(1) << 20;                          // of hidden states: the second one's
 
  public:
   CrossEntropyLoop(const CrossEntropy& args, char* workspace, int threads)
-      : s_(args), arena_(workspace) {
+      : s_(args), arena_(workspace), blocks_(ceil_div(args.classes, block)) {
     const Index M = s_.rows, K = s_.features, C = s_.classes;
-    const Index fits = chunk_bytes / (C * Index(sizeof(T)));
-    const Index chunk = smaller(M, fits < tile_rows<NV> ? tile_rows<NV> : fits);
-    chunks_ = ceil_div(M, chunk), chunk_ = ceil_div(M, chunks_);
-    logits_ = arena_.template take<T>(chunk_ * C);
-    highest_ = arena_.template take<T>(threads * chunk_ * w);
-    packed_ = arena_.template take<T>(ceil_div(C, wide * w) * wide * w * K);
-    if (!s_.grad_hidden) return;
-    factors_ = arena_.template take<T>(chunk_);
-    packed_rows_ = arena_.template take<T>(ceil_div(K, NV * w) * NV * w * C);
-    packed_hidden_ = arena_.template take<T>(ceil_div(K, NV * w) * NV * w * chunk_);
-    scratch_ = arena_.template take<T>(transposed_scratch<T, NV> * threads);
+    const Index vectors = ceil_div(M, w), vector_bytes_of_row = w * Index(sizeof(T));
+    const Index fits = smaller(chunk_bytes / (C * vector_bytes_of_row),
+                               hidden_bytes / (larger(K, 1) * vector_bytes_of_row));
+    const Index chunks = ceil_div(vectors, larger(NR, fits));
+    chunk_ = ceil_div(vectors, chunks) * w;
+    panels_ = ceil_div(chunk_, lanes);
+    stride_ = panels_ * lanes;
+    const bool gradients = s_.grad_hidden != nullptr;
+    hidden_lanes_ = arena_.template take<T>(K * stride_);
+    logits_ = arena_.template take<T>((gradients ? C : block * threads) * stride_);
+    highest_ = arena_.template take<T>(blocks_ * stride_);
+    sums_ = arena_.template take<T>(blocks_ * stride_);
+    shifts_ = arena_.template take<T>(blocks_ * stride_);
+    target_logits_ = arena_.template take<T>(stride_);
+    if (!gradients) return;
+    row_scales_ = arena_.template take<T>(stride_);
+    hidden_panels_ = arena_.template take<T>(ceil_div(K, NK * w) * NK * w * chunk_);
+    grad_block_ = arena_.template take<T>(block * stride_ * threads);
+    grad_tiles_ = arena_.template take<T>(ceil_div(K, R) * R * stride_);
   }
 
   Index bytes() const { return arena_.bytes(); }
 
   void run(const Team& team) const {
-    const Index M = s_.rows, K = s_.features, C = s_.classes;
-    pack_transposed<T, wide>(team, weight(0), C, K, packed_);
-    if (s_.grad_hidden)
-      pack_rows<T, NV>(team, K, C, [this](Index row) { return weight(row); }, packed_rows_);
-    for (Index chunk = 0; chunk < chunks_; ++chunk) {
-      const Index row0 = M * chunk / chunks_, rows = M * (chunk + 1) / chunks_ - row0;
+    for (Index row0 = 0; row0 < s_.rows; row0 += chunk_) {
+      const Chunk chunk{row0, smaller(chunk_, s_.rows - row0)};
+      pack_hidden(team, chunk);
       team.wait();
-      logits(team, row0, rows);
+      for (Index b = team.begin(blocks_); b < team.end(blocks_); ++b) exponentials(team, chunk, b);
       team.wait();
-      for (Index row = team.begin(rows); row < team.end(rows); ++row) {
-        row_loss(team, row0, row);
-        if (s_.grad_hidden) pack_hidden(row0, row, rows);
-      }
+      const Index vectors = ceil_div(chunk.rows, w);
+      for (Index v = team.begin(vectors); v < team.end(vectors); ++v) losses(chunk, v * w);
       if (!s_.grad_hidden) continue;
       team.wait();
-      gradients(team, row0, rows, chunk > 0);
+      for (Index b = team.begin(blocks_); b < team.end(blocks_); ++b)
+        grad_weight(team, chunk, b);
+      team.wait();
+      grad_hidden(team, chunk);
     }
   }
 
  private:
+  struct Chunk {
+    Index row0, rows;
+    int used(Index panel) const {  // vectors
+      return int(smaller(NR, ceil_div(rows - panel * lanes, w)));
+    }
+    Index panels() const { return ceil_div(rows, lanes); }
+  };
+
   const T* hidden(Index row) const { return static_cast<const T*>(s_.hidden) + row * s_.features; }
   const T* weight(Index row) const { return static_cast<const T*>(s_.weight) + row * s_.features; }
+  Index block_classes(Index b) const { return smaller(block, s_.classes - b * block); }
 
-  // Also the highest logit that this thread saw of each row, lane by lane.
-  void logits(const Team& team, Index row0, Index rows) const {
-    const Index K = s_.features, C = s_.classes;
-    const T* bias = static_cast<const T*>(s_.bias);
-    T* const highest = highest_ + team.rank * chunk_ * w;
-    const V lowest(-T(__builtin_inf()));
-    for (Index r = 0; r < rows; ++r) lowest.store(highest + r * w);
-    product<T, wide>(team, rows, ceil_div(C, w), K, hidden(row0), K, packed_,
-                     [&](const T* tile, Index first, Index count, Index panel) {
-                       for (Index v = 0; v < wide; ++v) {
-                         const Index column = (panel * wide + v) * w, lanes = C - column;
-                         if (lanes <= 0) break;
-                         const V shift = V::load(bias + column, bias ? lanes : 0);
-                         for (Index r = 0; r < count; ++r) {
-                           V x = V::load(tile + (r * wide + v) * w) + shift;
-                           x.store(logits_ + (first + r) * C + column, lanes);
-                           T* const here = highest + (first + r) * w;
-                           const V high = V::load(here);
-                           x.v = x.v > high.v ? x.v : high.v;
-                           x.store(here, lanes);
-                         }
-                       }
-                     });
+  // A block's logits of a panel of rows, [classes][lanes]; without gradients they are not kept.
+  T* logits(const Team& team, Index b, Index panel) const {
+    if (s_.grad_hidden) return logits_ + (panel * s_.classes + b * block) * lanes;
+    return logits_ + (team.rank * panels_ + panel) * block * lanes;
   }
 
-  // The loss of one row of logits x, which become, up to factors_[row], the gradient of it:
-  // scale (softmax - (1 - smoothing) onehot - smoothing / V).
-  void row_loss(const Team& team, Index row0, Index row) const {
-    const Index C = s_.classes, target = s_.target[row0 + row];
-    T* const x = logits_ + row * C;
-    T& loss = static_cast<T*>(s_.losses)[row0 + row];
-    if (target == s_.ignore_index) {
-      loss = 0 * T(s_.scale);  // NaN where no row counts, as a mean of none is in torch
-      for (Index i = 0; i < C; i += w) V(T(0)).store(x + i, C - i);
-      if (s_.grad_hidden) factors_[row] = T(0);
-      return;
-    }
-    const T smoothing = T(s_.label_smoothing), scale = T(s_.scale);
-    V high = V::load(highest_ + row * w);
-    for (int rank = 1; rank < team.size; ++rank) {
-      const V other = V::load(highest_ + (rank * chunk_ + row) * w);
-      high.v = other.v > high.v ? other.v : high.v;
-    }
-    const T most = horizontal<T>(high, [](T a, T b) { return b > a ? b : a; });
-    const T target_logit = x[target] - most;
+  // A tile of up to R rows by `used` vectors of a panel of rows.
+  template <int Used = NR>
+  static void tile_of_rows(int used, Index rows, const T* a, Index row_stride, Index k_stride,
+                           const T* panel, Index k, T* tile, bool accumulate) {
+    if (used == Used)
+      with_rows<T, NR, Used>(rows, a, row_stride, k_stride, panel, k, tile, accumulate, lanes);
+    else if constexpr (Used > 1)
+      tile_of_rows<Used - 1>(used, rows, a, row_stride, k_stride, panel, k, tile, accumulate);
+  }
 
-    // sum of exp(x - most), and of x - most for smoothing; lanes beyond the row add nothing.
-    V exps(T(0)), shifted(T(0));
-    for (Index i = 0; i < C; i += w) {
-      const Index lanes = C - i;
-      const V d = V::load(x + i, lanes) - V(most);
-      V e = exp_negative(d);
-      if (s_.grad_hidden) e.store(x + i, lanes);
-      if (smoothing > 0) shifted = shifted + first_lanes(d, lanes);
-      exps = exps + first_lanes(e, lanes);
+  // The hidden states in both orders: lanes along rows, and along features.
+  void pack_hidden(const Team& team, const Chunk& chunk) const {
+    const Index K = s_.features, vectors = chunk.panels() * NR;
+    for (Index v = team.begin(vectors); v < team.end(vectors); ++v)
+      pack_columns_transposed(hidden(chunk.row0 + v * w), K, chunk.rows - v * w, K,
+                              hidden_lanes_ + v / NR * K * lanes + v % NR * w, lanes);
+    if (s_.grad_hidden)
+      pack_rows<T, NK>(
+          team, K, chunk.rows, [&](Index row) { return hidden(chunk.row0 + row); }, hidden_panels_);
+  }
+
+  // exp(x - highest) of a block's logits x, with the sums over its classes.
+  void exponentials(const Team& team, const Chunk& chunk, Index b) const {
+    const Index K = s_.features, classes = block_classes(b);
+    const Index slices = larger(1, ceil_div(K, sum_slice));
+    for (Index panel = 0; panel < chunk.panels(); ++panel) {
+      T* const x = logits(team, b, panel);
+      for (Index c = 0; c < classes; c += R)
+        for (Index i = 0; i < slices; ++i) {
+          const Index k0 = K * i / slices, depth = K * (i + 1) / slices - k0;
+          tile_of_rows(chunk.used(panel), smaller(R, classes - c), weight(b * block + c) + k0, K,
+                       1, hidden_lanes_ + (panel * K + k0) * lanes, depth, x + c * lanes, i > 0);
+        }
+      if (s_.bias) {
+        const T* bias = static_cast<const T*>(s_.bias) + b * block;
+        for (Index c = 0; c < classes; ++c)
+          for (int v = 0; v < NR; ++v)
+            (V::load(x + c * lanes + v * w) + V(bias[c])).store(x + c * lanes + v * w);
+      }
+      for (Index row = panel * lanes; row < smaller(chunk.rows, (panel + 1) * lanes); ++row) {
+        const Index target = s_.target[chunk.row0 + row] - b * block;
+        if (target >= 0 && target < classes)
+          target_logits_[row] = x[target * lanes + row - panel * lanes];
+      }
+      for (int v = 0; v < chunk.used(panel); ++v)
+        block_statistics(x + v * w, classes, b * stride_ + panel * lanes + v * w);
     }
-    const auto add = [](T a, T b) { return a + b; };
-    const T total = horizontal<T>(exps, add);
-    loss = scale * (T(__builtin_log(double(total))) - (1 - smoothing) * target_logit);
-    // Not 0 * sum: the sum may be infinite.
-    if (smoothing > 0) loss -= scale * smoothing * (horizontal<T>(shifted, add) / T(C));
+  }
+
+  // Of one vector of rows; `place` is theirs in what is kept per block and row.
+  void block_statistics(T* x, Index classes, Index place) const {
+    V high(-T(__builtin_inf()));
+    for (Index c = 0; c < classes; ++c) high = Larger()(high, V::load(x + c * lanes));
+    high.store(highest_ + place);
+    // -inf - -inf would be NaN, where there are others than this block's.
+    const V none(-T(__builtin_inf()));
+    high.v = high.v == none.v ? typename V::Register{} : high.v;
+    V sum(T(0)), shifted(T(0));
+    for (Index c = 0; c < classes; ++c) {
+      const V d = V::load(x + c * lanes) - high, e = exp_negative(d);
+      e.store(x + c * lanes);
+      sum = sum + e;
+      shifted = shifted + d;
+    }
+    sum.store(sums_ + place);
+    shifted.store(shifts_ + place);
+  }
+
+  // The losses of the vector of rows at `row`; the blocks' sums become the factors that make their
+  // exponentials the softmax's gradient.
+  void losses(const Chunk& chunk, Index row) const {
+    const T scale = T(s_.scale), smoothing = T(s_.label_smoothing);
+    V most(-T(__builtin_inf())), total(T(0)), shifted(T(0));
+    for (Index b = 0; b < blocks_; ++b)
+      most = Larger()(most, V::load(highest_ + b * stride_ + row));
+    for (Index b = 0; b < blocks_; ++b) {
+      const Index place = b * stride_ + row;
+      const V down = V::load(highest_ + place) - most, sum = V::load(sums_ + place);
+      total = total + sum * exp_negative(down);
+      if (smoothing > 0)
+        shifted = shifted + (V::load(shifts_ + place) + down * V(T(block_classes(b))));
+    }
+    alignas(64) T scales[w];
+    for (Index r = 0; r < w; ++r) {
+      scales[r] = T(0);
+      if (row + r >= chunk.rows) continue;
+      T& loss = static_cast<T*>(s_.losses)[chunk.row0 + row + r];
+      loss = 0 * scale;  // NaN where no row counts, as a mean of none is in torch
+      if (s_.target[chunk.row0 + row + r] == s_.ignore_index) continue;
+      scales[r] = scale;
+      const T sum = T(__builtin_log(double(total.v[r])));
+      loss = scale * (sum - (1 - smoothing) * (target_logits_[row + r] - most.v[r]));
+      // Not 0 * shifted: that may be infinite.
+      if (smoothing > 0) loss -= scale * smoothing * (shifted.v[r] / T(s_.classes));
+    }
     if (!s_.grad_hidden) return;
-    factors_[row] = scale / total;
-    if (smoothing > 0) {
-      const V flat(smoothing / T(C) * total);
-      for (Index i = 0; i < C; i += w) (V::load(x + i, C - i) - flat).store(x + i, C - i);
+    const V row_scale = V::load(scales);
+    row_scale.store(row_scales_ + row);
+    for (Index b = 0; b < blocks_; ++b) {
+      const Index place = b * stride_ + row;
+      (exp_negative(V::load(highest_ + place) - most) * row_scale / total).store(sums_ + place);
     }
-    x[target] -= (1 - smoothing) * total;
   }
 
-  static FASTRNN_INLINE V first_lanes(V x, Index lanes) {
-    if (lanes >= w) return x;
-    alignas(64) T values[w];
-    x.store(values);
-    return V::load(values, lanes);
+  // A block's logits become their own gradient, scale (softmax - (1 - smoothing) onehot -
+  // smoothing / V), and its product with the hidden states that of the weight.
+  void grad_weight(const Team& team, const Chunk& chunk, Index b) const {
+    const Index K = s_.features, classes = block_classes(b), vectors = ceil_div(chunk.rows, w);
+    const bool accumulate = chunk.row0 > 0;
+    T* const grad = grad_block_ + team.rank * block * stride_;
+    const T smoothing = T(s_.label_smoothing);
+    for (Index v = 0; v < vectors; ++v) {
+      const Index row = v * w;
+      T* const x = logits(team, b, row / lanes) + row % lanes;
+      const V factor = V::load(sums_ + b * stride_ + row), scale = V::load(row_scales_ + row);
+      const V flat = scale * V(smoothing / T(s_.classes));
+      for (Index c = 0; c < classes; ++c)
+        // A row that does not count may have had logits that are not finite.
+        (where_positive(scale, V::load(x + c * lanes) * factor) - flat)
+            .store(grad + c * stride_ + row);
+      for (Index r = 0; r < smaller(w, chunk.rows - row); ++r) {
+        const Index target = s_.target[chunk.row0 + row + r] - b * block;
+        if (target >= 0 && target < classes)
+          grad[target * stride_ + row + r] -= (1 - smoothing) * scale.v[r];
+      }
+      for (Index c = 0; c < classes; ++c)
+        V::load(grad + c * stride_ + row).store(x + c * lanes);
+    }
+    if (T* const bias = static_cast<T*>(s_.grad_bias))
+      for (Index c = 0; c < classes; ++c) {
+        V sum(T(0));
+        for (Index v = 0; v < vectors; ++v) sum = sum + V::load(grad + c * stride_ + v * w);
+        T& into = bias[b * block + c];
+        into = (accumulate ? into : T(0)) + across(sum, Add());
+      }
+    for (Index c = 0; c < classes; c += tile_rows<NK>)
+      for (Index panel = 0; panel < ceil_div(K, NK * w); ++panel)
+        weight_tile(grad + c * stride_, smaller(tile_rows<NK>, classes - c), chunk.rows, panel,
+                    static_cast<T*>(s_.grad_weight) + (b * block + c) * K, accumulate);
   }
 
-  // A row of the hidden states, times its factor: the other side of the weight's gradient.
-  void pack_hidden(Index row0, Index row, Index rows) const {
-    const Index K = s_.features;
-    const V factor(factors_[row]);
-    for (Index v = 0; v < ceil_div(K, NV * w) * NV; ++v)
-      (V::load(hidden(row0 + row) + v * w, K - v * w) * factor)
-          .store(packed_hidden_ + (v / NV * rows + row) * NV * w + v % NV * w);
+  // out [count, K], from its column `panel` on, = or += grad [count, rows] hidden [rows, K].
+  void weight_tile(const T* grad, Index count, Index rows, Index panel, T* out,
+                   bool accumulate) const {
+    const Index K = s_.features, column = panel * NK * w, left = K - column;
+    const T* const packed = hidden_panels_ + column * rows;
+    if (left >= NK * w)
+      return tile_product<T, NK>(NK, count, grad, stride_, 1, packed, rows, out + column,
+                                 accumulate, K);
+    alignas(64) T tile[tile_rows<NK> * NK * w];
+    tile_product<T, NK>(vectors_used<NK>(ceil_div(left, w)), count, grad, stride_, 1, packed, rows,
+                        tile, false);
+    for (Index r = 0; r < count; ++r)
+      for (Index v = 0; v * w < left; ++v) {
+        T* const here = out + r * K + column + v * w;
+        const V before = V::load(here, accumulate ? left - v * w : 0);
+        (before + V::load(tile + (r * NK + v) * w)).store(here, left - v * w);
+      }
   }
 
-  void gradients(const Team& team, Index row0, Index rows, bool accumulate) const {
-    const Index K = s_.features, C = s_.classes;
-    T* const out = static_cast<T*>(s_.grad_hidden) + row0 * K;
-    product<T, NV>(team, rows, ceil_div(K, w), C, logits_, C, packed_rows_,
-                   [&](const T* tile, Index first, Index count, Index panel) {
-                     for (Index r = 0; r < count; ++r)
-                       for (Index v = 0; v < NV; ++v) {
-                         const Index k = (panel * NV + v) * w;
-                         if (k < K)
-                           (V::load(tile + (r * NV + v) * w) * V(factors_[first + r]))
-                               .store(out + (first + r) * K + k, K - k);
-                       }
-                   });
-    const Target<T> weight{packed_hidden_, K, static_cast<T*>(s_.grad_weight)};
-    transposed_product<T, NV>(team, logits_, C, C, rows, &weight, 1,
-                              scratch_ + team.rank * transposed_scratch<T, NV>, accumulate,
-                              static_cast<T*>(s_.grad_bias), factors_);
+  // This thread's tiles of features by rows, all summed over a slice of the classes before the
+  // next, which has the weight's rows in the cache.
+  void grad_hidden(const Team& team, const Chunk& chunk) const {
+    const Index K = s_.features, C = s_.classes, panels = chunk.panels();
+    const Index items = ceil_div(K, R) * panels, begin = team.begin(items), end = team.end(items);
+    const auto at = [&](Index item) { return grad_tiles_ + item * R * lanes; };
+    for (Index c = 0; c < C; c += slice)
+      for (Index item = begin; item < end; ++item) {
+        const Index k = item / panels * R, panel = item % panels;
+        tile_of_rows(chunk.used(panel), smaller(R, K - k), weight(c) + k, 1, K,
+                     logits(team, 0, panel) + c * lanes, smaller(slice, C - c), at(item), c > 0);
+      }
+    for (Index item = begin; item < end; ++item) {
+      const Index k = item / panels * R, row0 = item % panels * lanes;
+      T* const out = static_cast<T*>(s_.grad_hidden) + (chunk.row0 + row0) * K + k;
+      for (Index r = 0; r < smaller(lanes, chunk.rows - row0); ++r)
+        for (Index i = 0; i < smaller(R, K - k); ++i) out[r * K + i] = at(item)[i * lanes + r];
+    }
   }
 
   const CrossEntropy& s_;
   Arena arena_;
-  Index chunk_, chunks_;
-  T *logits_, *highest_, *packed_;
-  T *factors_ = nullptr, *packed_rows_ = nullptr, *packed_hidden_ = nullptr, *scratch_ = nullptr;
+  const Index blocks_;
+  Index chunk_, panels_, stride_;  // rows of a chunk, their panels, and with the last one full
+  T *hidden_lanes_, *logits_, *highest_, *sums_, *shifts_, *target_logits_;
+  T *row_scales_ = nullptr, *hidden_panels_ = nullptr, *grad_block_ = nullptr,
+    *grad_tiles_ = nullptr;
 };
 
 template <class T>
