@@ -54,7 +54,7 @@ class CrossEntropyLoop {
       pack_hidden(team, chunk);
       team.wait();
       for (Index b = team.begin(blocks_); b < team.end(blocks_); ++b) exponentials(team, chunk, b);
-      team.wait();
+     team.wait();
       const Index vectors = ceil_div(chunk.rows, w);
       for (Index v = team.begin(vectors); v < team.end(vectors); ++v) losses(chunk, v * w);
       if (!s_.grad_hidden) continue;
@@ -85,6 +85,11 @@ class CrossEntropyLoop {
     return logits_ + (team.rank * panels_ + panel) * block * lanes;
   }
 
+  // Has the processor read `count` values that are needed soon.
+  static void fetch(const T* p, Index count) {
+    for (Index i = 0; i < count; i += w) __builtin_prefetch(p + i, 0, 2);
+  }
+
   // A tile of up to R rows by `used` vectors of a panel of rows.
   template <int Used = NR>
   static void tile_of_rows(int used, Index rows, const T* a, Index row_stride, Index k_stride,
@@ -110,20 +115,21 @@ class CrossEntropyLoop {
   void exponentials(const Team& team, const Chunk& chunk, Index b) const {
     const Index K = s_.features, classes = block_classes(b);
     const Index slices = larger(1, ceil_div(K, sum_slice));
+    const T* const bias = s_.bias ? static_cast<const T*>(s_.bias) + b * block : nullptr;
     for (Index panel = 0; panel < chunk.panels(); ++panel) {
       T* const x = logits(team, b, panel);
-      for (Index c = 0; c < classes; c += R)
+      for (Index c = 0; c < classes; c += R) {
+        if (panel == 0) fetch(weight(b * block + c) + R * K, smaller(R, smaller(block, s_.classes - b * block - c) ) * K);
         for (Index i = 0; i < slices; ++i) {
           const Index k0 = K * i / slices, depth = K * (i + 1) / slices - k0;
           tile_of_rows(chunk.used(panel), smaller(R, classes - c), weight(b * block + c) + k0, K,
                        1, hidden_lanes_ + (panel * K + k0) * lanes, depth, x + c * lanes, i > 0);
         }
-      if (s_.bias) {
-        const T* bias = static_cast<const T*>(s_.bias) + b * block;
+      }
+      if (bias)
         for (Index c = 0; c < classes; ++c)
           for (int v = 0; v < NR; ++v)
             (V::load(x + c * lanes + v * w) + V(bias[c])).store(x + c * lanes + v * w);
-      }
       for (Index row = panel * lanes; row < smaller(chunk.rows, (panel + 1) * lanes); ++row) {
         const Index target = s_.target[chunk.row0 + row] - b * block;
         if (target >= 0 && target < classes)
@@ -196,22 +202,14 @@ class CrossEntropyLoop {
     const bool accumulate = chunk.row0 > 0;
     T* const grad = grad_block_ + team.rank * block * stride_;
     const T smoothing = T(s_.label_smoothing);
-    for (Index v = 0; v < vectors; ++v) {
-      const Index row = v * w;
-      T* const x = logits(team, b, row / lanes) + row % lanes;
-      const V factor = V::load(sums_ + b * stride_ + row), scale = V::load(row_scales_ + row);
-      const V flat = scale * V(smoothing / T(s_.classes));
-      for (Index c = 0; c < classes; ++c)
-        // A row that does not count may have had logits that are not finite.
-        (where_positive(scale, V::load(x + c * lanes) * factor) - flat)
-            .store(grad + c * stride_ + row);
-      for (Index r = 0; r < smaller(w, chunk.rows - row); ++r) {
-        const Index target = s_.target[chunk.row0 + row + r] - b * block;
-        if (target >= 0 && target < classes)
-          grad[target * stride_ + row + r] -= (1 - smoothing) * scale.v[r];
-      }
-      for (Index c = 0; c < classes; ++c)
-        V::load(grad + c * stride_ + row).store(x + c * lanes);
+    for (Index panel = 0; panel < chunk.panels(); ++panel)
+      scale_panel(chunk.used(panel), logits(team, b, panel), classes, b * stride_ + panel * lanes, panel*lanes, grad + panel * lanes);
+    for (Index row = 0; row < chunk.rows; ++row) {
+      const Index target = s_.target[chunk.row0 + row] - b * block;
+      if (target < 0 || target >= classes) continue;
+      T& here = grad[target * stride_ + row];
+      here -= (1 - smoothing) * row_scales_[row];
+      logits(team, b, row / lanes)[target * lanes + row % lanes] = here;
     }
     if (T* const bias = static_cast<T*>(s_.grad_bias))
       for (Index c = 0; c < classes; ++c) {
@@ -226,11 +224,36 @@ class CrossEntropyLoop {
                     static_cast<T*>(s_.grad_weight) + (b * block + c) * K, accumulate);
   }
 
+  template <int Used = NR>
+  void scale_panel(int used, T* x, Index classes, Index place, Index row, T* grad) const {
+    if (used < Used) {
+      if constexpr (Used > 1) scale_panel<Used - 1>(used, x, classes, place, row, grad);
+      return;
+    }
+    V factor[Used], scale[Used], flat[Used];
+    for (int v = 0; v < Used; ++v) {
+      factor[v] = V::load(sums_ + place + v * w);
+      scale[v] = V::load(row_scales_ + row + v * w);
+      flat[v] = scale[v] * V(T(s_.label_smoothing) / T(s_.classes));
+    }
+    for (Index c = 0; c < classes; ++c)
+#pragma GCC unroll 4
+      for (int v = 0; v < Used; ++v) {
+        const V y = where_positive(scale[v], V::load(x + c * lanes + v * w) * factor[v]) - flat[v];
+        y.store(x + c * lanes + v * w);
+        y.store(grad + c * stride_ + v * w);
+      }
+  }
+
   // out [count, K], from its column `panel` on, = or += grad [count, rows] hidden [rows, K].
   void weight_tile(const T* grad, Index count, Index rows, Index panel, T* out,
                    bool accumulate) const {
     const Index K = s_.features, column = panel * NK * w, left = K - column;
     const T* const packed = hidden_panels_ + column * rows;
+    for (Index r = 0; r < count; ++r) {
+      __builtin_prefetch(out + r * K + column, 1, 3);
+      __builtin_prefetch(out + r * K + column + w, 1, 3);
+    }
     if (left >= NK * w)
       return tile_product<T, NK>(NK, count, grad, stride_, 1, packed, rows, out + column,
                                  accumulate, K);
@@ -251,9 +274,14 @@ class CrossEntropyLoop {
     const Index K = s_.features, C = s_.classes, panels = chunk.panels();
     const Index items = ceil_div(K, R) * panels, begin = team.begin(items), end = team.end(items);
     const auto at = [&](Index item) { return grad_tiles_ + item * R * lanes; };
+    const Index count = end - begin, first = begin / panels * R,
+                last = smaller(K, ((end - 1) / panels + 1) * R);
     for (Index c = 0; c < C; c += slice)
       for (Index item = begin; item < end; ++item) {
-        const Index k = item / panels * R, panel = item % panels;
+        const Index k = item / panels * R, panel = item % panels, done = item - begin;
+        for (Index next = c + slice + slice * done / count;
+             next < smaller(C, c + slice + slice * (done + 1) / count); ++next)
+          fetch(weight(next) + first, last - first);
         tile_of_rows(chunk.used(panel), smaller(R, K - k), weight(c) + k, 1, K,
                      logits(team, 0, panel) + c * lanes, smaller(slice, C - c), at(item), c > 0);
       }

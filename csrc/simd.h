@@ -231,7 +231,9 @@ FASTRNN_INLINE void split_exp(Vec<T> x, Vec<T>& scale, Vec<T>& fraction) {
 template <class T>
 FASTRNN_INLINE Vec<T> exp_negative(Vec<T> x) {
   Vec<T> scale, fraction;
-  split_exp(clamp(x, Constants<T>::exp_limit), scale, fraction);
+  const Vec<T> low(-Constants<T>::exp_limit);
+  x.v = x.v < low.v ? low.v : x.v;
+  split_exp(x, scale, fraction);
   return scale * fraction + scale;
 }
 
