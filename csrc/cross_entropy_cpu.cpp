@@ -17,9 +17,9 @@ class CrossEntropyLoop {
   static constexpr Index lanes = NR * w, R = tile_rows<NR>;
   // Classes whose exponentials are taken against one largest logit; every tile's height divides it.
   static constexpr Index block = 96;
-  static constexpr Index slice = 2 * block;                   // of a sum over classes
-  static constexpr Index chunk_bytes = Index(6) << 20,        // of logits: within the last cache
-      hidden_bytes = Index(1) << 20;                          // of hidden states: the second one's
+  static constexpr Index slice = 2 * block;             // of a sum over classes
+  static constexpr Index chunk_bytes = Index(7) << 20,  // of logits: within the last cache
+      hidden_bytes = Index(1) << 20;                    // of hidden states: the second one's
 
  public:
   CrossEntropyLoop(const CrossEntropy& args, char* workspace, int threads)
@@ -54,13 +54,12 @@ class CrossEntropyLoop {
       pack_hidden(team, chunk);
       team.wait();
       for (Index b = team.begin(blocks_); b < team.end(blocks_); ++b) exponentials(team, chunk, b);
-     team.wait();
+      team.wait();
       const Index vectors = ceil_div(chunk.rows, w);
       for (Index v = team.begin(vectors); v < team.end(vectors); ++v) losses(chunk, v * w);
       if (!s_.grad_hidden) continue;
       team.wait();
-      for (Index b = team.begin(blocks_); b < team.end(blocks_); ++b)
-        grad_weight(team, chunk, b);
+      for (Index b = team.begin(blocks_); b < team.end(blocks_); ++b) grad_weight(team, chunk, b);
       team.wait();
       grad_hidden(team, chunk);
     }
@@ -78,6 +77,12 @@ class CrossEntropyLoop {
   const T* hidden(Index row) const { return static_cast<const T*>(s_.hidden) + row * s_.features; }
   const T* weight(Index row) const { return static_cast<const T*>(s_.weight) + row * s_.features; }
   Index block_classes(Index b) const { return smaller(block, s_.classes - b * block); }
+
+  // A block's part of the bias, zeros where there is none.
+  const T* bias(Index b) const {
+    static constexpr T zeros[block] = {};
+    return s_.bias ? static_cast<const T*>(s_.bias) + b * block : zeros;
+  }
 
   // A block's logits of a panel of rows, [classes][lanes]; without gradients they are not kept.
   T* logits(const Team& team, Index b, Index panel) const {
@@ -115,48 +120,65 @@ class CrossEntropyLoop {
   void exponentials(const Team& team, const Chunk& chunk, Index b) const {
     const Index K = s_.features, classes = block_classes(b);
     const Index slices = larger(1, ceil_div(K, sum_slice));
-    const T* const bias = s_.bias ? static_cast<const T*>(s_.bias) + b * block : nullptr;
     for (Index panel = 0; panel < chunk.panels(); ++panel) {
       T* const x = logits(team, b, panel);
-      for (Index c = 0; c < classes; c += R) {
-        if (panel == 0) fetch(weight(b * block + c) + R * K, smaller(R, smaller(block, s_.classes - b * block - c) ) * K);
+      for (Index c = 0; c < classes; c += R)
         for (Index i = 0; i < slices; ++i) {
           const Index k0 = K * i / slices, depth = K * (i + 1) / slices - k0;
-          tile_of_rows(chunk.used(panel), smaller(R, classes - c), weight(b * block + c) + k0, K,
-                       1, hidden_lanes_ + (panel * K + k0) * lanes, depth, x + c * lanes, i > 0);
+          tile_of_rows(chunk.used(panel), smaller(R, classes - c), weight(b * block + c) + k0, K, 1,
+                       hidden_lanes_ + (panel * K + k0) * lanes, depth, x + c * lanes, i > 0);
         }
-      }
-      if (bias)
-        for (Index c = 0; c < classes; ++c)
-          for (int v = 0; v < NR; ++v)
-            (V::load(x + c * lanes + v * w) + V(bias[c])).store(x + c * lanes + v * w);
-      for (Index row = panel * lanes; row < smaller(chunk.rows, (panel + 1) * lanes); ++row) {
+      const Index row0 = panel * lanes;
+      for (Index row = row0; row < smaller(chunk.rows, row0 + lanes); ++row) {
         const Index target = s_.target[chunk.row0 + row] - b * block;
         if (target >= 0 && target < classes)
-          target_logits_[row] = x[target * lanes + row - panel * lanes];
+          target_logits_[row] = x[target * lanes + row - row0] + bias(b)[target];
       }
-      for (int v = 0; v < chunk.used(panel); ++v)
-        block_statistics(x + v * w, classes, b * stride_ + panel * lanes + v * w);
+      block_statistics(chunk.used(panel), b, x, b * stride_ + row0);
     }
   }
 
-  // Of one vector of rows; `place` is theirs in what is kept per block and row.
-  void block_statistics(T* x, Index classes, Index place) const {
-    V high(-T(__builtin_inf()));
-    for (Index c = 0; c < classes; ++c) high = Larger()(high, V::load(x + c * lanes));
-    high.store(highest_ + place);
-    // -inf - -inf would be NaN, where there are others than this block's.
-    const V none(-T(__builtin_inf()));
-    high.v = high.v == none.v ? typename V::Register{} : high.v;
-    V sum(T(0)), shifted(T(0));
-    for (Index c = 0; c < classes; ++c) {
-      const V d = V::load(x + c * lanes) - high, e = exp_negative(d);
-      e.store(x + c * lanes);
-      sum = sum + e;
-      shifted = shifted + d;
+  // Of one panel of rows; `place` is theirs in what is kept per block and row.
+  template <int Used = NR>
+  void block_statistics(int used, Index b, T* x, Index place) const {
+    if (used < Used) {
+      if constexpr (Used > 1) block_statistics<Used - 1>(used, b, x, place);
+      return;
     }
-    sum.store(sums_ + place);
-    shifted.store(shifts_ + place);
+    const Index classes = block_classes(b);
+    V high[Used], sum[Used], shifted[Used];
+    for (int v = 0; v < Used; ++v)
+      high[v] = V(-T(__builtin_inf())), sum[v] = V(T(0)), shifted[v] = V(T(0));
+    for (Index c = 0; c < classes; ++c) {
+      const V shift(bias(b)[c]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Used; ++v) {
+        const V here = V::load(x + c * lanes + v * w) + shift;
+        here.store(x + c * lanes + v * w);
+        high[v] = Larger()(high[v], here);
+      }
+    }
+    for (int v = 0; v < Used; ++v) {
+      high[v].store(highest_ + place + v * w);
+      // -inf - -inf would be NaN, where there are others than this block's.
+      const V none(-T(__builtin_inf()));
+      high[v].v = high[v].v == none.v ? typename V::Register{} : high[v].v;
+    }
+    if (s_.label_smoothing > 0)
+      for (Index c = 0; c < classes; ++c)
+        for (int v = 0; v < Used; ++v)
+          shifted[v] = shifted[v] + (V::load(x + c * lanes + v * w) - high[v]);
+    for (Index c = 0; c < classes; ++c)
+#pragma GCC unroll 4
+      for (int v = 0; v < Used; ++v) {
+        const V e = exp_negative(V::load(x + c * lanes + v * w) - high[v]);
+        e.store(x + c * lanes + v * w);
+        sum[v] = sum[v] + e;
+      }
+    for (int v = 0; v < Used; ++v) {
+      sum[v].store(sums_ + place + v * w);
+      shifted[v].store(shifts_ + place + v * w);
+    }
   }
 
   // The losses of the vector of rows at `row`; the blocks' sums become the factors that make their
@@ -203,7 +225,8 @@ class CrossEntropyLoop {
     T* const grad = grad_block_ + team.rank * block * stride_;
     const T smoothing = T(s_.label_smoothing);
     for (Index panel = 0; panel < chunk.panels(); ++panel)
-      scale_panel(chunk.used(panel), logits(team, b, panel), classes, b * stride_ + panel * lanes, panel*lanes, grad + panel * lanes);
+      scale_panel(chunk.used(panel), logits(team, b, panel), classes, b * stride_ + panel * lanes,
+                  panel * lanes, grad + panel * lanes);
     for (Index row = 0; row < chunk.rows; ++row) {
       const Index target = s_.target[chunk.row0 + row] - b * block;
       if (target < 0 || target >= classes) continue;

@@ -69,6 +69,32 @@ def _fake(
     )
 
 
+# Private to torch. A torch without one of them gets a copy, which costs time and memory.
+_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: "unknown")
+_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+def _scaled(saved: list[Tensor], factor: Tensor, hooked: bool) -> tuple[Tensor, ...]:
+    """Saved gradients times what comes in, where nobody reads them again in their own memory.
+
+    Args:
+        saved: of any shape.
+        factor: [].
+        hooked: whether others may hold what is saved.
+
+    Returns:
+        The caller's own.
+    """
+    # Neither traced, nor one of the batches that stand for many under vmap.
+    plain = all(type(t) is Tensor and torch._C._has_storage(t) for t in (factor, *saved))
+    if hooked or not plain or torch._C._len_torch_dispatch_stack() or _graph_is_kept():
+        return tuple(g * factor for g in saved)
+    if float(factor) != 1:
+        for g in saved:
+            g.mul_(factor)
+    return tuple(saved)
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """`fastrnn::linear_cross_entropy`, whose gradients are made with the loss."""
 
@@ -85,6 +111,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:4], *output[1:])
         ctx.options = inputs[4:]
+        # Whoever packs what is saved may keep it.
+        ctx.hooked = torch.compiler.is_compiling() or _hooks(False) is not None
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
@@ -101,8 +129,11 @@ class LinearCrossEntropy(torch.autograd.Function):
             pullback: Any = torch.func.vjp(loss, *inputs)[1]
             found = pullback(grad)
         else:
-            # A copy, even times 1: what is saved must not be the caller's to change.
-            found = tuple(g * grad for g in grads[: 2 if bias is None else 3])
+            wanted = grads[: 2 if bias is None else 3]
+            if torch.compiler.is_compiling():
+                found = tuple(g * grad for g in wanted)
+            else:
+                found = _scaled(wanted, grad, ctx.hooked)
         return (*found, *(None,) * (7 - len(found)))
 
 

@@ -73,6 +73,80 @@ def test_gradients_are_the_callers_own():
 
 
 @native
+def test_a_kept_graph_gives_the_same_gradients_again():
+    tensors, target = random_case("odd", torch.float64)
+    expected = with_gradients(loss.linear_cross_entropy, tensors, target, {})[1:]
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    value = 3 * loss.linear_cross_entropy(*leaves, target)
+    for kept in (True, True, False):
+        for leaf in leaves:
+            leaf.grad = None
+        value.backward(retain_graph=kept)
+        for leaf, gradient in zip(leaves, expected, strict=True):
+            assert torch.equal(leaf.grad, gradient)
+            leaf.grad.mul_(7)  # clipping, say
+    with pytest.raises(RuntimeError, match="second time"):
+        value.backward()
+
+
+@native
+def test_gradients_add_up_and_hooks_see_them():
+    tensors, target = random_case("odd", torch.float64)
+    expected = with_gradients(loss.linear_cross_entropy, tensors, target, {})[1:]
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    seen = []
+    for leaf in leaves:
+        leaf.register_hook(lambda g: seen.append(g) or g)
+    for factor in (1, 2):
+        (factor * loss.linear_cross_entropy(*leaves, target)).backward()
+    for leaf, gradient in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(leaf.grad, gradient)
+    for first, second in zip(seen[:3], seen[3:], strict=True):
+        torch.testing.assert_close(2 * first, second)
+
+
+@native
+def test_what_others_hold_is_not_changed():
+    tensors, target = random_case("odd", torch.float64)
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    held = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
+        value = 3 * loss.linear_cross_entropy(*leaves, target)
+    before = [t.clone() for t in held]
+    value.backward()
+    for leaf in leaves:
+        leaf.grad.mul_(7)
+    assert all(map(torch.equal, held, before))
+
+
+@native
+def test_gradients_of_many_factors_at_once():
+    tensors, target = random_case("odd", torch.float64)
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    factors = torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64)
+    value = loss.linear_cross_entropy(*leaves, target)
+    found = torch.autograd.grad(value, leaves, factors, is_grads_batched=True)
+    expected = with_gradients(loss.linear_cross_entropy, tensors, target, {})[1:]
+    for many, gradient in zip(found, expected, strict=True):
+        for i, factor in enumerate(factors):
+            torch.testing.assert_close(many[i], gradient * factor / 3)
+    found = torch.func.grad(loss.linear_cross_entropy, (0, 1, 2))(*tensors, target)
+    for one, gradient in zip(found, expected, strict=True):
+        torch.testing.assert_close(3 * one, gradient)
+
+
+@native
+def test_what_is_saved_is_handed_out_where_nobody_reads_it_again():
+    tensors, target = random_case("long", torch.float32)
+    weight = tensors[1].requires_grad_()
+    for factor in (1, 3):
+        value = factor * loss.linear_cross_entropy(*tensors, target)
+        address = value.grad_fn.next_functions[0][0].saved_tensors[-2].data_ptr()
+        (gradient,) = torch.autograd.grad(value, weight)
+        assert gradient.data_ptr() == address
+
+
+@native
 @pytest.mark.parametrize("dtype", FLOORS, ids=str)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("size", SIZES)
