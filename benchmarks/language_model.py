@@ -16,7 +16,7 @@ from benchmarks.cases import Case, Work
 from benchmarks.layers import Shape, assert_close, forward_multiply_adds, forward_numbers
 from fastrnn.lm.config import ModelOptions, OptimizerOptions
 from fastrnn.lm.model import LanguageModel
-from fastrnn.lm.optim import make_optimizer
+from fastrnn.lm.optim import gradients_of, make_optimizer
 from fastrnn.lm.step import clip, total_norm
 
 VOCABULARY, CLIP, RATE = 10_000, 0.25, 0.1
@@ -73,15 +73,15 @@ def training_step(cell: str, shape: Shape, vocabulary: int) -> Work:
     for model in models.values():
         model.take(trainers)
     fastrnn.accelerate(models["accelerated"])
-    optimizer = make_optimizer(trainers, OptimizerOptions("sgd", lr=RATE, weight_decay=0.0))
+    options_of_step = OptimizerOptions("sgd", lr=RATE, weight_decay=0.0)
+    optimizer = make_optimizer(trainers, options_of_step, rowwise=True)
 
     def trainer_step() -> Tensor:
         """As `fastrnn.lm.step` takes it."""
         loss, _ = trainers.loss(tokens, targets, None)
         optimizer.zero_grad()
         loss.backward()
-        gradients = [p.grad for p in trainers.parameters() if p.grad is not None]
-        clip(optimizer, CLIP, total_norm(gradients))
+        clip(optimizer, CLIP, total_norm(gradients_of(trainers.parameters())))
         optimizer.step()
         return loss.detach()
 

@@ -14,17 +14,18 @@ from fastrnn.lm.batches import IGNORED, Columns  # noqa: E402
 from fastrnn.lm.checkpoint import load_checkpoint  # noqa: E402
 from fastrnn.lm.command_line import parse  # noqa: E402
 from fastrnn.lm.complete import complete  # noqa: E402
-from fastrnn.lm.config import Config, ModelOptions, TrainingOptions  # noqa: E402
+from fastrnn.lm.config import Config, ModelOptions, OptimizerOptions, TrainingOptions  # noqa: E402
 from fastrnn.lm.data import Corpus  # noqa: E402
 from fastrnn.lm.errors import UserError  # noqa: E402
 from fastrnn.lm.guard import divergence, running_mean  # noqa: E402
 from fastrnn.lm.layers import Dropout, RecurrentStack  # noqa: E402
 from fastrnn.lm.loop import Trainer  # noqa: E402
 from fastrnn.lm.model import LanguageModel, count_parameters  # noqa: E402
-from fastrnn.lm.optim import Average, stalled  # noqa: E402
+from fastrnn.lm.optim import Average, gradients_of, make_optimizer, stalled  # noqa: E402
 from fastrnn.lm.report import Reporter  # noqa: E402
 from fastrnn.lm.run import Run  # noqa: E402
 from fastrnn.lm.schedule import learning_rate  # noqa: E402
+from fastrnn.lm.step import clip, total_norm  # noqa: E402
 from fastrnn.lm.tokens import Vocabulary  # noqa: E402
 
 CELLS = ["rnn-tanh", "rnn-relu", "lstm", "gru", "gru-reset-before"]
@@ -290,6 +291,44 @@ def test_optimizers_make_torch_s_steps(tmp_path: Path, name: str) -> None:
     else:  # the first step of Adam is the gradient's sign, and the bias starts as zero
         expected = before - 0.05 * gradient / (gradient.abs() + 1e-8)
     torch.testing.assert_close(weight.detach(), expected)
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e-3])
+def test_rowwise_updates_equal_dense_ones(limit: float) -> None:
+    options = options_of(
+        cell="lstm", emb_size=5, hidden_size=6, num_layers=1, tied=False, dropout=0.0
+    )
+    models = [LanguageModel(50, options).double() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    before = models[0].encoder.weight.detach().clone()
+    tokens = torch.tensor([[3, 7, 3], [3, 49, 0]])
+    norms = []
+    for model, rowwise in zip(models, (False, True), strict=True):
+        optimizer = make_optimizer(
+            model, OptimizerOptions("sgd", lr=0.5, weight_decay=0.0), rowwise
+        )
+        for _ in range(2):
+            optimizer.zero_grad()
+            for _ in range(2):  # gradients add up
+                model.loss(tokens, tokens, None)[0].backward()
+            assert model.encoder.weight.grad.is_sparse == rowwise
+            norms.append(total_norm(gradients_of(model.parameters())))
+            clip(optimizer, limit, norms[-1])
+            optimizer.step()
+    assert norms[2:] == pytest.approx(norms[:2], rel=1e-12)
+    for one, other in zip(*(m.parameters() for m in models), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+    changed = (models[1].encoder.weight.detach() != before).any(1).nonzero().flatten()
+    assert changed.tolist() == [0, 3, 7, 49]
+
+
+@pytest.mark.parametrize("more", ["--tied", "--optimizer adam", "--weight-decay 0.1"])
+def test_updates_are_dense_where_every_row_changes(tmp_path: Path, more: str) -> None:
+    text = f"{SMALL} --optimizer sgd --no-tied {more}"
+    model = make_trainer(tmp_path / "dense", text).model
+    assert model.encoder is not None and not model.encoder.sparse
+    model = make_trainer(tmp_path / "rows", f"{SMALL} --optimizer sgd --no-tied").model
+    assert model.encoder is not None and model.encoder.sparse
 
 
 def test_random_bptt_scales_the_rate_with_the_window(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_it_learns(text: Path, tmp_path: Path, options: str, limit: float) -> No
     "options",
     [
         "--sentences --accumulate 2",
+        "--optimizer sgd --no-tied --lr 1",
         "--documents ^= --dropout-words 0.1 --variational",
         "--optimizer nt-asgd --patience 1 --lr 30 --cell lstm --random-bptt --batch-size 32",
     ],

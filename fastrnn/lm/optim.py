@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from fastrnn.lm.config import OptimizerOptions
+from fastrnn.lm.model import LanguageModel
 
 
-def make_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: LanguageModel, options: OptimizerOptions, rowwise: bool = False
+) -> torch.optim.Optimizer:
     """The optimizer that the options name, over a model's trained parameters.
 
     Args:
         model: on its device already.
         options: `optimizer`, `lr` and `weight_decay`, completed.
+        rowwise: where the update allows it, have the embedding's gradient hold only the rows that
+            a batch reads, and change only those.
 
     Returns:
         The optimizer; one fused kernel per step (Adam at 1.7 million parameters: 0.7 ms against
@@ -29,7 +34,36 @@ def make_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.O
         return torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
     if options.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=True)
-    return torch.optim.SGD(parameters, lr, weight_decay=decay, fused=True)
+    sgd = torch.optim.SGD(parameters, lr, weight_decay=decay, fused=True)
+    table = model.encoder
+    if rowwise and decay == 0 and table is not None and table.weight is not model.decoder.weight:
+        table.sparse = True
+        sgd.register_step_pre_hook(_update_rows)
+    return sgd
+
+
+@torch.no_grad()
+def _update_rows(sgd: torch.optim.Optimizer, *_: object) -> None:
+    """Take the sparse gradients' part of a step, which leaves the dense ones."""
+    scale = getattr(sgd, "grad_scale", None)
+    for group in sgd.param_groups:
+        rate = group["lr"] if scale is None else group["lr"] / float(scale)
+        for p in group["params"]:
+            if p.grad is not None and p.grad.is_sparse:
+                rows = p.grad.indices()[0]
+                p.index_copy_(0, rows, p.index_select(0, rows).sub_(p.grad.values(), alpha=rate))
+                p.grad = None
+
+
+def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients that there are; sparse ones are made to hold each row once."""
+    found = []
+    for p in parameters:
+        if p.grad is not None:
+            if p.grad.is_sparse:
+                p.grad = p.grad.coalesce()
+            found.append(p.grad)
+    return found
 
 
 class Average:

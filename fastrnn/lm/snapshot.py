@@ -69,11 +69,13 @@ class Progress:
 
     def __init__(self, config: Config, model: LanguageModel, world: World) -> None:
         self.model, self.world = model, world
-        self.optimizer = make_optimizer(model, config.optimizer)
+        self.device = next(model.parameters()).device
+        # Processes add up dense gradients; a compiled graph has no others; a GPU would wait.
+        alone = world.size == 1 and not config.run.compile and self.device.type == "cpu"
+        self.optimizer = make_optimizer(model, config.optimizer, rowwise=alone)
         self.average = Average(model)
         self.state: list[State | None] = [None] * config.training.accumulate
         self.counters = Counters()
-        self.device = next(model.parameters()).device
         self._config = config
         if world.rank:  # the leader goes on with the numbers after those of its weights
             torch.manual_seed(config.training.seed + 2**32 * world.rank)
