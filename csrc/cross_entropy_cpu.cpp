@@ -17,8 +17,8 @@ class CrossEntropyLoop {
   static constexpr Index lanes = NR * w, R = tile_rows<NR>;
   // Classes whose exponentials are taken against one largest logit; every tile's height divides it.
   static constexpr Index block = 96;
-  static constexpr Index slice = 2 * block;             // of a sum over classes
-  static constexpr Index chunk_bytes = Index(7) << 20,  // of logits: within the last cache
+  static constexpr Index slice = 2 * block, parts = 2;  // of a sum over classes
+  static constexpr Index chunk_bytes = Index(6) << 20,  // of logits: within the last cache
       hidden_bytes = Index(1) << 20;                    // of hidden states: the second one's
 
  public:
@@ -43,7 +43,7 @@ class CrossEntropyLoop {
     row_scales_ = arena_.template take<T>(stride_);
     hidden_panels_ = arena_.template take<T>(ceil_div(K, NK * w) * NK * w * chunk_);
     grad_block_ = arena_.template take<T>(block * stride_ * threads);
-    grad_tiles_ = arena_.template take<T>(ceil_div(K, R) * R * stride_);
+    grad_tiles_ = arena_.template take<T>(parts * ceil_div(K, R) * R * stride_);
   }
 
   Index bytes() const { return arena_.bytes(); }
@@ -60,6 +60,8 @@ class CrossEntropyLoop {
       if (!s_.grad_hidden) continue;
       team.wait();
       for (Index b = team.begin(blocks_); b < team.end(blocks_); ++b) grad_weight(team, chunk, b);
+      team.wait();
+      sum_over_classes(team, chunk);
       team.wait();
       grad_hidden(team, chunk);
     }
@@ -291,28 +293,43 @@ class CrossEntropyLoop {
       }
   }
 
-  // This thread's tiles of features by rows, all summed over a slice of the classes before the
-  // next, which has the weight's rows in the cache.
-  void grad_hidden(const Team& team, const Chunk& chunk) const {
-    const Index K = s_.features, C = s_.classes, panels = chunk.panels();
-    const Index items = ceil_div(K, R) * panels, begin = team.begin(items), end = team.end(items);
-    const auto at = [&](Index item) { return grad_tiles_ + item * R * lanes; };
-    const Index count = end - begin, first = begin / panels * R,
-                last = smaller(K, ((end - 1) / panels + 1) * R);
-    for (Index c = 0; c < C; c += slice)
-      for (Index item = begin; item < end; ++item) {
-        const Index k = item / panels * R, panel = item % panels, done = item - begin;
-        for (Index next = c + slice + slice * done / count;
-             next < smaller(C, c + slice + slice * (done + 1) / count); ++next)
-          fetch(weight(next) + first, last - first);
-        tile_of_rows(chunk.used(panel), smaller(R, K - k), weight(c) + k, 1, K,
-                     logits(team, 0, panel) + c * lanes, smaller(slice, C - c), at(item), c > 0);
+  // Sums over a part of the classes, tile by tile of features by rows; with two threads each has
+  // the part whose logits it made. A slice's rows of the weight serve all tiles from the cache.
+  void sum_over_classes(const Team& team, const Chunk& chunk) const {
+    const Index K = s_.features, panels = chunk.panels(), tiles = ceil_div(K, R) * panels;
+    for (Index part = 0; part < parts; ++part) {
+      const Index begin = larger(team.begin(parts * tiles) - part * tiles, 0),
+                  count = smaller(team.end(parts * tiles) - part * tiles, tiles) - begin;
+      const Index first = blocks_ * part / parts * block,
+                  last = smaller(s_.classes, blocks_ * (part + 1) / parts * block);
+      for (Index c = first; c < last && count > 0; c += slice) {
+        const T* const next = weight(c + slice);
+        const Index ahead = larger(0, smaller(slice, last - c - slice)) * K;
+        for (Index i = 0; i < count; ++i) {
+          const Index tile = begin + i, k = tile / panels * R, panel = tile % panels;
+          fetch(next + ahead * i / count, ahead / count);
+          tile_of_rows(chunk.used(panel), smaller(R, K - k), weight(c) + k, 1, K,
+                       logits(team, 0, panel) + c * lanes, smaller(slice, last - c),
+                       grad_tile(part * tiles + tile), c > first);
+        }
       }
-    for (Index item = begin; item < end; ++item) {
-      const Index k = item / panels * R, row0 = item % panels * lanes;
+    }
+  }
+
+  T* grad_tile(Index i) const { return grad_tiles_ + i * R * lanes; }
+
+  void grad_hidden(const Team& team, const Chunk& chunk) const {
+    const Index K = s_.features, panels = chunk.panels(), tiles = ceil_div(K, R) * panels;
+    for (Index tile = team.begin(tiles); tile < team.end(tiles); ++tile) {
+      const Index k = tile / panels * R, row0 = tile % panels * lanes;
       T* const out = static_cast<T*>(s_.grad_hidden) + (chunk.row0 + row0) * K + k;
       for (Index r = 0; r < smaller(lanes, chunk.rows - row0); ++r)
-        for (Index i = 0; i < smaller(R, K - k); ++i) out[r * K + i] = at(item)[i * lanes + r];
+        for (Index i = 0; i < smaller(R, K - k); ++i) {
+          T sum = 0;
+          for (Index part = 0; part < parts; ++part)
+            sum += grad_tile(part * tiles + tile)[i * lanes + r];
+          out[r * K + i] = sum;
+        }
     }
   }
 
