@@ -302,7 +302,8 @@ class CrossEntropyLoop {
                   count = smaller(team.end(parts * tiles) - part * tiles, tiles) - begin;
       const Index first = blocks_ * part / parts * block,
                   last = smaller(s_.classes, blocks_ * (part + 1) / parts * block);
-      for (Index c = first; c < last && count > 0; c += slice) {
+      // A part without classes, of few, still gets its zeros.
+      for (Index c = first; count > 0 && (c == first || c < last); c += slice) {
         const T* const next = weight(c + slice);
         const Index ahead = larger(0, smaller(slice, last - c - slice)) * K;
         for (Index i = 0; i < count; ++i) {
