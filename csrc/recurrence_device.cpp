@@ -207,18 +207,31 @@ void run_persistent(const Call& call, const Layout& layout, const Arguments& arg
                      call.device.stream));
 }
 
+// Inputs of the recurrences that there are CUDA kernels for.
+Inputs plain_inputs(const Tensor& input, const Tensor& state,
+                    const std::optional<Tensor>& weight_ih, const Tensor& weight_hh,
+                    const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
+                    const std::optional<Tensor>& weight_hr, const std::optional<Tensor>& gains,
+                    const Tensor& batch_sizes, const std::string& cell) {
+  check(!weight_hr, "the CUDA kernels have no projection of h: weight_hr must be absent");
+  check(!gains, "the CUDA kernels have no layer normalisation: gains must be absent");
+  return checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, gains,
+                        batch_sizes, cell);
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
     const Tensor& input, const Tensor& state, const std::optional<Tensor>& weight_ih,
     const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
-    const std::optional<Tensor>& bias_hh, const Tensor& batch_sizes,
+    const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
+    const std::optional<Tensor>& gains, const Tensor& batch_sizes,
     const std::optional<Tensor>& resets, const std::optional<Tensor>& seed,
     const std::optional<Tensor>& sequences, const std::vector<double>& zoneout,
     const std::string& cell, bool reverse, bool save) {
   const NoGrad no_grad;
-  const Inputs in =
-      checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell);
+  const Inputs in = plain_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
+                                 gains, batch_sizes, cell);
   const fastrnn::Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
   const Current current = cuda::current(in.input);
   const Call call{in, cell, reverse, current.device, walk(in.batch_sizes, reverse)};
@@ -245,14 +258,15 @@ Gradients::Tuple recurrence_backward(
     const std::optional<Tensor>& grad_cells, const Tensor& input, const Tensor& state,
     const std::optional<Tensor>& weight_ih, const Tensor& weight_hh,
     const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
+    const std::optional<Tensor>& weight_hr, const std::optional<Tensor>& gains,
     const Tensor& batch_sizes, const std::optional<Tensor>& resets,
     const std::optional<Tensor>& seed, const std::optional<Tensor>& sequences,
     const std::vector<double>& zoneout, const Tensor& output, const Tensor& cells,
     const Tensor& reserve, const std::string& cell, bool reverse, bool input_grad,
     bool weight_grad) {
   const NoGrad no_grad;
-  const Inputs in =
-      checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell);
+  const Inputs in = plain_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
+                                 gains, batch_sizes, cell);
   const fastrnn::Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
   const Saved saved =
       checked_saved(in, extras, grad_output, grad_state_n, grad_cells, output, cells, reserve);

@@ -38,7 +38,8 @@ Current current(const Tensor& tensor);
 std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
     const Tensor& input, const Tensor& state, const std::optional<Tensor>& weight_ih,
     const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
-    const std::optional<Tensor>& bias_hh, const Tensor& batch_sizes,
+    const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
+    const std::optional<Tensor>& gains, const Tensor& batch_sizes,
     const std::optional<Tensor>& resets, const std::optional<Tensor>& seed,
     const std::optional<Tensor>& sequences, const std::vector<double>& zoneout,
     const std::string& cell, bool reverse, bool save);
@@ -48,6 +49,7 @@ Gradients::Tuple recurrence_backward(
     const std::optional<Tensor>& grad_cells, const Tensor& input, const Tensor& state,
     const std::optional<Tensor>& weight_ih, const Tensor& weight_hh,
     const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
+    const std::optional<Tensor>& weight_hr, const std::optional<Tensor>& gains,
     const Tensor& batch_sizes, const std::optional<Tensor>& resets,
     const std::optional<Tensor>& seed, const std::optional<Tensor>& sequences,
     const std::vector<double>& zoneout, const Tensor& output, const Tensor& cells,

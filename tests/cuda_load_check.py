@@ -42,7 +42,7 @@ for operator in operators:
 x, state = on_cuda(6, 5), on_cuda(2, 2, 4)
 w_ih, w_hh, b = on_cuda(16, 5), on_cuda(16, 4), on_cuda(16)
 rows = (torch.tensor([2, 2, 2]), None, None, None, [])
-arguments = (x, state, w_ih, w_hh, b, b, *rows)
+arguments = (x, state, w_ih, w_hh, b, b, None, None, *rows)
 saved = (on_cuda(6, 4), on_cuda(1, 6, 4), on_cuda(6, 16))
 mistaken = (*arguments[:3], on_cuda(15, 4), *arguments[4:])
 with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from fastrnn.cells import CELLS
 
-NAMES = ("input", "state", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+NAMES = (
+    *("input", "state", "weight_ih", "weight_hh", "bias_ih", "bias_hh"),
+    *("weight_hr", "gains"),
+)
 
 
 @dataclass
@@ -93,6 +96,8 @@ def random_layer(
         draw(rows, hidden_size, bound=bound),
         draw(rows, bound=bound) if bias and not projected else None,
         draw(rows, bound=bound) if bias else None,
+        None,
+        None,
     ]
     return Layer(cell, tensors, torch.tensor(batch_sizes), reverse).to(torch.float64)
 

@@ -137,12 +137,12 @@ def test_inference_equals_training(cell):
 def test_packed_weights_give_the_same_bits(cell, shape):
     for dtype in FLOORS:
         layer = random_layer(cell, *SHAPES[shape], reverse=True).to(dtype)
-        x, state, w_ih, w_hh, b_ih, b_hh = (t.detach() for t in layer.tensors)
-        packed = torch.ops.fastrnn.pack_weights.default(w_ih, w_hh, cell)
+        x, state, w_ih, w_hh, b_ih, b_hh = (t.detach() for t in layer.present)
+        packed = torch.ops.fastrnn.pack_weights.default(w_ih, w_hh, None, cell)
         run = torch.ops.fastrnn.recurrence_packed.default
         for extras in (False, True):
             layer = layer.with_extras(drawn=True) if extras else layer
-            rest = (*layer.rows, cell, True, True)
+            rest = (None, *layer.rows, cell, 0, True, True)
             output, state_n, cells = run(x, state, packed, b_ih, b_hh, *rest)
             expected = torch.ops.fastrnn.recurrence.default(*layer.arguments, True)
             assert torch.equal(output, expected[0])
@@ -211,7 +211,7 @@ def test_empty_batch(cell):
 @native
 def test_strided_arguments():
     layer = random_layer("gru", [4] * 3, 6, 16)
-    x, state, w_ih, w_hh, b_ih, b_hh = layer.tensors
+    x, state, w_ih, w_hh, b_ih, b_hh = layer.present
     expected = ops.reference(*layer.arguments)[0]
     output, _ = fastrnn.recurrence(
         "gru",
