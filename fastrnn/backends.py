@@ -85,8 +85,6 @@ def _native_refusal(input: Tensor, features: Collection[str], lacks: str | None)
         return f"the compiled kernels take cpu and cuda tensors, got {device.type}"
     elif input.dtype not in (torch.float32, torch.float64):
         return f"the CPU kernels take float32 and float64, got {input.dtype}"
-    elif reason := _not_on_gpus("CPU", features):  # so far
-        return reason
     if forward_ad._current_level >= 0:  # they would drop the tangents, under no_grad silently
         return "the compiled kernels have no forward-mode derivative"
     return lacks
