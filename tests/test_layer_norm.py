@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fastrnn
+from fastrnn import _library
 from fastrnn.cells import CELLS
 from fastrnn.regularisers import LayerNorm
 from tests.layers import random_layer
@@ -124,9 +125,11 @@ def test_module_has_the_parameters_of_every_layer_and_direction(name):
     other.load_state_dict(module.float().state_dict())
 
 
-def test_explain_says_why_native_does_not_run():
+@pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
+def test_explain_says_that_native_runs_it_and_why_triton_does_not():
     text = fastrnn.explain(fastrnn.LSTM(I, H, layer_norm=True))
-    assert text.startswith("reference: runs lstm")
+    assert text.startswith("native: runs lstm")
+    assert fastrnn.explain(fastrnn.LSTM(I, H, layer_norm=True).half()).startswith("reference:")
 
 
 @pytest.mark.parametrize(
