@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastrnn import _arguments, cells, ops, triton_ops
 from fastrnn._arguments import Rates

@@ -56,9 +56,9 @@ def pack(
     """A copy of a layer's weights for `run_packed`; arguments as in `recurrence`."""
     with torch.no_grad():
         weights = torch.ops.fastrnn.pack_weights.default(weight_ih, weight_hh, weight_hr, cell)
-        biases = (None if b is None else b.detach().clone() for b in (bias_ih, bias_hh))
+        ih, hh = (None if b is None else b.detach().clone() for b in (bias_ih, bias_hh))
         gains = None if layer_norm is None else layer_norm.joined()
-        return Packed(weights, *biases, gains, 0 if weight_hr is None else weight_hr.size(0))
+        return Packed(weights, ih, hh, gains, 0 if weight_hr is None else weight_hr.size(0))
 
 
 @autocasts

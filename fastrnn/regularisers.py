@@ -39,7 +39,7 @@ class LayerNorm(NamedTuple):
         """What `joined` put together, for a cell of so many gates and states."""
         others = 2 * (states - 1)
         hidden = gains.size(0) // (2 * gates + others)
-        return cls(*gains.split([gates * hidden] * 2 + [hidden] * others))
+        return cls(*torch.split(gains, [gates * hidden] * 2 + [hidden] * others))
 
     def joined(self) -> Tensor:
         """The gains one after the other, as the operators take them."""

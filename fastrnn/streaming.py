@@ -39,7 +39,7 @@ class Stream:
             self._packed = torch.cat([packed.weights for packed in packs])
             self._biases = _stacked([b for p in packs for b in (p.bias_ih, p.bias_hh)])
             if self._biases is not None:
-                self._biases = self._biases.unflatten(0, (layers, 2))
+                self._biases = self._biases.view(layers, 2, -1)
             self._gains = _stacked([packed.gains for packed in packs])
             self._proj_size = module.proj_size
             states = module._states
