@@ -44,19 +44,19 @@ const CellKernels& kernels_for(const std::string& cell, const Tensor& input) {
   return *instruction_set().kernels(cell.c_str(), int(input.element_size()));
 }
 
-// Runs a recurrence on the kernels of whole rows, which few cells have, where it needs them.
-template <class Arguments>
-void run_loop(Kernel<Arguments> RowKernels::* rows, Kernel<Arguments> CellKernels::* plain,
-              const std::string& cell, const Tensor& input, const Arguments& arguments) {
-  const CellKernels& kernels = kernels_for(cell, input);
-  const bool whole = arguments.projected || arguments.gains;
-  const int bytes = int(input.element_size());
-  run(whole ? instruction_set().row_kernels(cell.c_str(), bytes)->*rows : kernels.*plain, arguments,
-      step_work(arguments));
+// Those of whole rows, which few cells have.
+const RowKernels& row_kernels_for(const std::string& cell, const Tensor& input) {
+  return *instruction_set().row_kernels(cell.c_str(), int(input.element_size()));
 }
 
-void run_forward(const std::string& cell, const Tensor& input, const Forward& arguments) {
-  run_loop(&RowKernels::forward, &CellKernels::forward, cell, input, arguments);
+const Kernel<Forward>& forward_for(const std::string& cell, const Tensor& input, bool rows) {
+  const CellKernels& kernels = kernels_for(cell, input);
+  return rows ? row_kernels_for(cell, input).forward : kernels.forward;
+}
+
+const Kernel<Backward>& backward_for(const std::string& cell, const Tensor& input, bool rows) {
+  const CellKernels& kernels = kernels_for(cell, input);
+  return rows ? row_kernels_for(cell, input).backward : kernels.backward;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
@@ -84,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
                             state_n.mutable_data_ptr(),
                             save ? cells.mutable_data_ptr() : nullptr,
                             save ? reserve.mutable_data_ptr() : nullptr};
-    run_forward(cell, in.input, arguments);
+    run(forward_for(cell, in.input, in.projected || in.gains), arguments, step_work(arguments));
   }
   return {output, state_n, cells, reserve};
 }
@@ -151,7 +151,7 @@ std::tuple<Tensor, Tensor, Tensor> recurrence_packed(
                             state_n.mutable_data_ptr(),
                             return_cells ? cells.mutable_data_ptr() : nullptr,
                             nullptr};
-    run_forward(cell, in.input, arguments);
+    run(forward_for(cell, in.input, in.projected || in.gains), arguments, step_work(arguments));
   }
   return {output, state_n, cells};
 }
@@ -194,6 +194,7 @@ Tensor recurrence_step(const Tensor& input, const Tensor& states, const Tensor& 
   check(L > 0 && H > 0 && input.size(1) > 0, "layers, units and inputs must be at least 1, got ", L,
         ", ", H, " and ", input.size(1));
 
+  const Kernel<Forward>& forward = forward_for(cell, input, proj_size || gains);
   const Segment segment{0, 0, B, -1, -1, 0, false, false};
   const std::int64_t step_begin[2] = {0, 1};
   Tensor rows = input.is_contiguous() ? input : torch::stable::contiguous(input);
@@ -216,7 +217,7 @@ Tensor recurrence_step(const Tensor& input, const Tensor& states, const Tensor& 
         here,
         nullptr,
         nullptr};
-    run_forward(cell, input, arguments);
+    run(forward, arguments, step_work(arguments));
     rows = output;
   }
   return B > 0 ? rows : torch::stable::new_empty(input, {B, P});
@@ -247,7 +248,7 @@ Gradients::Tuple recurrence_backward(
         saved.reserve.const_data_ptr(), writable(grads.input),         writable(grads.state),
         writable(grads.weight_ih),      writable(grads.weight_hh),     writable(grads.bias_ih),
         writable(grads.bias_hh),        writable(grads.weight_hr),     writable(grads.gains)};
-    run_loop(&RowKernels::backward, &CellKernels::backward, cell, in.input, arguments);
+    run(backward_for(cell, in.input, in.projected || in.gains), arguments, step_work(arguments));
   } else {
     no_rows(grads, saved.grad_state_n);
   }

@@ -75,8 +75,14 @@ class Stream:
         if self._module is None:
             with torch._C._AutoDispatchBelowAutograd():
                 output: Tensor = torch.ops.fastrnn.recurrence_step.default(
-                    *(x_t, self._states, self._packed, self._biases, self._gains),
-                    *(self._zoneout, self._cell, self._proj_size),
+                    x_t,
+                    self._states,
+                    self._packed,
+                    self._biases,
+                    self._gains,
+                    self._zoneout,
+                    self._cell,
+                    self._proj_size,
                 )
             return output
         with torch.no_grad():

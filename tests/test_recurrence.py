@@ -273,6 +273,7 @@ def call(**changes):
         ({"state": torch.zeros(1, 5)}, r"each state must be \[B, H\], got \[5\]"),
         ({"weight_hh": torch.zeros(15, 5).double()}, r"weight_hh must have the input's dtype"),
         ({"bias_ih": torch.zeros(15, device="meta")}, r"bias_ih must be on the input's device cpu"),
+        ({"weight_hr": torch.zeros(5, 5)}, r"weight_hr must be None for a cell of one state"),
         ({"batch_sizes": torch.tensor([2, 2])}, r"input must be \[N, I\], got \[4, 2, 3\]"),
     ],
 )  # fmt: skip
