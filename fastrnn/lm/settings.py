@@ -116,4 +116,4 @@ def check_same_run(config: Config, saved: dict[str, Any], source: Path) -> None:
     names = [n for n in option_names() if n not in _FREE_ON_RESUME and now.get(n) != saved.get(n)]
     if names:
         changes = ", ".join(f"{n} {saved.get(n)!r} -> {now.get(n)!r}" for n in names)
-        raise UserError(f"{source}: the checkpoint does not fit its config: {changes}")
+        raise UserError(f"{source}: the run was made with other options: {changes}")
