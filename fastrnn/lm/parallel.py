@@ -100,6 +100,8 @@ def check_shares(config: Config, size: int) -> None:
     columns, parts = config.training.batch_size, size * config.training.accumulate
     if size > 1 and config.run.out is None:
         raise UserError("several processes need --out, one folder that all of them can read")
+    if size > 1 and config.run.cuda_graphs:
+        raise UserError(f"--cuda-graphs needs a single process, got {size}")
     if columns % parts:
         raise UserError(
             f"--batch-size must be a multiple of processes x --accumulate = {parts}, got {columns}"

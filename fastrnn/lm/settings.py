@@ -25,8 +25,8 @@ _COMMAND_ONLY = ("out", "resume", "force", "preset", "presets", "config", "debug
 # May differ when a run is continued; everything else shapes the weights or the order of the text.
 _FREE_ON_RESUME = (
     *_COMMAND_ONLY,
-    *("epochs", "max_steps", "backend", "device", "compile", "tensorboard", "rewinds"),
-    *("log_interval", "checkpoint_interval"),
+    *("epochs", "max_steps", "backend", "device", "compile", "cuda_graphs", "tensorboard"),
+    *("rewinds", "log_interval", "checkpoint_interval"),
 )
 
 
