@@ -82,14 +82,14 @@ class Trainer:
             self._save(self.run.last)  # what a run that diverges early goes back to
         with StopOnSignal() as stop:
             while self.counters.step < self.steps and not self.stopped_by:
-                self._advance()
+                self.advance()
                 self.stopped_by = self.world.largest(stop.asked)
         if self.counters.step == self.steps:
             self.stopped_by = 0
         elif self.stopped_by and not self._rewound(self._step.settle()):
             self._save(self.run.last)
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
         """One step, and what is due after it."""
         counters, options = self.counters, self.config.run
         if self._rewound(self.step()):
