@@ -132,7 +132,7 @@ def measure(arguments: list[str], steps: int) -> dict[str, Any]:
         steps: of each, at the most; an epoch's, if it has fewer.
 
     Returns:
-        `batches` of an epoch; `ours` and `torch.nn` with p20, p50 and p80 of its seconds; their ratio.
+        `batches` of an epoch; `ours` and `torch.nn` with p20, p50 and p80 of its seconds; `ratio`.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         config = parse(arguments)
