@@ -119,9 +119,9 @@ def page(folder: Path) -> str:
         "Written by `python -m benchmarks.experiments RUNS` from the folders of the runs. Beside "
         f"this page lie each run's {', '.join(f'`{file}`' for file in FILES)}; "
         f"[{REPORT}]({REPORT}) shows all of them with curves and samples (download it: it is one "
-        "file). A run is made again by `fastrnn.train` with its options and `--out RUNS/NAME`. Perplexities: ours, and "
-        "in parentheses the published one. Seconds are of training and validation, while the "
-        "machine had other work, too; of an epoch, and of all.",
+        "file). A run is made again by `fastrnn.train` with its options and `--out RUNS/NAME`. "
+        "Perplexities: ours, and in parentheses the published one. Seconds are of training and "
+        "validation, while the machine had other work, too; of an epoch, and of all.",
     ]
     for title, (text, experiments) in SECTIONS.items():
         rows = [_row(each, folder / each.name) for each in experiments]
