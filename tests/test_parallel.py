@@ -190,6 +190,7 @@ def test_two_hosts_train_as_one_process(text: Path, tmp_path: Path) -> None:
     assert_alike(load_checkpoint(one / "best"), load_checkpoint(two / "best"))
 
 
+@pytest.mark.slow
 def test_a_process_that_is_gone_is_told_in_one_line(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first, second = start(arguments(text, out, "--epochs", "2000"), 2)
