@@ -58,8 +58,8 @@ _SMALL = "--preset time-machine-gru128 --hidden-size 32 --epochs 15"
 SECTIONS: dict[str, tuple[str, list[Experiment]]] = {
     "Penn Treebank, 2 x 200 units": (
         "The four models of CS5787 exercises 2 (github.com/mitkrieg/dl-assignment-2) with its "
-        "sizes, epochs, rates and decays; what it leaves open, such as the clipping at 5, is that of "
-        "Zaremba et al. 2014.",
+        "sizes, epochs, rates and decays; what it leaves open, such as the clipping at 5, is that "
+        "of Zaremba et al. 2014.",
         [
             Experiment("s3-lstm", "--preset s3-lstm", 126.3, 122.2, S3),
             Experiment("s3-lstm-dropout", "--preset s3-lstm-dropout", 99.2, 95.8, S3),
