@@ -1,9 +1,9 @@
 """The page of trainings that published figures are compared with: docs/experiments/README.md.
 
-    python -m benchmarks.experiments RUNS
+    python -m benchmarks.experiments RUNS...
 
-takes the small files of the runs in the folder RUNS, each named as below, into docs/experiments,
-writes the page and, with `fastrnn.report`, one of their curves. Without RUNS it writes the page
+takes the small files of the runs in those folders, each run named as below, into docs/experiments,
+writes the page and, with `fastrnn.report`, one of their curves. Without folders it writes the page
 anew from what is there.
 """
 
@@ -85,11 +85,11 @@ SECTIONS: dict[str, tuple[str, list[Experiment]]] = {
 }
 
 
-def take(runs: Path, folder: Path) -> list[Path]:
+def take(places: list[Path], folder: Path) -> list[Path]:
     """Copy the small files of finished runs.
 
     Args:
-        runs: folder that holds some of the experiments' runs.
+        places: folders that hold the experiments' runs.
         folder: where to.
 
     Returns:
@@ -100,15 +100,17 @@ def take(runs: Path, folder: Path) -> list[Path]:
     """
     taken = []
     for name in (each.name for _, some in SECTIONS.values() for each in some):
-        if not (runs / name / RESULT).is_file():
+        runs = [place / name for place in places if (place / name / RESULT).is_file()]
+        if not runs:
             continue
         there = folder / name
         there.mkdir(parents=True, exist_ok=True)
         for file in FILES:
-            shutil.copyfile(runs / name / file, there / file)
-        taken.append(runs / name)
+            shutil.copyfile(runs[0] / file, there / file)
+        taken.append(runs[0])
     if not taken:
-        raise UserError(f"{runs}: holds no finished run of an experiment, such as s3-lstm")
+        where = ", ".join(map(str, places))
+        raise UserError(f"{where}: no finished run of an experiment, such as s3-lstm, is there")
     return taken
 
 
@@ -116,7 +118,7 @@ def page(folder: Path) -> str:
     """The page of what is in a folder, as Markdown."""
     parts = [
         "# Experiments",
-        "Written by `python -m benchmarks.experiments RUNS` from the folders of the runs. Beside "
+        "Written by `python -m benchmarks.experiments RUNS...` from the folders of the runs. Beside "
         f"this page lie each run's {', '.join(f'`{file}`' for file in FILES)}; "
         f"[{REPORT}]({REPORT}) shows all of them with curves and samples (download it: it is one "
         "file). A run is made again by `fastrnn.train` with its options and `--out RUNS/NAME`. "
@@ -184,11 +186,11 @@ def _spread(seconds: dict[str, float]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Take what is there and write the page; exit code 0, or 2 after a mistake."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="?", help="folder of runs")
+    parser.add_argument("runs", type=Path, nargs="*", help="folders of runs")
     parser.add_argument("--out", type=Path, default=FOLDER, help="(default: docs/experiments)")
     options = parser.parse_args(arguments)
     try:
-        if options.runs is not None:
+        if options.runs:
             taken = tuple(map(str, take(options.runs, options.out)))
             title = "Experiments"
             write_report(ReportingOptions(taken, str(options.out / REPORT), title))

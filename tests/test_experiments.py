@@ -38,7 +38,7 @@ def runs(tmp_path: Path) -> Path:
 
 def test_finished_runs_are_taken_and_shown(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "docs"
-    assert experiments.main([str(runs), "--out", str(out)]) == 0
+    assert experiments.main([str(tmp_path), str(runs), "--out", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "report.html", "s3-gru"]
     assert sorted(path.name for path in (out / "s3-gru").iterdir()) == sorted(experiments.FILES)
     page = (out / "README.md").read_text()
@@ -71,4 +71,4 @@ def test_the_page_in_docs_is_of_the_files_beside_it() -> None:
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert experiments.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert "holds no finished run of an experiment" in capsys.readouterr().err
+    assert "no finished run of an experiment" in capsys.readouterr().err
