@@ -118,7 +118,7 @@ def page(folder: Path) -> str:
     """The page of what is in a folder, as Markdown."""
     parts = [
         "# Experiments",
-        "Written by `python -m benchmarks.experiments RUNS...` from the folders of the runs. Beside "
+        "Written by `python -m benchmarks.experiments RUNS...` from the folders of runs. Beside "
         f"this page lie each run's {', '.join(f'`{file}`' for file in FILES)}; "
         f"[{REPORT}]({REPORT}) shows all of them with curves and samples (download it: it is one "
         "file). A run is made again by `fastrnn.train` with its options and `--out RUNS/NAME`. "
