@@ -220,7 +220,7 @@ void add_column_sums(const T* a, Index stride, Index rows, Index n, const T* wei
 // This thread's rows of C = A^T B, or C += A^T B, for several B: `a` is [k, lda] and C's row m is
 // a's column m. `sums` [m], if not null, gets the sums of a's columns, whose row i counts
 // weights[i] times (null: once). `scratch` holds `transposed_scratch` values, the thread's own.
-constexpr Index k_block = 512;
+constexpr Index k_block = 768;
 template <class T, int NV>
 constexpr Index scratch_stride = ceil_div(tile_rows<NV>, width<T>) * width<T>;
 template <class T, int NV>

@@ -49,7 +49,7 @@ class Share {
   const Index begin, end;
 
  private:
-  static constexpr Index least_sequences = 4, near_bytes = 4 << 20;
+  static constexpr Index least_sequences = 4, near_bytes = 768 << 10;
 
   static Index rows_of(const Sequence& s, Index step) {
     if (s.step_begin[step] == s.step_begin[step + 1]) return 0;
