@@ -156,8 +156,7 @@ class BackwardLoop {
     const T* grad_output = s_.grad_output ? at(s_.grad_output, segment.row) : nullptr;
     unit_product(
         team, segment, k, grad_h_ + (segment.next < 0 ? 0 : segment.next * GH_), packed_hh_,
-        carry(0, segment.sequence),
-        [&](Index r, Index unit, Index lanes, V grad) __attribute__((always_inline)) {
+        carry(0, segment.sequence), [&](Index r, Index unit, Index lanes, V grad) {
           const Index row = segment.row + r, sequence = segment.sequence + r;
           V kept[at_least_one<R>], prev[S], next[S], grad_next[S], grad_x[G], grad_h[G], back[S];
           load_blocks<R>(reserve(row) + unit, H_, lanes, kept);
