@@ -45,7 +45,7 @@ class RowsBackward {
       grad_unprojected_ = arena_.template take<T>(s_.batch * H_);
     }
     if (s_.gains) {
-      sums_ = arena_.template take<T>(Share::blocks_of(s_.batch) * 2 * sums_size_);
+      sums_ = arena_.template take<T>(SequenceBlocks::blocks_of(s_.batch) * 2 * sums_size_);
       buffers_ = arena_.template take<T>(threads * H_);
     }
     if (!s_.grad_weight_hh) return;
@@ -59,8 +59,8 @@ class RowsBackward {
 
   void run(const Team& team) const {
     find_previous(team);
-    const Share share(team, s_.batch);
-    begin(share);
+    const SequenceBlocks blocks(team, s_.batch);
+    begin(blocks);
     team.wait();
     pack(team);
     team.wait();
@@ -69,9 +69,9 @@ class RowsBackward {
       const Segment* const first = s_.segments + s_.step_begin[step];
       const Segment* const last = s_.segments + s_.step_begin[step + 1];
       if (first < last)
-        step_(share, first->step, first->row, last[-1].sequence + last[-1].rows, buffer);
-      reset(share, first, last);
-      if (s_.gains && step % summed_steps == 0) join_sums(share);
+        step_(blocks, first->step, first->row, last[-1].sequence + last[-1].rows, buffer);
+      reset(blocks, first, last);
+      if (s_.gains && step % summed_steps == 0) join_sums(blocks);
     }
     team.wait();
     if (packed_ih_) finish_input(team);
@@ -114,16 +114,16 @@ class RowsBackward {
         }
   }
 
-  void begin(const Share& share) const {
+  void begin(const SequenceBlocks& blocks) const {
     const T* const grad = static_cast<const T*>(s_.grad_state_n);
     for (int i = 0; i < S; ++i)
-      for (Index sequence = share.begin; sequence < share.end; ++sequence) {
+      for (Index sequence = blocks.begin; sequence < blocks.end; ++sequence) {
         const T* const from = grad + (i * s_.batch + sequence) * H_;
         const Index units = !grad ? 0 : i == 0 ? P_ : H_;
         for (Index j = 0; j < H_; ++j) carry(i, sequence)[j] = j < units ? from[j] : T(0);
       }
     if (s_.gains)
-      for (Index block = share.first_block; block < share.last_block; ++block)
+      for (Index block = blocks.first_block; block < blocks.last_block; ++block)
         for (Index i = 0; i < 2 * sums_size_; ++i) sums(block)[i] = T(0);
   }
 
@@ -143,41 +143,41 @@ class RowsBackward {
           team, H_, N, [&](Index row) { return reserve(row) + R * H_; }, packed_unprojected_);
   }
 
-  void reset(const Share& share, const Segment* first, const Segment* last) const {
+  void reset(const SequenceBlocks& blocks, const Segment* first, const Segment* last) const {
     for (const Segment* segment = first; segment < last; ++segment) {
       if (!segment->reset) continue;
-      const Index end = smaller(share.end, segment->sequence + segment->rows);
-      for (Index s = larger(share.begin, segment->sequence); s < end; ++s)
+      const Index end = smaller(blocks.end, segment->sequence + segment->rows);
+      for (Index s = larger(blocks.begin, segment->sequence); s < end; ++s)
         for (int i = 0; i < S; ++i)
           for (Index j = 0; j < H_; ++j) carry(i, s)[j] = T(0);
     }
   }
 
   // row0: of the step's first sequence.
-  void step_(const Share& share, Index step, Index row0, Index active, T* buffer) const {
-    const Index end = smaller(share.end, active);
+  void step_(const SequenceBlocks& blocks, Index step, Index row0, Index active, T* buffer) const {
+    const Index end = smaller(blocks.end, active);
     if (s_.projected) {
-      for (Index s = share.begin; s < end; ++s)
+      for (Index s = blocks.begin; s < end; ++s)
         for (Index unit = 0; unit < P_; unit += w) {
           V through;
           const V grad = arriving(0, step, row0 + s, s, unit, P_ - unit, through);
           grad.store(grad_output_ + (row0 + s) * P_ + unit, P_ - unit);
           through.store(carry(0, s) + unit, P_ - unit);
         }
-      units_product(share, active, H_, P_, grad_output_ + row0 * P_, packed_hr_,
+      units_product(blocks, active, H_, P_, grad_output_ + row0 * P_, packed_hr_,
                     [&](Index s, Index unit, V grad) {
                       grad.store(grad_unprojected_ + s * H_ + unit, H_ - unit);
                     });
     }
-    for (Index block = share.first_block; block < share.last_block; ++block)
-      for (Index s = share.start(block); s < smaller(share.start(block + 1), active); ++s) {
+    for (Index block = blocks.first_block; block < blocks.last_block; ++block)
+      for (Index s = blocks.start(block); s < smaller(blocks.start(block + 1), active); ++s) {
         if (s_.gains)
           normed_row(step, row0 + s, s, buffer, sums(block));
         else if constexpr (S > 1)
           row(step, row0 + s, s);
       }
     // The product's many small terms are summed before the larger carry joins them.
-    units_product(share, active, P_, GH_, grad_h_ + row0 * GH_, packed_hh_,
+    units_product(blocks, active, P_, GH_, grad_h_ + row0 * GH_, packed_hh_,
                   [&](Index s, Index unit, V grad) {
                     T* const here = carry(0, s) + unit;
                     (grad + V::load(here, P_ - unit)).store(here, P_ - unit);
@@ -186,9 +186,9 @@ class RowsBackward {
 
   // a [sequences, k] W, W's `columns` packed; each vector goes to finish(sequence, column, vector).
   template <class Finish>
-  void units_product(const Share& share, Index active, Index columns, Index k, const T* a,
+  void units_product(const SequenceBlocks& blocks, Index active, Index columns, Index k, const T* a,
                      const T* packed, const Finish& finish) const {
-    share.template product<T, NV>(active, ceil_div(columns, w), k, a, k, packed,
+    blocks.template product<T, NV>(active, ceil_div(columns, w), k, a, k, packed,
                                   [&](const T* tile, Index s, Index rows, Index panel) {
                                     for (Index v = 0; v < NV; ++v) {
                                       const Index column = (panel * NV + v) * w;
@@ -288,8 +288,8 @@ class RowsBackward {
   // sums of all before.
   T* sums(Index block) const { return sums_ + block * 2 * sums_size_; }
 
-  void join_sums(const Share& share) const {
-    for (Index block = share.first_block; block < share.last_block; ++block) {
+  void join_sums(const SequenceBlocks& blocks) const {
+    for (Index block = blocks.first_block; block < blocks.last_block; ++block) {
       T *const recent = sums(block), *const all = recent + sums_size_;
       for (Index i = 0; i < sums_size_; ++i) all[i] += recent[i], recent[i] = T(0);
     }
@@ -300,7 +300,7 @@ class RowsBackward {
     T *const ih = static_cast<T*>(s_.grad_bias_ih), *const hh = static_cast<T*>(s_.grad_bias_hh);
     for (Index i = team.begin(sums_size_); i < team.end(sums_size_); ++i) {
       T sum(0);
-      for (Index block = 0; block < Share::blocks_of(s_.batch); ++block)
+      for (Index block = 0; block < SequenceBlocks::blocks_of(s_.batch); ++block)
         sum += sums(block)[sums_size_ + i];
       const Index bias = i - gains_;
       if (bias < 0) {

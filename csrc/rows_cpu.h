@@ -9,11 +9,11 @@ namespace fastrnn::FASTRNN_ISA {
 
 // The sequences that are this thread's, in blocks. It takes them through all steps and waits for no
 // other thread. Blocks do not depend on the number of threads: a tile's rows decide its last bit.
-class Share {
+class SequenceBlocks {
   static constexpr int block_vectors = 4;  // a product's panels may be as wide
 
  public:
-  Share(const Team& team, Index batch)
+  SequenceBlocks(const Team& team, Index batch)
       : blocks_(batch),
         first_block(team.begin(blocks_.count)),
         last_block(team.end(blocks_.count)),

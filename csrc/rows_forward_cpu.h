@@ -53,15 +53,15 @@ class RowsForward {
                      });
       team.wait();
     }
-    const Share share(team, s_.batch);
-    begin(share);
+    const SequenceBlocks blocks(team, s_.batch);
+    begin(blocks);
     T* const buffer = buffers_ + team.rank * (R + 1) * H_;
     for (Index step = 0; step < s_.steps; ++step) {
       const Segment* const first = s_.segments + s_.step_begin[step];
       const Segment* const last = s_.segments + s_.step_begin[step + 1];
       if (first == last) continue;  // all sequences have ended
-      reset(share, first, last);
-      step_(share, first->step, first->row, last[-1].sequence + last[-1].rows, buffer);
+      reset(blocks, first, last);
+      step_(blocks, first->step, first->row, last[-1].sequence + last[-1].rows, buffer);
     }
   }
 
@@ -79,20 +79,20 @@ class RowsForward {
     return keeps_products_ ? reserve(row) + slots_.h * H_ : h_proj_ + sequence * G * H_;
   }
 
-  void begin(const Share& share) const {
+  void begin(const SequenceBlocks& blocks) const {
     for (int i = 0; i < S; ++i)
-      for (Index sequence = share.begin; sequence < share.end; ++sequence) {
+      for (Index sequence = blocks.begin; sequence < blocks.end; ++sequence) {
         const T* from = static_cast<const T*>(s_.state) + (i * s_.batch + sequence) * H_;
         const Index units_here = i == 0 ? P_ : H_;
         for (Index j = 0; j < H_; ++j) state(i, sequence)[j] = j < units_here ? from[j] : T(0);
       }
   }
 
-  void reset(const Share& share, const Segment* first, const Segment* last) const {
+  void reset(const SequenceBlocks& blocks, const Segment* first, const Segment* last) const {
     for (const Segment* segment = first; segment < last; ++segment) {
       if (!segment->reset) continue;
-      const Index end = smaller(share.end, segment->sequence + segment->rows);
-      for (Index s = larger(share.begin, segment->sequence); s < end; ++s)
+      const Index end = smaller(blocks.end, segment->sequence + segment->rows);
+      for (Index s = larger(blocks.begin, segment->sequence); s < end; ++s)
         for (int i = 0; i < S; ++i)
           for (Index j = 0; j < H_; ++j) state(i, s)[j] = T(0);
     }
@@ -110,14 +110,14 @@ class RowsForward {
   }
 
   // row0: of the step's first sequence.
-  void step_(const Share& share, Index step, Index row0, Index active, T* buffer) const {
-    share.template product<T, NV>(
+  void step_(const SequenceBlocks& blocks, Index step, Index row0, Index active, T* buffer) const {
+    blocks.template product<T, NV>(
         active, ceil_div(H_, w) * G, P_, state(0, 0), H_, packed_.last_gates,
         [&](const T* tile, Index s, Index rows, Index panel) {
           for (Index r = 0; r < rows; ++r)
             store_gates(tile + r * NV * w, panel, h_proj(row0 + s + r, s + r));
         });
-    for (Index s = share.begin; s < smaller(share.end, active); ++s) {
+    for (Index s = blocks.begin; s < smaller(blocks.end, active); ++s) {
       if (s_.gains)
         row<true>(step, row0 + s, s, buffer);
       else if constexpr (S > 1)
@@ -125,7 +125,7 @@ class RowsForward {
     }
     if (!s_.projected) return;
     constexpr int NVP = Packed::projection_vectors;
-    share.template product<T, NVP>(active, ceil_div(P_, w), H_,
+    blocks.template product<T, NVP>(active, ceil_div(P_, w), H_,
                                    s_.reserve ? reserve(row0) + R * H_ : unprojected_,
                                    s_.reserve ? slots_.count * H_ : H_, packed_.projection,
                                    [&](const T* tile, Index s, Index rows, Index panel) {
