@@ -67,37 +67,34 @@ struct Slopes {
     const int deep[2] = {rounded_up(a.size, depth), rounded_up(a.value_size, depth)};
     multiply_rows(at, own[0], p.strides[0], streamed[0], p.strides[0], deep[0], weights);
     multiply_rows(at, own[1], p.strides[1], streamed[1], p.strides[1], deep[1], slopes);
-    const S scale = S(a.scale) * exponent_unit<T>, share = S(1 / (1 - a.dropout));
+    mask_scores(at, masks, bits, row, column, weights);
+    const S share = S(1 / (1 - a.dropout));
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
       for (int n = 0; n < N; ++n)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          bool kept[2] = {true, true};
-          if (a.seed) draw(at, masks, row + at.row(m, h), column + at.column(n, 0), kept);
+          S factor[2] = {1, 1};
+          if (a.seed) {
+            bool kept[2];
+            draw(masks, row + at.row(m, h), column + at.column(n, 0), kept);
+            factor[0] = kept[0] ? share : S(0), factor[1] = kept[1] ? share : S(0);
+          }
 #pragma unroll
           for (int x = 0; x < 2; ++x) {
-            const int e = 2 * h + x;
-            const S log = of_keys ? statistics.log[n % Count][x] : statistics.log[m % Count][h];
-            const S mean = of_keys ? statistics.mean[n % Count][x] : statistics.mean[m % Count][h];
-            S score = weights.d[m][n][e] * scale;
-            const bool counts = bits.all || bits(m, n, e);
-            if (a.mask_kind == Mask::additive && counts) {
-              const Index r = row + at.row(m, h), c = column + at.column(n, x);
-              score += of_keys ? masks.added(c, r) : masks.added(r, c);
-            }
-            const S weight = counts ? exponential<T>(score - log) : S(0);
-            const S factor = a.seed ? (kept[x] ? share : S(0)) : S(1);
-            weights.d[m][n][e] = weight * factor;
-            slopes.d[m][n][e] = weight * (slopes.d[m][n][e] * factor - mean);
+            const int i = of_keys ? n % Count : m % Count, y = of_keys ? x : h;
+            S &weight = weights.d[m][n][2 * h + x], &slope = slopes.d[m][n][2 * h + x];
+            weight = exponential<T>(weight - statistics.log[i][y]);
+            slope = weight * (slope * factor[x] - statistics.mean[i][y]);
+            weight *= factor[x];
           }
         }
   }
 
  private:
-  static __device__ __forceinline__ void draw(const Lane& at, const Masks<T>& masks, Index row,
-                                              Index column, bool (&kept)[2]) {
+  static __device__ __forceinline__ void draw(const Masks<T>& masks, Index row, Index column,
+                                              bool (&kept)[2]) {
     if constexpr (of_keys) {
       for (int x = 0; x < 2; ++x) kept[x] = masks.kept(column + x, row).first;
     } else {
@@ -109,14 +106,14 @@ struct Slopes {
 
 // The gradient of the queries, or those of the keys and values.
 template <class T, int Columns, AttentionPass pass>
-__global__ void __launch_bounds__(attention_threads)
+__global__ void __launch_bounds__(attention_threads, 1)
     attention_grad_rows(AttentionGradients a, AttentionPlan p) {
   using S = Sum<T>;
   constexpr bool of_keys = pass == AttentionPass::keys;
   constexpr AttentionShape shape = attention_shape(pass, sizeof(T), Columns);
   constexpr int M = shape.tiles, N = shape.step / 8, C = Columns / 8;
   constexpr int Count = of_keys ? N : M;
-  using Bits = std::conditional_t<of_keys, KeyBits<M, shape.step>, QueryBits<M, shape.step>>;
+  using Bits = std::conditional_t<of_keys, KeyBits<shape.step>, QueryBits<M, shape.step>>;
   FASTRNN_SHARED(T, memory);
   const Lane at;
   const Index pairs = a.batch * a.heads, pair = blockIdx.x % pairs, rest = blockIdx.x / pairs;
@@ -153,14 +150,14 @@ __global__ void __launch_bounds__(attention_threads)
   const auto scale = [&](int, int) { return S(a.scale); };
   if constexpr (of_keys) {
     const Index begin = a.causal ? block_row / shape.step * shape.step : 0;
-    walk<Bits>(shared, keys, block_row, queries, 0, begin, a.queries, look, work);
+    walk<Bits>(at, shared, keys, block_row, queries, 0, begin, a.queries, look, work);
     const Source<T> to_key(a.grad_key, pair, a.heads, a.keys, a.size);
     const Source<T> to_value(a.grad_value, pair, a.heads, a.keys, a.value_size);
     put_rows(at, sums, row, from, to_key, scale);
     put_rows(at, value_sums, row, from, to_value, [](int, int) { return S(1); });
   } else {
     const Index past = block_row + p.rows, end = a.causal && past < a.keys ? past : a.keys;
-    walk<Bits>(shared, queries, block_row, keys, 0, 0, end, look, work);
+    walk<Bits>(at, shared, queries, block_row, keys, 0, 0, end, look, work);
     const Source<T> to_query(a.grad_query, pair, a.heads, a.queries, a.size);
     put_rows(at, sums, row, from, to_query, scale);
   }
@@ -169,7 +166,7 @@ __global__ void __launch_bounds__(attention_threads)
 // The mask's gradient: slopes, summed over what the mask is broadcast along. A block owns some of
 // the mask's rows and columns, or all of an axis that it is broadcast along.
 template <class T>
-__global__ void __launch_bounds__(attention_threads)
+__global__ void __launch_bounds__(attention_threads, 1)
     attention_grad_mask(AttentionGradients a, AttentionPlan p) {
   using S = Sum<T>;
   constexpr AttentionShape shape = attention_shape(AttentionPass::mask, sizeof(T), 0);
@@ -182,7 +179,8 @@ __global__ void __launch_bounds__(attention_threads)
   const Index own_heads = grad.head ? a.heads : 1, masks_ = (grad.batch ? a.batch : 1) * own_heads;
   const Index row_blocks = every_row ? 1 : (a.queries + p.rows - 1) / p.rows;
   const Index mask = blockIdx.x % masks_, block = blockIdx.x / masks_;
-  const Index first_row = block % row_blocks * p.rows, first_column = block / row_blocks * shape.step;
+  const Index first_row = block % row_blocks * p.rows,
+              first_column = block / row_blocks * shape.step;
   const Shared<T> shared{memory, p, true, shape.step};
   const T* const own[2] = {shared.own(0) + at.warp * shape.rows() * p.strides[0],
                            shared.own(1) + at.warp * shape.rows() * p.strides[1]};
@@ -209,6 +207,7 @@ __global__ void __launch_bounds__(attention_threads)
         wait_copies<0>();
         __syncthreads();
         if (!bits.any) continue;
+        bits.spread(at);
         Statistics<T, M> statistics;
         statistics.load(a, pair, [&](int m, int x) { return row + at.row(m, x); });
         const Slopes<T, M, N, Bits> found(at, masks, p, bits, statistics, own, streamed, row,
@@ -231,8 +230,8 @@ __global__ void __launch_bounds__(attention_threads)
           total.d[0][n][e];
   __syncthreads();
   const int rows = int(p.rows), down = every_row ? rows : 1, along = every_column ? shape.step : 1;
-  T* const to = static_cast<T*>(grad.data) + mask / own_heads * grad.batch +
-                mask % own_heads * grad.head;
+  T* const to =
+      static_cast<T*>(grad.data) + mask / own_heads * grad.batch + mask % own_heads * grad.head;
   for (int i = int(threadIdx.x); i < rows / down * (shape.step / along); i += int(blockDim.x)) {
     const int r = i / (shape.step / along), c = i % (shape.step / along);
     if (first_row + r >= a.queries || first_column + c >= a.keys) continue;

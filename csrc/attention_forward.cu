@@ -50,7 +50,7 @@ struct Softmax {
 };
 
 template <class T, int Columns>
-__global__ void __launch_bounds__(attention_threads)
+__global__ void __launch_bounds__(attention_threads, 1)
     attention_forward(AttentionForward a, AttentionPlan p) {
   using S = Sum<T>;
   constexpr AttentionShape shape = attention_shape(AttentionPass::forward, sizeof(T), Columns);
@@ -70,7 +70,6 @@ __global__ void __launch_bounds__(attention_threads)
                          {a.value, pair, a.heads, a.keys, a.value_size}};
   const Shared<T> shared{memory, p, false, shape.step};
   const Masks<T> masks(a, pair);
-  const S scale = S(a.scale) * exponent_unit<T>;
   Softmax<T, M, C> rows{};
 #pragma unroll
   for (int m = 0; m < M; ++m) rows.most[m][0] = rows.most[m][1] = -infinity<S>;
@@ -79,20 +78,7 @@ __global__ void __launch_bounds__(attention_threads)
     Tiles<S, M, N> scores{};
     multiply_rows(at, shared.own(0) + at.warp * shape.rows() * p.strides[0], p.strides[0],
                   shared.streamed(buffer, 0), p.strides[0], p.widths[0], scores);
-#pragma unroll
-    for (int m = 0; m < M; ++m)
-#pragma unroll
-      for (int n = 0; n < N; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          S& score = scores.d[m][n][e];
-          score *= scale;
-          if (bits.all && a.mask_kind != Mask::additive) continue;
-          if (!bits(m, n, e))
-            score = -infinity<S>;
-          else if (a.mask_kind == Mask::additive)
-            score += masks.added(row + at.row(m, e / 2), key + at.column(n, e % 2));
-        }
+    mask_scores(at, masks, bits, row, key, scores);
     rows.add(scores);
     if (a.seed) {
 #pragma unroll
@@ -110,7 +96,8 @@ __global__ void __launch_bounds__(attention_threads)
   };
   const Index past = block_row + p.rows;
   walk<Bits>(
-      shared, own, block_row, streamed, from, Index(0), a.causal && past < a.keys ? past : a.keys,
+      at, shared, own, block_row, streamed, from, Index(0),
+      a.causal && past < a.keys ? past : a.keys,
       [&](Bits& bits, Index key) { bits.look(at, masks, row, key); }, work);
 
   const S keep = S(1 / (1 - a.dropout));

@@ -28,6 +28,10 @@ __device__ __forceinline__ Sum<T> exponential(Sum<T> x) {
 __device__ __forceinline__ float logarithm(float x) { return ::logf(x); }
 __device__ __forceinline__ double logarithm(double x) { return ::log(x); }
 
+__device__ __forceinline__ std::uint32_t first_bits(int count) {
+  return count < 32 ? (1u << count) - 1 : ~0u;
+}
+
 // One pair of batch and head.
 template <class T>
 struct Masks {
@@ -49,12 +53,19 @@ struct Masks {
   __device__ __forceinline__ Sum<T> added(Index i, Index j) const {
     return widen(values[place(i, j)]) * exponent_unit<T>;
   }
-  // The mask's own word on query i and key j.
-  __device__ __forceinline__ bool attends(Index i, Index j) const {
-    return bytes ? bytes[place(i, j)] != 0 : !(widen(values[place(i, j)]) == -infinity<Sum<T>>);
-  }
-  __device__ __forceinline__ bool inside(Index i, Index j) const {
-    return i < a.queries && j < a.keys && !(a.causal && j > i);
+
+  // Of the keys j to j + Count - 1 those that query i attends to, a bit each.
+  template <int Count>
+  __device__ __forceinline__ std::uint32_t counting(Index i, Index j) const {
+    const Index end = a.causal && i + 1 < a.keys ? i + 1 : a.keys;
+    const Index inside = i < a.queries ? end - j : 0;
+    std::uint32_t bits = inside <= 0 ? 0 : first_bits(inside < Count ? int(inside) : Count);
+    if (a.mask_kind == Mask::none || bits == 0) return bits;
+    const Index at = place(i, j);
+    if (a.mask_column == 0) return (bytes ? allows(bytes[at]) : allows(values[at])) ? bits : 0;
+    const bool whole = j + Count <= a.keys;
+    return bits & (bytes ? of_row<Count>(bytes + at, bits, whole)
+                         : of_row<Count>(values + at, bits, whole));
   }
 
   // Whether dropout keeps the weights of query i and of key j, and of the one after an even j.
@@ -66,114 +77,116 @@ struct Masks {
     device::philox<1>(std::uint64_t(*a.seed), std::uint32_t(j / 4), pair, std::uint32_t(i), 0,
                       words);
     // Chosen, not indexed: an index would put the words into the device's local memory.
-    const std::uint32_t first = j & 2 ? (j & 1 ? words[3] : words[2]) : (j & 1 ? words[1] : words[0]);
+    const std::uint32_t first =
+        j & 2 ? (j & 1 ? words[3] : words[2]) : (j & 1 ? words[1] : words[0]);
     return {first >= a.dropped_below, (j & 2 ? words[3] : words[1]) >= a.dropped_below};
-  }
-};
-
-// Which of a warp's scores count, bit by bit, where its rows are queries and its columns keys.
-template <int M, int Step>
-struct QueryBits {
-  static constexpr bool of_keys = false;
-  static constexpr int W = (Step + 31) / 32;
-  std::uint32_t words[M][2][W];  // of the lane's rows, shifted to its first column
-  bool any, all;                 // of the warp's
-
-  __device__ __forceinline__ bool operator()(int m, int n, int e) const {
-    return words[m][e / 2][n / 4] >> (8 * (n % 4) + e % 2) & 1;
-  }
-
-  template <class T>
-  __device__ __forceinline__ void look(const Lane& at, const Masks<T>& masks, Index row,
-                                       Index column) {
-    const Attention& a = masks.a;
-#pragma unroll
-    for (int m = 0; m < M; ++m)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const Index i = row + at.row(m, h);
-        Index end = a.causal && i + 1 < a.keys ? i + 1 : a.keys;
-        end = i < a.queries ? end - column : 0;
-#pragma unroll
-        for (int w = 0; w < W; ++w) {
-          const Index bits = end - 32 * w;
-          words[m][h][w] = bits <= 0 ? 0 : ~0u >> (bits < 32 ? 32 - bits : 0);
-          if (Step < 32) words[m][h][w] &= (1u << Step % 32) - 1;
-        }
-        if (a.mask_kind == Mask::none) continue;
-        const bool one_row = a.mask.row == 0;
-#pragma unroll
-        for (int r = 0; r < 8; ++r)
-#pragma unroll
-          for (int w = 0; w < W; ++w) {
-            if (one_row && r > 0) continue;
-            const Index query = row + 16 * m + 8 * h + r, key = column + 32 * w + at.lane;
-            const bool there = query < a.queries && key < a.keys && at.lane < Step;
-            const std::uint32_t votes = ballot(there && masks.attends(query, key));
-            if (one_row || r == at.group) words[m][h][w] &= votes;
-          }
-      }
-    sum_up(at);
   }
 
  private:
-  __device__ __forceinline__ void sum_up(const Lane& at) {
-    constexpr std::uint32_t full = Step < 32 ? (1u << Step % 32) - 1 : ~0u;
-    std::uint32_t one = 0, every = full;
+  static __device__ __forceinline__ bool allows(unsigned char byte) { return byte != 0; }
+  static __device__ __forceinline__ bool allows(T value) {
+    return !(widen(value) == -infinity<Sum<T>>);
+  }
+
+  // The bits of Count values side by side, 16 bytes at a time where all are there, or one by one.
+  template <int Count, class V>
+  static __device__ __forceinline__ std::uint32_t of_row(const V* row, std::uint32_t wanted,
+                                                         bool whole) {
+    constexpr int width = 16 / int(sizeof(V));
+    std::uint32_t bits = 0;
+    if (Count % width == 0 && whole && reinterpret_cast<std::uintptr_t>(row) % 16 == 0) {
+      Packet<V, width> pieces[Count / width + (Count < width)];
 #pragma unroll
-    for (int m = 0; m < M; ++m)
+      for (int i = 0; i < Count / width; ++i) pieces[i] = load<V, width>(row + i * width);
 #pragma unroll
-      for (int h = 0; h < 2; ++h)
-#pragma unroll
-        for (int w = 0; w < W; ++w) {
-          one |= words[m][h][w], every &= words[m][h][w];
-          words[m][h][w] >>= 2 * at.place;
-        }
-    any = ballot(one != 0) != 0;
-    all = ballot(every != full) == 0;
+      for (int i = 0; i < Count; ++i)
+        bits |= std::uint32_t(allows(pieces[i / width].values[i % width])) << i;
+    } else {
+#pragma unroll 8
+      for (int i = 0; i < Count; ++i)
+        if (wanted >> i & 1) bits |= std::uint32_t(allows(row[i])) << i;
+    }
+    return bits;
   }
 };
 
-// The same where the rows are keys and the columns queries.
+// A warp's rows are queries and its columns keys, or the other way round. Which of the scores
+// count, one bit each: lane by lane a query's keys, one register, until `spread` hands each lane
+// those of its own scores.
 template <int M, int Step>
-struct KeyBits {
-  static constexpr bool of_keys = true;
-  static constexpr int N = Step / 8;
-  std::uint32_t words[M][N];  // 16 keys of the lane's even column, 16 of its odd one, shifted
-  bool any, all;
-
-  __device__ __forceinline__ bool operator()(int m, int n, int e) const {
-    return words[m][n] >> (16 * (e % 2) + 8 * (e / 2)) & 1;
-  }
+struct QueryBits {
+  static constexpr bool of_keys = false;
+  std::uint32_t own;          // of query `lane` of the rows
+  bool any, all;              // of the warp's scores count
+  std::uint32_t words[M][2];  // of the lane's rows, from its first column on
 
   template <class T>
   __device__ __forceinline__ void look(const Lane& at, const Masks<T>& masks, Index row,
                                        Index column) {
-    const Attention& a = masks.a;
-    const Index last_key = row + 16 * M - 1, last_query = column + Step - 1;
-    any = all = a.mask_kind == Mask::none && last_key < a.keys && last_query < a.queries &&
-                !(a.causal && last_key > column);
-    std::uint32_t one = 0, every = ~0u;
+    own = masks.template counting<Step>(row + at.lane % (16 * M), column);
+    any = ballot(own != 0) != 0;
+    all = ballot(own != first_bits(Step)) == 0;
+  }
+  __device__ __forceinline__ void spread(const Lane& at) {
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
-      for (int n = 0; n < N; ++n) {
-        words[m][n] = ~0u;
-        if (all) continue;
-#pragma unroll
-        for (int two = 0; two < 4; ++two) {
-          const Index i = column + 8 * n + 2 * two + at.lane / 16;
-          const Index j = row + 16 * m + at.lane % 16;
-          bool counts = masks.inside(i, j);
-          if (counts && a.mask_kind != Mask::none) counts = masks.attends(i, j);
-          const std::uint32_t votes = ballot(counts);
-          one |= votes, every &= votes;
-          if (two == at.place) words[m][n] = votes >> at.group;
-        }
-      }
-    if (all) return;
-    any = one != 0, all = every == ~0u;
+      for (int h = 0; h < 2; ++h) words[m][h] = shuffle(own, at.row(m, h)) >> 2 * at.place;
+  }
+  __device__ __forceinline__ bool operator()(int m, int n, int e) const {
+    return words[m][e / 2] >> (8 * n + e % 2) & 1;
   }
 };
+
+template <int Step>
+struct KeyBits {
+  static constexpr bool of_keys = true;
+  std::uint32_t own;  // of query `lane` of the columns
+  bool any, all;
+  std::uint32_t words[Step / 8];  // 16 keys of the lane's even column, 16 of its odd one
+
+  template <class T>
+  __device__ __forceinline__ void look(const Lane& at, const Masks<T>& masks, Index row,
+                                       Index column) {
+    own = masks.template counting<16>(column + at.lane % Step, row);
+    any = ballot(own != 0) != 0;
+    all = ballot(own != first_bits(16)) == 0;
+  }
+  __device__ __forceinline__ void spread(const Lane& at) {
+#pragma unroll
+    for (int n = 0; n < Step / 8; ++n)
+      words[n] = (shuffle(own, at.column(n, 0)) | shuffle(own, at.column(n, 1)) << 16) >> at.group;
+  }
+  __device__ __forceinline__ bool operator()(int, int n, int e) const {
+    return words[n] >> (16 * (e % 2) + 8 * (e / 2)) & 1;
+  }
+};
+
+// Products of queries and keys to scores, in units of the exponential; -inf where they do not
+// count.
+template <class T, class Bits, int M, int N>
+__device__ __forceinline__ void mask_scores(const Lane& at, const Masks<T>& masks, const Bits& bits,
+                                            Index row, Index column, Tiles<Sum<T>, M, N>& scores) {
+  using S = Sum<T>;
+  const S scale = S(masks.a.scale) * exponent_unit<T>;
+  const auto each = [&](const auto& change) {
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) change(m, n, e, scores.d[m][n][e]);
+  };
+  each([&](int, int, int, S& score) { score *= scale; });
+  if (masks.a.mask_kind == Mask::additive)
+    each([&](int m, int n, int e, S& score) {
+      const Index r = row + at.row(m, e / 2), c = column + at.column(n, e % 2);
+      if (bits(m, n, e)) score += Bits::of_keys ? masks.added(c, r) : masks.added(r, c);
+    });
+  if (!bits.all)
+    each([&](int m, int n, int e, S& score) {
+      if (!bits(m, n, e)) score = -infinity<S>;
+    });
+}
 
 }  // namespace fastrnn::cuda

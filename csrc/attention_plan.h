@@ -16,14 +16,15 @@ enum class AttentionPass { forward, queries, keys, mask };
 struct AttentionShape {
   int tiles;  // of 16 rows
   int step;   // streamed rows
-  constexpr int rows() const { return 16 * tiles; }
+  FASTRNN_INLINE constexpr int rows() const { return 16 * tiles; }
 };
 
 // Chosen so that sums, scores and their gradients stay in 255 registers.
-constexpr AttentionShape attention_shape(AttentionPass pass, int bytes, int columns) {
+FASTRNN_INLINE constexpr AttentionShape attention_shape(AttentionPass pass, int bytes,
+                                                        int columns) {
   if (bytes == 8) return {1, 8};
   if (bytes == 4) return {pass == AttentionPass::forward && columns <= 64 ? 2 : 1, 16};
-  if (pass == AttentionPass::forward) return {2, columns <= 64 ? 64 : 32};
+  if (pass == AttentionPass::forward) return {2, 32};
   return {pass == AttentionPass::queries && columns <= 64 ? 2 : 1, 32};
 }
 
@@ -32,13 +33,13 @@ constexpr AttentionShape attention_shape(AttentionPass pass, int bytes, int colu
 // the streamed first and second.
 struct AttentionPlan {
   int warps, stages;
-  int parts;          // blocks that share a row's columns; of the output, each makes its own
-  std::int64_t rows;  // of a block
-  int widths[2];      // values of a row in shared memory, zeros beyond the tensor's own
-  int strides[2];     // values from row to row: an odd number of 16 bytes, which spares banks
+  int parts;            // blocks that share a row's columns; of the output, each makes its own
+  std::int64_t rows;    // of a block
+  int widths[2];        // values of a row in shared memory, zeros beyond the tensor's own
+  int strides[2];       // values from row to row: an odd number of 16 bytes, which spares banks
   std::int64_t shared;  // bytes; 0: does not fit
 
-  constexpr std::int64_t own(bool both) const {
+  FASTRNN_INLINE constexpr std::int64_t own(bool both) const {
     return rows * (strides[0] + (both ? strides[1] : 0));
   }
 };
@@ -48,7 +49,9 @@ constexpr int attention_columns(int bytes, std::int64_t width) {
   return bytes == 8 || (width > 32 && width <= 64) ? 64 : width <= 32 ? 32 : 128;
 }
 
-constexpr int rounded_up(std::int64_t n, int to) { return int((n + to - 1) / to * to); }
+FASTRNN_INLINE constexpr int rounded_up(std::int64_t n, int to) {
+  return int((n + to - 1) / to * to);
+}
 
 // `own` and the heads' sizes are of one pair of batch and head.
 constexpr AttentionPlan attention_plan(AttentionPass pass, int bytes, int columns, std::int64_t own,
@@ -56,7 +59,8 @@ constexpr AttentionPlan attention_plan(AttentionPass pass, int bytes, int column
                                        std::int64_t shared_limit) {
   const AttentionShape shape = attention_shape(pass, bytes, columns);
   const bool forward = pass == AttentionPass::forward;
-  const std::int64_t wide = size > value_size ? size : value_size, most = forward ? value_size : wide;
+  const std::int64_t wide = size > value_size ? size : value_size,
+                     most = forward ? value_size : wide;
   AttentionPlan p{};
   p.parts = pass == AttentionPass::mask || most == 0 ? 1 : int((most + columns - 1) / columns);
   const int depth = bytes == 2 ? 16 : 16 / bytes;

@@ -81,6 +81,7 @@ __device__ __forceinline__ void multiply_rows(const Lane& at, const T* a, int a_
     const int lane = at.lane;
     a += lane % 16 * a_stride + lane / 16 * 8;
     b += (lane % 8 + lane / 16 * 8) * b_stride + lane / 8 % 2 * 8;
+#pragma unroll 2
     for (int k = 0; k < width; k += 16) {
       std::uint32_t left[M][4], right[4];
 #pragma unroll
@@ -170,8 +171,7 @@ __device__ __forceinline__ void multiply_columns(const Lane& at, const Tiles<S, 
 #pragma unroll
             for (int m = 0; m < M; ++m)
 #pragma unroll
-              for (int i = 0; i < 4; ++i)
-                sums.d[m][c][i] += left[m][i / 2] * right.values[i % 2];
+              for (int i = 0; i < 4; ++i) sums.d[m][c][i] += left[m][i / 2] * right.values[i % 2];
           }
         }
   }

@@ -42,9 +42,9 @@ struct Shared {
 // Calls work(row, buffer, bits) for the steps from `begin` to `end` in which some score of this
 // warp counts. What no warp of the block needs is not even copied. look(bits, row) fills the bits.
 template <class Bits, class T, class Look, class Work>
-__device__ __forceinline__ void walk(const Shared<T>& shared, const Rows<T>& own, Index own_row,
-                                     const Rows<T>& rows, int from, Index begin, Index end,
-                                     const Look& look, const Work& work) {
+__device__ __forceinline__ void walk(const Lane& lane, const Shared<T>& shared, const Rows<T>& own,
+                                     Index own_row, const Rows<T>& rows, int from, Index begin,
+                                     Index end, const Look& look, const Work& work) {
   Bits ahead;
   // The vote is a barrier, too: after it nobody reads the step before any more.
   const auto needed_from = [&](Index row) {
@@ -62,7 +62,7 @@ __device__ __forceinline__ void walk(const Shared<T>& shared, const Rows<T>& own
   end_copies();
   for (int buffer = 0; next < end; buffer ^= int(early)) {
     const Index row = next;
-    const Bits bits = ahead;
+    Bits bits = ahead;
     next = needed_from(row + shared.step);
     if (early) {
       if (next < end) shared.fetch_step(rows, next, from, buffer ^ 1);
@@ -75,7 +75,9 @@ __device__ __forceinline__ void walk(const Shared<T>& shared, const Rows<T>& own
       wait_copies<0>();
     }
     __syncthreads();
-    if (bits.any) work(row, buffer, bits);
+    if (!bits.any) continue;
+    bits.spread(lane);
+    work(row, buffer, bits);
   }
 }
 

@@ -75,9 +75,7 @@ __device__ __forceinline__ T shuffle(T value, int lane) {
   return __shfl_sync(0xFFFFFFFFu, value, lane);
 }
 // Bit i: what lane i says.
-__device__ __forceinline__ unsigned ballot(bool value) {
-  return __ballot_sync(0xFFFFFFFFu, value);
-}
+__device__ __forceinline__ unsigned ballot(bool value) { return __ballot_sync(0xFFFFFFFFu, value); }
 // A barrier of the block's threads that also tells whether any of them says so.
 __device__ __forceinline__ bool block_any(bool value) { return __syncthreads_or(value); }
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fastrnn import _attention
-from tests.attentions import random_case
-from tests.device_attention import NAMES, run
+from tests.attentions import AXES, random_case
+from tests.device_attention import NAMES, SHARED, run
 from tests.emulator import DTYPES, EmulatorError
 from tests.layers import assert_as_close_as_torch
 
@@ -49,7 +49,10 @@ def check(device, case, dtype, **options):
     assert set(found) == set(exact)
     largest = max(t[t.isfinite()].abs().max().item() for t in exact.values() if t.numel())
     for name, ours in found.items():
-        values = [t.double().nan_to_num(nan=math.nan, posinf=9.0) for t in (ours, torchs[name], exact[name])]
+        values = [
+            t.double().nan_to_num(nan=math.nan, posinf=9.0)
+            for t in (ours, torchs[name], exact[name])
+        ]
         assert_as_close_as_torch(name, *values, FLOORS[dtype], largest)
 
 
@@ -58,3 +61,82 @@ def check(device, case, dtype, **options):
 def test_grid(device, size, dtype):
     for options in MASKS.values():
         check(device, random_case(SIZES[size], **options), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_wide_heads_within_the_least_shared_memory(device, dtype):
+    options = {"shared_limit": 99 << 10}  # of sm_120
+    check(device, random_case((1, 1, 18, 37, 130, 70), "full"), dtype, **options)
+    check(device, random_case((1, 1, 5, 9, 256, 256), "bias", True), dtype, **options)
+    with pytest.raises(EmulatorError, match="launch: error 1"):
+        check(device, random_case((1, 1, 5, 9, 256, 256)), dtype, shared_limit=16 << 10)
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_gradient_of_a_broadcast_mask(device, axes):
+    for dtype in (torch.float32, torch.bfloat16):
+        case = random_case((2, 2, 19, 40, 8, 8), axes, True, dropout_p=0.1)
+        check(device, case, dtype)
+
+
+def test_layouts(device):
+    case = random_case((2, 3, 9, 20, 16, 16), "full", is_causal=True)
+    for options in ({"misalign": 1}, {"heads_inside": True}):
+        for dtype in (torch.float16, torch.float32):
+            check(device, case, dtype, **options)
+
+
+def test_rows_and_lengths_of_nothing(device):
+    nothing = random_case((1, 2, 18, 33, 8, 8), "keys")
+    nothing.mask[:] = False
+    for case in (nothing, random_case((1, 1, 3, 0, 8, 8)), random_case((1, 1, 0, 3, 8, 8))):
+        check(device, case, torch.float16)
+    minus = random_case((1, 1, 18, 33, 8, 8), "full", additive=True)
+    minus.mask[..., 3:9, :] = -math.inf
+    check(device, minus, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_emptied_tiles_are_not_touched(device, dtype):
+    """What nobody attends to may even be NaN."""
+    case = random_case((1, 1, 40, 130, 16, 16), "full")
+    case.mask[..., :64] = False
+    expected = run(device, case, torch.ones(1, 1, 40, 16), dtype)
+    for tensor in case.tensors[1:]:
+        tensor[..., :64, :] = math.nan
+    found = run(device, case, torch.ones(1, 1, 40, 16), dtype)
+    assert torch.equal(found["output"], expected["output"])
+    assert torch.equal(found["grad_query"], expected["grad_query"])
+    assert not found["output"].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_any_order_of_threads(device, dtype):
+    case = random_case((1, 2, 35, 70, 16, 8), "bias", True, dropout_p=0.2)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(1, 2, 35, 8, generator=generator)
+    found = []
+    for seed in range(5):
+        device.clear()
+        device.seed(seed)
+        found.append({n: t.clone() for n, t in run(device, case, grad, dtype).items()})
+    assert all(torch.equal(t, found[0][n]) for other in found for n, t in other.items())
+
+
+@pytest.mark.parametrize("shared_limit", [SHARED, 16 << 10])
+def test_every_barrier_is_missed(device, shared_limit):
+    """With any one of them taken out, the emulator finds unordered accesses."""
+
+    def attend():
+        case = random_case((1, 1, 40, 140, 8, 8), "bias", True)
+        run(device, case, torch.ones(1, 1, 40, 8), torch.bfloat16, shared_limit=shared_limit)
+
+    attend()
+    sites = device.sites()
+    kinds = {site.split(" ", 1)[1] for site in sites}
+    assert kinds == {"__syncthreads", "block_any", "wait_copies"}
+    for site in sites:
+        device.clear()
+        device.remove(site)
+        with pytest.raises(EmulatorError, match="race|never written|a block that ends"):
+            attend()

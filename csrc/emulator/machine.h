@@ -66,7 +66,7 @@ struct Thread {
   unsigned votes = 0;          // of the block's it has taken part in
   std::vector<std::vector<Copy>> copies = std::vector<std::vector<Copy>>(1);  // groups; the last
                                                                               // is still open
-  std::uint32_t epoch = 0;     // stamps its accesses; grows whenever it publishes them
+  std::uint32_t epoch = 0;  // stamps its accesses; grows whenever it publishes them
   SharedClock clock;
 };
 
