@@ -13,8 +13,12 @@ from tests.device_attention import NAMES, SHARED, run
 from tests.emulator import DTYPES, EmulatorError
 from tests.layers import assert_as_close_as_torch
 
-HALVES = (torch.float16, torch.bfloat16)
-FLOORS = {d: (64 if d == torch.float64 else 4) * torch.finfo(d).eps for d in DTYPES}
+FLOORS = {
+    torch.float32: 1e-6,
+    torch.float64: 2e-14,
+    torch.float16: 4 * torch.finfo(torch.float16).eps,
+    torch.bfloat16: 4 * torch.finfo(torch.bfloat16).eps,
+}
 # B, heads, Lq, Lk, E, D: odd sizes, the seeds' own, several blocks and steps, one of each.
 SIZES = {
     "odd": (2, 2, 5, 7, 8, 6),
@@ -47,13 +51,12 @@ def check(device, case, dtype, **options):
     exact, torchs = by_reference(case, grad, torch.float64), by_reference(case, grad, dtype)
     found = run(device, case, grad, dtype, **options)
     assert set(found) == set(exact)
-    largest = max(t[t.isfinite()].abs().max().item() for t in exact.values() if t.numel())
+    for results in (exact, torchs, found):  # rows that attend to nothing have a logsumexp of inf
+        for name, tensor in results.items():
+            results[name] = tensor.double().masked_fill(tensor == math.inf, 9.0)
+    largest = max(t.abs().max().item() for t in exact.values() if t.numel())
     for name, ours in found.items():
-        values = [
-            t.double().nan_to_num(nan=math.nan, posinf=9.0)
-            for t in (ours, torchs[name], exact[name])
-        ]
-        assert_as_close_as_torch(name, *values, FLOORS[dtype], largest)
+        assert_as_close_as_torch(name, ours, torchs[name], exact[name], FLOORS[dtype], largest)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -123,13 +126,13 @@ def test_any_order_of_threads(device, dtype):
     assert all(torch.equal(t, found[0][n]) for other in found for n, t in other.items())
 
 
-@pytest.mark.parametrize("shared_limit", [SHARED, 16 << 10])
+@pytest.mark.parametrize("shared_limit", [SHARED, 15 << 10])
 def test_every_barrier_is_missed(device, shared_limit):
     """With any one of them taken out, the emulator finds unordered accesses."""
 
     def attend():
-        case = random_case((1, 1, 40, 140, 8, 8), "bias", True)
-        run(device, case, torch.ones(1, 1, 40, 8), torch.bfloat16, shared_limit=shared_limit)
+        case = random_case((2, 1, 40, 140, 8, 8), "bias", True)
+        run(device, case, torch.ones(2, 1, 40, 8), torch.bfloat16, shared_limit=shared_limit)
 
     attend()
     sites = device.sites()
