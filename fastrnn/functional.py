@@ -216,7 +216,7 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
         TypeError: `module` is not one of ours.
     """
     if isinstance(projection := getattr(module, "q_proj", None), torch.nn.Linear):
-        like, n_heads = projection.weight if input is None else input, int(module.n_heads)  # type: ignore[arg-type]
+        like, n_heads = projection.weight if input is None else input, getattr(module, "n_heads", 1)
         return "\n".join(explained(like.new_empty(1, projection.out_features // n_heads)))
     name = getattr(module, "cell_name", None)
     if name not in CELLS:

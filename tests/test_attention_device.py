@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
+import fastrnn
 from build_tools import toolchain
-from fastrnn import _attention
+from fastrnn import _attention, _cuda, _library, attention
 from tests import emulated
 from tests.attentions import random_case
 from tests.emulator import DTYPES
@@ -96,3 +98,21 @@ def test_wrong_arguments_raise():
             forward(*args)
     with pytest.raises(RuntimeError, match="heads of at most 256 units, got 257"):
         forward(wide, wide, wide, None, None, False, 0.0, 1.0)
+
+
+@pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
+def test_the_choice_on_a_gpu(monkeypatch):
+    """Native first; a head too wide for all kernels goes to torch."""
+    monkeypatch.setattr(_cuda, "_known", {0: _cuda.Facts(90, 132, 232448)})
+
+    def told(width, dtype):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return attention.explained(torch.empty(1, 2, 5, width, device="cuda:0", dtype=dtype))
+
+    for width, dtype in ((256, torch.bfloat16), (128, torch.float64)):
+        assert told(width, dtype)[0] == "native: runs masked attention (tiles on the GPU)"
+    wide = told(300, torch.float16)
+    assert wide[0].startswith("reference: runs masked attention")
+    assert "native: no, the CUDA kernels take heads of at most 256 units, got 300" in wide
+    with fastrnn.use_backend("triton"):
+        assert told(64, torch.float16)[0] == "triton: runs masked attention (fused Triton kernels)"
