@@ -68,39 +68,21 @@ struct Slopes {
     multiply_rows(at, own[0], p.strides[0], streamed[0], p.strides[0], deep[0], weights);
     multiply_rows(at, own[1], p.strides[1], streamed[1], p.strides[1], deep[1], slopes);
     mask_scores(at, masks, bits, row, column, weights);
-    const S share = S(1 / (1 - a.dropout));
+    const std::uint32_t kept = a.seed ? kept_bits<Bits, M, N>(at, masks, row, column) : ~0u;
+    const S share = a.seed ? S(1 / (1 - a.dropout)) : S(1);
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
       for (int n = 0; n < N; ++n)
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          S factor[2] = {1, 1};
-          if (a.seed) {
-            bool kept[2];
-            draw(masks, row + at.row(m, h), column + at.column(n, 0), kept);
-            factor[0] = kept[0] ? share : S(0), factor[1] = kept[1] ? share : S(0);
-          }
-#pragma unroll
-          for (int x = 0; x < 2; ++x) {
-            const int i = of_keys ? n % Count : m % Count, y = of_keys ? x : h;
-            S &weight = weights.d[m][n][2 * h + x], &slope = slopes.d[m][n][2 * h + x];
-            weight = exponential<T>(weight - statistics.log[i][y]);
-            slope = weight * (slope * factor[x] - statistics.mean[i][y]);
-            weight *= factor[x];
-          }
+        for (int e = 0; e < 4; ++e) {
+          const int i = of_keys ? n % Count : m % Count, x = of_keys ? e % 2 : e / 2;
+          const S factor = kept >> (4 * (m * N + n) + e) & 1 ? share : S(0);
+          S &weight = weights.d[m][n][e], &slope = slopes.d[m][n][e];
+          weight = exponential<T>(weight - statistics.log[i][x]);
+          slope = weight * (slope * factor - statistics.mean[i][x]);
+          weight *= factor;
         }
-  }
-
- private:
-  static __device__ __forceinline__ void draw(const Masks<T>& masks, Index row, Index column,
-                                              bool (&kept)[2]) {
-    if constexpr (of_keys) {
-      for (int x = 0; x < 2; ++x) kept[x] = masks.kept(column + x, row).first;
-    } else {
-      const auto both = masks.kept(row, column);
-      kept[0] = both.first, kept[1] = both.second;
-    }
   }
 };
 

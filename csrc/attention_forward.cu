@@ -81,16 +81,14 @@ __global__ void __launch_bounds__(attention_threads, 1)
     mask_scores(at, masks, bits, row, key, scores);
     rows.add(scores);
     if (a.seed) {
+      const std::uint32_t kept = kept_bits<Bits, M, N>(at, masks, row, key);
 #pragma unroll
       for (int m = 0; m < M; ++m)
 #pragma unroll
         for (int n = 0; n < N; ++n)
 #pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const auto kept = masks.kept(row + at.row(m, h), key + at.column(n, 0));
-            if (!kept.first) scores.d[m][n][2 * h] = 0;
-            if (!kept.second) scores.d[m][n][2 * h + 1] = 0;
-          }
+          for (int e = 0; e < 4; ++e)
+            if (!(kept >> (4 * (m * N + n) + e) & 1)) scores.d[m][n][e] = 0;
     }
     multiply_columns(at, scores, shared.streamed(buffer, 1), p.strides[1], rows.sums);
   };

@@ -189,4 +189,21 @@ __device__ __forceinline__ void mask_scores(const Lane& at, const Masks<T>& mask
     });
 }
 
+// Which of a lane's weights dropout keeps: bit 4 * (m * N + n) + e. One at a time, as many at once
+// would need as many registers.
+template <class Bits, int M, int N, class T>
+__device__ __forceinline__ std::uint32_t kept_bits(const Lane& at, const Masks<T>& masks, Index row,
+                                                   Index column) {
+  static_assert(4 * M * N <= 32);
+  std::uint32_t bits = 0;
+#pragma unroll 1
+  for (int i = 0; i < 2 * M * N; ++i) {
+    const Index r = row + at.row(i / (2 * N), i % 2), c = column + at.column(i / 2 % N, 0);
+    auto both = masks.kept(Bits::of_keys ? c : r, Bits::of_keys ? r : c);
+    if (Bits::of_keys) both.second = masks.kept(c + 1, r).first;
+    bits |= (std::uint32_t(both.first) | std::uint32_t(both.second) << 1) << 2 * i;
+  }
+  return bits;
+}
+
 }  // namespace fastrnn::cuda

@@ -25,7 +25,8 @@ FASTRNN_INLINE constexpr AttentionShape attention_shape(AttentionPass pass, int 
   if (bytes == 8) return {1, 8};
   if (bytes == 4) return {pass == AttentionPass::forward && columns <= 64 ? 2 : 1, 16};
   if (pass == AttentionPass::forward) return {2, 32};
-  return {pass == AttentionPass::queries && columns <= 64 ? 2 : 1, 32};
+  if (pass == AttentionPass::queries) return {columns <= 64 ? 2 : 1, columns == 64 ? 16 : 32};
+  return {1, columns == 128 ? 16 : 32};
 }
 
 // A block's shared memory: its own rows of the first tensor (queries or keys) and but for the
