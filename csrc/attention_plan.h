@@ -24,7 +24,7 @@ FASTRNN_INLINE constexpr AttentionShape attention_shape(AttentionPass pass, int 
                                                         int columns) {
   if (bytes == 8) return {1, 8};
   if (bytes == 4) return {pass == AttentionPass::forward && columns <= 64 ? 2 : 1, 16};
-  if (pass == AttentionPass::forward) return {2, 32};
+  if (pass == AttentionPass::forward) return {2, columns == 128 ? 16 : 32};
   if (pass == AttentionPass::queries) return {columns <= 64 ? 2 : 1, columns == 64 ? 16 : 32};
   return {1, columns == 128 ? 16 : 32};
 }
