@@ -46,9 +46,9 @@ int backward(const AttentionGradients& a, std::int64_t shared_limit, void* strea
   int error = means<T>(a, stream);
   const int columns = attention_columns(sizeof(T), a.size > a.value_size ? a.size : a.value_size);
   if (error == 0) {
-    if (columns == 64) error = rows<T, 64>(a, shared_limit, stream);
+    if (columns == 32) error = rows<T, 32>(a, shared_limit, stream);
     if constexpr (sizeof(T) < 8) {
-      if (columns == 32) error = rows<T, 32>(a, shared_limit, stream);
+      if (columns == 64) error = rows<T, 64>(a, shared_limit, stream);
       if (columns == 128) error = rows<T, 128>(a, shared_limit, stream);
     }
   }

@@ -125,12 +125,12 @@ int forward_of(const AttentionForward& a, std::int64_t shared_limit, void* strea
 
 template <class T>
 int forward(const AttentionForward& a, std::int64_t shared_limit, void* stream) {
-  const auto run = attention_columns(sizeof(T), a.value_size);
+  const int columns = attention_columns(sizeof(T), a.value_size);
   if constexpr (sizeof(T) < 8) {
-    if (run == 32) return forward_of<T, 32>(a, shared_limit, stream);
-    if (run == 128) return forward_of<T, 128>(a, shared_limit, stream);
+    if (columns == 64) return forward_of<T, 64>(a, shared_limit, stream);
+    if (columns == 128) return forward_of<T, 128>(a, shared_limit, stream);
   }
-  return forward_of<T, 64>(a, shared_limit, stream);
+  return forward_of<T, 32>(a, shared_limit, stream);
 }
 
 }  // namespace

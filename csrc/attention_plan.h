@@ -47,7 +47,7 @@ struct AttentionPlan {
 
 // How many columns of a result a block makes.
 constexpr int attention_columns(int bytes, std::int64_t width) {
-  return bytes == 8 || (width > 32 && width <= 64) ? 64 : width <= 32 ? 32 : 128;
+  return bytes == 8 || width <= 32 ? 32 : width <= 64 ? 64 : 128;
 }
 
 FASTRNN_INLINE constexpr int rounded_up(std::int64_t n, int to) {
