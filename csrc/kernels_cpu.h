@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "attention_arguments.h"
 #include "team.h"
 
 namespace fastrnn {
@@ -114,42 +115,6 @@ struct CrossEntropy {
   void* grad_hidden;  // [M, K] or null: no gradients at all
   void* grad_weight;  // [V, K]
   void* grad_bias;    // [V] or null
-};
-
-// A tensor [B, heads, L, ..] whose rows are contiguous; the strides count values and are 0 along
-// an axis it is broadcast along.
-struct Heads {
-  void* data;
-  std::int64_t batch, head, row;
-};
-
-enum class Mask { none, boolean, additive };
-
-// softmax(scale Q K^T + mask) V of every head.
-struct Attention {
-  std::int64_t batch, heads, queries, keys, size, value_size;  // B, heads, Lq, Lk, E, D
-  Heads query, key, value;                                     // rows of E, E and D
-  Mask mask_kind;
-  Heads mask;                // bytes (0: do not attend) or values to add
-  std::int64_t mask_column;  // its stride along the keys, 1 or 0
-  bool causal;
-  double scale;
-  double dropout;               // 0: none
-  std::uint32_t dropped_below;  // random words that take a weight away
-  std::uint64_t seed;
-};
-
-struct AttentionForward : Attention {
-  Heads output;     // rows of D
-  void* logsumexp;  // [B, heads, Lq]; +inf where a row attends to nothing
-};
-
-struct AttentionBackward : Attention {
-  Heads grad_output, output;
-  const void* logsumexp;
-  Heads grad_query, grad_key, grad_value;
-  Heads grad_mask;  // null data: not wanted
-  std::int64_t grad_mask_column;
 };
 
 struct AttentionKernels {

@@ -9,6 +9,16 @@
 
 namespace fastrnn::cuda {
 
+Dtype dtype_of(const Tensor& tensor) {
+  using torch::headeronly::ScalarType;
+  const ScalarType type = tensor.scalar_type();
+  if (type == ScalarType::Float) return Dtype::float32;
+  if (type == ScalarType::Double) return Dtype::float64;
+  if (type == ScalarType::Half) return Dtype::float16;
+  check(type == ScalarType::BFloat16, "the CUDA kernels take floating-point tensors");
+  return Dtype::bfloat16;
+}
+
 namespace {
 
 using torch::headeronly::ScalarType;
@@ -25,15 +35,6 @@ class NoGrad {
  private:
   const bool before_;
 };
-
-Dtype dtype_of(const Tensor& tensor) {
-  const ScalarType type = tensor.scalar_type();
-  if (type == ScalarType::Float) return Dtype::float32;
-  if (type == ScalarType::Double) return Dtype::float64;
-  if (type == ScalarType::Half) return Dtype::float16;
-  check(type == ScalarType::BFloat16, "the CUDA kernels take floating-point tensors");
-  return Dtype::bfloat16;
-}
 
 Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
 

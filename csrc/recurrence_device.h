@@ -27,13 +27,16 @@ struct Device {
   const char* (*error_text)(int error);
 };
 
-// The device that a tensor is on, current for as long as `guard` lives. recurrence_device.cpp calls
-// it; whoever links that file defines it.
+// The device that a tensor is on, current for as long as `guard` lives. recurrence_device.cpp and
+// attention_device.cpp call it; whoever links those files defines it.
 struct Current {
   Device device;
   std::shared_ptr<void> guard;
 };
 Current current(const Tensor& tensor);
+
+// Throws for what the kernels do not take.
+Dtype dtype_of(const Tensor& tensor);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
     const Tensor& input, const Tensor& state, const std::optional<Tensor>& weight_ih,

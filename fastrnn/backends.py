@@ -115,6 +115,7 @@ def choose(
     input: Tensor,
     lacks: str | None = None,
     native_lacks: str | None = None,
+    triton_lacks: str | None = None,
     features: Collection[str] = (),
 ) -> Choice:
     """Pick the backend of a recurrence.
@@ -123,6 +124,7 @@ def choose(
         input: any tensor of the recurrence's dtype and device.
         lacks: why no kernels can run it; default None: some can.
         native_lacks: why the C++ kernels alone cannot; default None.
+        triton_lacks: the same of the Triton kernels; default None.
         features: names of the options in use; default none.
 
     Returns:
@@ -133,7 +135,7 @@ def choose(
     """
     refusals = {
         "native": _native_refusal(input, features, lacks or native_lacks),
-        "triton": _triton_refusal(input, features, lacks),
+        "triton": _triton_refusal(input, features, lacks or triton_lacks),
         "reference": None,
     }
     possible = [name for name, reason in refusals.items() if reason is None]
@@ -185,13 +187,14 @@ def chosen(
     input: Tensor,
     lacks: str | None = None,
     native_lacks: str | None = None,
+    triton_lacks: str | None = None,
     features: Collection[str] = (),
 ) -> str:
     """The backend that `choose` picks, found faster; same arguments and errors."""
     lacking = lacks or native_lacks
     if _current in ("auto", "native") and _native_refusal(input, features, lacking) is None:
         return "native"
-    return choose(input, lacks, native_lacks, features).backend
+    return choose(input, lacks, native_lacks, triton_lacks, features).backend
 
 
 def show_config() -> str:

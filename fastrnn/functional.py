@@ -11,6 +11,7 @@ from fastrnn import _arguments, cells, ops, triton_ops
 from fastrnn._arguments import Rates
 from fastrnn._autocast import autocasts
 from fastrnn._cell import Tensors
+from fastrnn.attention import explained
 from fastrnn.attention import masked_attention as masked_attention
 from fastrnn.backends import choose, chosen, lacking, scheduled
 from fastrnn.cells import CELLS, COMPILED
@@ -205,7 +206,7 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
     """Say which backend and schedule a module runs on, and why the others do not.
 
     Args:
-        module: one of this package's recurrent modules.
+        module: one of this package's recurrent modules, or a `MultiHeadAttention`.
         input: what it will be called with; default None: a tensor like its weights.
 
     Returns:
@@ -214,6 +215,9 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
     Raises:
         TypeError: `module` is not one of ours.
     """
+    if isinstance(projection := getattr(module, "q_proj", None), torch.nn.Linear):
+        like, n_heads = projection.weight if input is None else input, getattr(module, "n_heads", 1)
+        return "\n".join(explained(like.new_empty(1, projection.out_features // n_heads)))
     name = getattr(module, "cell_name", None)
     if name not in CELLS:
         raise TypeError(f"explain: module must be a fastrnn module, got {type(module).__name__}")

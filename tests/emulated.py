@@ -1,4 +1,4 @@
-"""The CUDA operators on CPU tensors: csrc/recurrence_device.cpp over the emulated kernels."""
+"""The CUDA operators on CPU tensors: csrc/*_device.cpp over the emulated kernels."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 
 from build_tools import runner, toolchain, torch_location
 from build_tools.plan import STABLE_ABI
-from fastrnn import _library, ops
+from fastrnn import _attention, _library, ops
 from tests import emulator
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
-    *(f"csrc/{name}.cpp" for name in ("recurrence_device", "recurrence", "checks", "plan", "walk")),
+    *(f"csrc/{name}_device.cpp" for name in ("attention", "recurrence")),
+    *(f"csrc/{name}.cpp" for name in ("attention", "recurrence", "checks", "plan", "walk")),
     "tests/emulated.cpp",
 )
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-DFASTRNN_CUDA=1"]
@@ -48,11 +49,14 @@ def operators() -> Any:
     path = build()
     definitions = torch.library.Library("fastrnn_emulated", "DEF")
     wanted = ("recurrence(", "recurrence_backward(", "use_cuda_schedule(", "cuda_barriers(")
+    wanted += ("masked_attention(", "masked_attention_backward(")
     for schema in _library._SCHEMAS:
         if schema.startswith(wanted):
             definitions.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.ops.load_library(str(path))
     fakes = {"recurrence": ops._fake_forward, "recurrence_backward": ops._fake_backward}
+    fakes["masked_attention"] = _attention._fake_forward
+    fakes["masked_attention_backward"] = _attention._fake_backward
     for name, fake in fakes.items():
         torch.library.register_fake(f"fastrnn_emulated::{name}", fake, lib=definitions)
     operators.definitions = definitions  # type: ignore[attr-defined] # they live as long as it

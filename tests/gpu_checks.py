@@ -20,6 +20,7 @@ import torch
 import fastrnn
 from fastrnn import _cuda, ops
 from fastrnn.cells import CELLS, COMPILED
+from tests.gpu_attention import attention_checks
 from tests.layers import NAMES, Layer, assert_as_close_as_torch, random_layer
 
 # A few roundings of each dtype, relative to the largest value.
@@ -254,19 +255,16 @@ def checks() -> dict[str, Check]:
     for cell in ("lstm", "gru", "transformer"):
         found[f"training-graph-{cell}"] = partial(training_graph_agrees, cell)
     others = {"they-run": they_run, "streams": streams_are_kept, "devices": devices_are_checked}
-    return found | others
+    return found | attention_checks(FLOORS) | others
 
 
 def main() -> int:
     """Run them all, or the small ones; exit status 1 if one failed."""
+    some = ("lstm-bfloat16-small", "gru-float32-small", "added-bfloat16-small")
     parser = argparse.ArgumentParser(prog="python -m tests.gpu_checks", description=__doc__)
     parser.add_argument("--small", action="store_true", help="a few small layers")
     small = parser.parse_args().small
-    wanted = {
-        name: check
-        for name, check in checks().items()
-        if not small or name.endswith(("lstm-bfloat16-small", "gru-float32-small"))
-    }
+    wanted = {name: check for name, check in checks().items() if not small or name.endswith(some)}
     failed = []
     for name, check in wanted.items():
         try:

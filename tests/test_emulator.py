@@ -139,7 +139,9 @@ def test_narrow_numbers_are_torchs(device, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["test_cuda_step.py", "test_cuda_persistent.py"])
+@pytest.mark.parametrize(
+    "file", ["test_cuda_step.py", "test_cuda_persistent.py", "test_cuda_attention.py"]
+)
 def test_kernels_have_no_undefined_behaviour(file):
     command = [sys.executable, "-m", "pytest", "-q", "-x", f"tests/{file}"]
     environment = os.environ | {UNDEFINED_TOO: "1"}
