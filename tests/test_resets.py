@@ -24,7 +24,7 @@ def pieces(b, length):
 
 def split(cell, layer, lengths, reverse):
     """Outputs per sequence and last states, each piece run on its own."""
-    x, state, *weights = layer.tensors
+    x, state, *weights = layer.tensors[:6]
     padded, outputs, lasts = (
         rnn.pad_packed_sequence(rnn.PackedSequence(x, layer.batch_sizes))[0],
         [],
@@ -51,7 +51,7 @@ def test_equals_splitting_the_sequences(cell):
     layer = random_layer(cell, sizes, IN, H)
     marks = torch.cat([RESETS[t, :n] for t, n in enumerate(sizes)])
     output, state_n = fastrnn.recurrence(
-        cell, *layer.tensors, batch_sizes=layer.batch_sizes, resets=marks
+        cell, *layer.tensors[:6], batch_sizes=layer.batch_sizes, resets=marks
     )
     outputs, expected_n = split(cell, layer, lengths, False)
     found = rnn.pad_packed_sequence(rnn.PackedSequence(output, layer.batch_sizes))[0]
@@ -83,7 +83,8 @@ def test_gradients_of_first_and_second_order(cell):
 
 def test_the_function_resets_before_the_step_in_the_order_of_running():
     layer = random_layer("gru", [1] * T, IN, H)
-    x, state, *weights = (t.unsqueeze(1) if k == 0 else t for k, t in enumerate(layer.tensors))
+    x, state, *weights = layer.tensors[:6]
+    x = x.unsqueeze(1)
     marks = torch.zeros(T, 1, dtype=torch.bool)
     marks[T - 1] = True
     output, _ = fastrnn.recurrence("gru", x, state, *weights, resets=marks, reverse=True)

@@ -50,7 +50,8 @@ def poisoned_memory():
 def test_grid(kind, shape, dtype, extras):
     sizes, input_size, hidden = SHAPES[shape]
     if shape == "one" and kind != "projected":
-        hidden = 8  # of one or two units normalised, gradients are differences of equals
+        # Of one input or two units normalised, gradients are differences of equals.
+        input_size = hidden = 8
     for reverse, bias, projected in (
         (False, True, False),
         (True, True, False),
