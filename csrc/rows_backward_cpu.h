@@ -189,14 +189,14 @@ class RowsBackward {
   void units_product(const SequenceBlocks& blocks, Index active, Index columns, Index k, const T* a,
                      const T* packed, const Finish& finish) const {
     blocks.template product<T, NV>(active, ceil_div(columns, w), k, a, k, packed,
-                                  [&](const T* tile, Index s, Index rows, Index panel) {
-                                    for (Index v = 0; v < NV; ++v) {
-                                      const Index column = (panel * NV + v) * w;
-                                      if (column >= columns) break;
-                                      for (Index r = 0; r < rows; ++r)
-                                        finish(s + r, column, V::load(tile + (r * NV + v) * w));
-                                    }
-                                  });
+                                   [&](const T* tile, Index s, Index rows, Index panel) {
+                                     for (Index v = 0; v < NV; ++v) {
+                                       const Index column = (panel * NV + v) * w;
+                                       if (column >= columns) break;
+                                       for (Index r = 0; r < rows; ++r)
+                                         finish(s + r, column, V::load(tile + (r * NV + v) * w));
+                                     }
+                                   });
   }
 
   // The gradient that reaches state i as the step made it; `through` goes on to the state before,

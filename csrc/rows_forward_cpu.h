@@ -126,17 +126,17 @@ class RowsForward {
     if (!s_.projected) return;
     constexpr int NVP = Packed::projection_vectors;
     blocks.template product<T, NVP>(active, ceil_div(P_, w), H_,
-                                   s_.reserve ? reserve(row0) + R * H_ : unprojected_,
-                                   s_.reserve ? slots_.count * H_ : H_, packed_.projection,
-                                   [&](const T* tile, Index s, Index rows, Index panel) {
-                                     for (Index v = 0; v < NVP; ++v) {
-                                       const Index unit = (panel * NVP + v) * w;
-                                       if (unit >= P_) break;
-                                       for (Index r = 0; r < rows; ++r)
-                                         move_on(0, step, row0 + s + r, s + r, unit, P_ - unit,
-                                                 V::load(tile + (r * NVP + v) * w));
-                                     }
-                                   });
+                                    s_.reserve ? reserve(row0) + R * H_ : unprojected_,
+                                    s_.reserve ? slots_.count * H_ : H_, packed_.projection,
+                                    [&](const T* tile, Index s, Index rows, Index panel) {
+                                      for (Index v = 0; v < NVP; ++v) {
+                                        const Index unit = (panel * NVP + v) * w;
+                                        if (unit >= P_) break;
+                                        for (Index r = 0; r < rows; ++r)
+                                          move_on(0, step, row0 + s + r, s + r, unit, P_ - unit,
+                                                  V::load(tile + (r * NVP + v) * w));
+                                      }
+                                    });
   }
 
   // A step's gate maths; `buffer` holds R + 1 rows [H].
