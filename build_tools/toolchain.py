@@ -87,6 +87,7 @@ def instruction_sets() -> dict[str, list[str]]:
     if platform.machine().lower() in ("x86_64", "amd64"):
         sets["avx2"] = ["-mavx2", "-mfma"]
         sets["avx512"] = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")] + ["-mfma"]
+        sets["avx512_bf16"] = [*sets["avx512"], "-mavx512bf16"]
     return sets
 
 

@@ -29,10 +29,13 @@ Tensor Checks::tensor(const char* name, const Tensor& tensor, const Shape& shape
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-void Checks::kernel_dtype(const Tensor& tensor) const {
+void Checks::kernel_dtype(const Tensor& tensor, bool bfloat16) const {
   using torch::headeronly::ScalarType;
-  (*this)(tensor.scalar_type() == ScalarType::Float || tensor.scalar_type() == ScalarType::Double,
-          "the compiled kernels take float32 and float64");
+  const ScalarType dtype = tensor.scalar_type();
+  (*this)(dtype == ScalarType::Float || dtype == ScalarType::Double ||
+              (bfloat16 && dtype == ScalarType::BFloat16),
+          "the compiled kernels take float32",
+          bfloat16 ? ", float64 and bfloat16" : " and float64");
 }
 
 }  // namespace fastrnn

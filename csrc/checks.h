@@ -43,7 +43,7 @@ struct Checks {
   Tensor tensor(const char* name, const Tensor& tensor, const Shape& shape,
                 const Tensor& like) const;
 
-  void kernel_dtype(const Tensor& tensor) const;
+  void kernel_dtype(const Tensor& tensor, bool bfloat16 = false) const;
 };
 
 }  // namespace fastrnn

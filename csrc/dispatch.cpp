@@ -13,13 +13,19 @@
 namespace fastrnn {
 
 const InstructionSet& instruction_set() {
-  static const InstructionSet sets[] = {
 #ifdef FASTRNN_HAVE_AVX512
-      {"avx512",
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"),
-       avx512::kernels, avx512::row_kernels, avx512::cross_entropy, avx512::attention,
-       avx512::multiply_adds, avx512::read_memory},
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+  static const InstructionSet sets[] = {
+#ifdef FASTRNN_HAVE_AVX512_BF16
+      {"avx512_bf16", has_avx512 && __builtin_cpu_supports("avx512bf16"), avx512_bf16::kernels,
+       avx512_bf16::row_kernels, avx512_bf16::cross_entropy, avx512_bf16::attention,
+       avx512_bf16::multiply_adds, avx512_bf16::read_memory},
+#endif
+#ifdef FASTRNN_HAVE_AVX512
+      {"avx512", has_avx512, avx512::kernels, avx512::row_kernels, avx512::cross_entropy,
+       avx512::attention, avx512::multiply_adds, avx512::read_memory},
 #endif
 #ifdef FASTRNN_HAVE_AVX2
       {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::kernels,

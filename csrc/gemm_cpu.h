@@ -3,6 +3,9 @@
 // rows x NV accumulators stays in registers.
 //
 // A sum takes k in the same order whatever the tile or the number of threads: same bits.
+//
+// Numbers that are computed in more than they are stored in (Bf16) go in as they are stored, and
+// come out as they are computed: tiles are float.
 #pragma once
 
 #include "packing_cpu.h"
@@ -25,13 +28,51 @@ constexpr int splits(Index rows) {
   return rows * NV >= 8 ? 1 : rows * NV >= 4 ? 2 : 4;
 }
 
+// What a micro-kernel multiplies: a group of neighbours along k of each lane's column (`column`),
+// or of one row in every lane (`row`), part by part.
+template <class T>
+struct Factor {
+  static constexpr int parts = 1;
+  static FASTRNN_INLINE Vec<T> column(const T* p, int) { return Vec<T>::load(p); }
+  static FASTRNN_INLINE Vec<T> row(const T* p, Index, int) { return Vec<T>(*p); }
+  static FASTRNN_INLINE Vec<T> multiply_add(Vec<T> sum, Vec<T> x, Vec<T> y) { return sum + x * y; }
+};
+
+template <>
+struct Factor<Bf16> {
+  using V = Vec<float>;
+#ifdef __AVX512BF16__
+  static constexpr int parts = 1;
+  static FASTRNN_INLINE V of(Words pairs, int) { return Floats(pairs); }
+  static FASTRNN_INLINE V multiply_add(V sum, V x, V y) {
+    return Floats(_mm512_dpbf16_ps(__m512(sum.v), __m512bh(x.v), __m512bh(y.v)));
+  }
+#else
+  static constexpr int parts = 2;
+  static FASTRNN_INLINE V of(Words pairs, int part) { return of_pair(pairs, part); }
+  static FASTRNN_INLINE V multiply_add(V sum, V x, V y) { return sum + x * y; }
+#endif
+  static FASTRNN_INLINE V column(const Bf16* p, int part) {
+    Words pairs;
+    __builtin_memcpy(&pairs, p, sizeof pairs);
+    return of(pairs, part);
+  }
+  // k: what is left of the row. A missing neighbour is 0, as the panel's.
+  static FASTRNN_INLINE V row(const Bf16* p, Index k, int part) {
+    std::uint32_t pair = p->bits;
+    if (k > 1) __builtin_memcpy(&pair, p, sizeof pair);
+    return of(Words{} + pair, part);
+  }
+};
+
 // tile[rows][stride] = a[rows, k] panel[k][NV * width], over the first `Used` vectors of each,
 // or += if `accumulate`: the product is summed before, since a small term rounds against its own
-// sum, not against a larger one.
+// sum, not against a larger one. `k_stride`: between groups of a row.
 template <class T, int Rows, int NV, int Used, int Split = 1>
-void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, Index k, T* tile,
-                  bool accumulate, Index stride = NV * width<T>) {
-  using V = Vec<T>;
+void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, Index k,
+                  Value<T>* tile, bool accumulate, Index stride = NV * width<T>) {
+  using V = Vec<Value<T>>;
+  using F = Factor<T>;
   constexpr int w = V::width;
   V sum[Split][Rows][Used];
 #pragma GCC unroll 4
@@ -39,23 +80,28 @@ void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, 
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < Used; ++v) sum[s][r][v] = V(T(0));
-  const auto multiply_add = [&](V(&into)[Rows][Used]) __attribute__((always_inline)) {
-    V b[Used];
+      for (int v = 0; v < Used; ++v) sum[s][r][v] = V(Value<T>(0));
+  const auto multiply_add = [&](V(&into)[Rows][Used], Index left) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+    for (int part = 0; part < F::parts; ++part) {
+      V b[Used];
 #pragma GCC unroll 4
-    for (int v = 0; v < Used; ++v) b[v] = V::load(panel + v * w);
+      for (int v = 0; v < Used; ++v) b[v] = F::column(panel + v * w * depth<T>, part);
 #pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) {
-      const V x(a[r * row_stride]);
+      for (int r = 0; r < Rows; ++r) {
+        const V x = F::row(a + r * row_stride, left, part);
 #pragma GCC unroll 4
-      for (int v = 0; v < Used; ++v) into[r][v] = into[r][v] + x * b[v];
+        for (int v = 0; v < Used; ++v) into[r][v] = F::multiply_add(into[r][v], x, b[v]);
+      }
     }
-    a += k_stride, panel += NV * w;
+    a += k_stride, panel += NV * w * depth<T>;
   };
-  for (; k >= Split; k -= Split)
+  constexpr Index all = depth<T>;
+  for (; k >= Split * all; k -= Split * all)
 #pragma GCC unroll 4
-    for (int s = 0; s < Split; ++s) multiply_add(sum[s]);
-  for (; k > 0; --k) multiply_add(sum[0]);
+    for (int s = 0; s < Split; ++s) multiply_add(sum[s], all);
+  for (; k >= all; k -= all) multiply_add(sum[0], all);
+  if (all > 1 && k > 0) multiply_add(sum[0], 1);
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
@@ -70,7 +116,8 @@ void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, 
 // The kernel of this many rows, which are `among` in the whole product.
 template <class T, int NV, int Used, int Rows = tile_rows<NV>>
 FASTRNN_INLINE void with_rows(Index rows, Index among, const T* a, Index row_stride, Index k_stride,
-                              const T* panel, Index k, T* tile, bool accumulate, Index stride) {
+                              const T* panel, Index k, Value<T>* tile, bool accumulate,
+                              Index stride) {
   if (rows == Rows) {
     const auto kernel = [&](auto split) __attribute__((always_inline)) {
       micro_kernel<T, Rows, NV, Used, split()>(a, row_stride, k_stride, panel, k, tile, accumulate,
@@ -99,7 +146,7 @@ constexpr int vectors_used(Index needed) {
 
 template <class T, int NV>
 FASTRNN_INLINE void tile_product(int used, Index rows, const T* a, Index row_stride, Index k_stride,
-                                 const T* panel, Index k, T* tile, bool accumulate = true,
+                                 const T* panel, Index k, Value<T>* tile, bool accumulate = true,
                                  Index stride = NV * width<T>, Index among = 0) {
   if (among == 0) among = rows;
   if (used == NV)
@@ -160,17 +207,18 @@ FASTRNN_INLINE void product(const Team& team, Index rows, Index vectors, Index k
   if (rows <= 0 || vectors == 0) return;
   among = larger(among, rows);
   constexpr Index panel_row = NV * width<T>;
-  alignas(64) T tile[tile_rows<NV> * panel_row];
+  alignas(64) Value<T> tile[tile_rows<NV> * panel_row];
   const Tiles<NV> tiles(rows, vectors);
-  const Index slices = larger(1, ceil_div(k, sum_slice));
-  const Index end = tiles.share(team.rank + 1, team.size);
-  for (Index item = tiles.share(team.rank, team.size); item < end; ++item) {
+  const Index slices = larger(1, ceil_div(k, sum_slice)), groups = ceil_div(k, depth<T>);
+  const Index last = tiles.share(team.rank + 1, team.size);
+  for (Index item = tiles.share(team.rank, team.size); item < last; ++item) {
     const auto [panel, row0, rows_here, used] = tiles[item];
     for (Index i = 0; i < slices; ++i) {
-      const Index begin = k * i / slices, depth = k * (i + 1) / slices - begin;
-      tile_product<T, NV>(used, rows_here, a + row0 * lda + begin, lda, 1,
-                          packed + (panel * k + begin) * panel_row, depth, tile, i > 0, panel_row,
-                          among);
+      const Index begin = groups * i / slices * depth<T>;
+      const Index end = smaller(k, groups * (i + 1) / slices * depth<T>);
+      tile_product<T, NV>(used, rows_here, a + row0 * lda + begin, lda, depth<T>,
+                          packed + (panel * padded<T>(k) + begin) * panel_row, end - begin, tile,
+                          i > 0, panel_row, among);
     }
     finish(tile, row0, rows_here, panel);
   }
@@ -179,94 +227,14 @@ FASTRNN_INLINE void product(const Team& team, Index rows, Index vectors, Index k
 // The finish of a product that only stores: this tile's place in out [.., columns], rows `ld`
 // apart.
 template <class T, int NV>
-void store_tile(const T* tile, Index rows, Index panel, T* out, Index columns, Index ld) {
+void store_tile(const Value<T>* tile, Index rows, Index panel, T* out, Index columns, Index ld) {
   constexpr Index w = width<T>;
   for (Index r = 0; r < rows; ++r)
     for (Index v = 0; v < NV; ++v) {
       const Index column = (panel * NV + v) * w;
       if (column < columns)
-        Vec<T>::load(tile + (r * NV + v) * w).store(out + r * ld + column, columns - column);
+        Vec<Value<T>>::load(tile + (r * NV + v) * w).store(out + r * ld + column, columns - column);
     }
-}
-
-// A product's B, packed, and where C = A B goes: C row-major [M, columns].
-template <class T>
-struct Target {
-  const T* packed;
-  Index columns;
-  T* out;
-};
-
-// out[n] = the sums of the columns of a [rows, n], rows `stride` apart, or += if `accumulate`; in
-// two levels, since one long sum would round each small term against the whole.
-template <class T>
-void add_column_sums(const T* a, Index stride, Index rows, Index n, const T* weights,
-                     bool accumulate, T* out) {
-  constexpr Index w = width<T>, level = 32;
-  for (Index column = 0; column < n; column += w) {
-    Vec<T> sum = Vec<T>::load(out + column, accumulate ? n - column : 0);
-    for (Index row = 0; row < rows; row += level) {
-      Vec<T> part(T(0));
-      for (Index i = row; i < smaller(row + level, rows); ++i) {
-        const Vec<T> x = Vec<T>::load(a + i * stride + column);
-        part = part + (weights ? Vec<T>(weights[i]) * x : x);
-      }
-      sum = sum + part;
-    }
-    sum.store(out + column, n - column);
-  }
-}
-
-// This thread's rows of C = A^T B, or C += A^T B, for several B: `a` is [k, lda] and C's row m is
-// a's column m. `sums` [m], if not null, gets the sums of a's columns, whose row i counts
-// weights[i] times (null: once). `scratch` holds `transposed_scratch` values, the thread's own.
-constexpr Index k_block = 768;
-template <class T, int NV>
-constexpr Index scratch_stride = ceil_div(tile_rows<NV>, width<T>) * width<T>;
-template <class T, int NV>
-constexpr Index transposed_scratch = k_block * scratch_stride<T, NV>;
-
-template <class T, int NV>
-void transposed_product(const Team& team, const T* a, Index lda, Index m, Index k,
-                        const Target<T>* targets, int count, T* scratch, bool accumulate = false,
-                        T* sums = nullptr, const T* weights = nullptr) {
-  constexpr Index w = width<T>, panel_width = NV * w, stride = scratch_stride<T, NV>;
-  alignas(64) T tile[tile_rows<NV> * panel_width];
-  const Index first = team.begin(m);
-  const RowBlocks<NV> blocks(team.end(m) - first);
-  const Index slices = ceil_div(k, k_block);
-  // A slice of B stays in the cache for all blocks.
-  for (Index slice = 0; slice < slices; ++slice) {
-    const Index k0 = k * slice / slices, depth = k * (slice + 1) / slices - k0;
-    const bool add = accumulate || slice > 0;
-    for (Index block = 0; block < blocks.count; ++block) {
-      const Index row0 = first + blocks.start(block);
-      const Index rows = first + blocks.start(block + 1) - row0;
-      for (Index i = 0; i < depth; ++i)
-        for (Index r = 0; r < rows; r += w)
-          Vec<T>::load(a + (k0 + i) * lda + row0 + r, rows - r).store(scratch + i * stride + r);
-      if (sums)
-        add_column_sums(scratch, stride, depth, rows, weights ? weights + k0 : nullptr, add,
-                        sums + row0);
-      for (const Target<T>* target = targets; target < targets + count; ++target) {
-        const Index panels = ceil_div(target->columns, panel_width);
-        for (Index panel = 0; panel < panels; ++panel) {
-          const T* b = target->packed + (panel * k + k0) * panel_width;
-          T* out = target->out + row0 * target->columns + panel * panel_width;
-          const Index left = target->columns - panel * panel_width;
-          tile_product<T, NV>(vectors_used<NV>(ceil_div(left, w)), rows, scratch, 1, stride, b,
-                              depth, tile, false, panel_width, m);
-          for (Index r = 0; r < rows; ++r)
-            for (Index v = 0; v < NV && v * w < left; ++v) {
-              T* const here = out + r * target->columns + v * w;
-              Vec<T> sum = Vec<T>::load(tile + (r * NV + v) * w);
-              if (add) sum = Vec<T>::load(here, left - v * w) + sum;
-              sum.store(here, left - v * w);
-            }
-        }
-      }
-    }
-  }
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -123,10 +123,10 @@ struct AttentionKernels {
 };
 
 // One translation unit per instruction set.
-//   kernels        null for a cell that has none; `dtype_bytes` is 4 (float) or 8 (double)
-//   row_kernels    the same
-//   cross_entropy  never null, nor is attention
-//   multiply_adds  keeps the team's threads busy; returns the float multiply-adds of one thread
+//   kernels        null for a cell that has none; `dtype_bytes` is 2 (bfloat16), 4 or 8 (double)
+//   row_kernels    the same, but for 4 or 8
+//   cross_entropy  never null, nor is attention; both take 4 or 8
+//   multiply_adds  keeps the team's threads busy; returns the multiply-adds of one thread, 2 or 4
 //   read_memory    reads `count` floats `rounds` times, shared between the threads
 #define FASTRNN_DECLARE(isa)                                                                       \
   namespace isa {                                                                                  \
@@ -134,12 +134,13 @@ struct AttentionKernels {
   const RowKernels* row_kernels(const char* cell, int dtype_bytes);                                \
   const Kernel<CrossEntropy>* cross_entropy(int dtype_bytes);                                      \
   const AttentionKernels* attention(int dtype_bytes);                                              \
-  double multiply_adds(const Team& team, std::int64_t rounds);                                     \
+  double multiply_adds(const Team& team, std::int64_t rounds, int dtype_bytes);                    \
   float read_memory(const Team& team, const float* data, std::int64_t count, std::int64_t rounds); \
   }
 FASTRNN_DECLARE(portable)
 FASTRNN_DECLARE(avx2)
 FASTRNN_DECLARE(avx512)
+FASTRNN_DECLARE(avx512_bf16)
 #undef FASTRNN_DECLARE
 
 }  // namespace fastrnn

@@ -40,12 +40,13 @@ Sequence sequence(const Inputs& in, const Walk& walk, const Extras& extras) {
 }
 
 const CellKernels& kernels_for(const std::string& cell, const Tensor& input) {
-  check.kernel_dtype(input);
+  check.kernel_dtype(input, true);
   return *instruction_set().kernels(cell.c_str(), int(input.element_size()));
 }
 
 // Those of whole rows, which few cells have.
 const RowKernels& row_kernels_for(const std::string& cell, const Tensor& input) {
+  check.kernel_dtype(input);
   return *instruction_set().row_kernels(cell.c_str(), int(input.element_size()));
 }
 
@@ -101,7 +102,6 @@ Tensor pack_weights(const Tensor& weight_ih, const Tensor& weight_hh,
       check.tensor("weight_hh", weight_hh, {cell_sizes(cell).gates * H, P ? P : H}, weight_hh);
   const Tensor ih = check.tensor("weight_ih", weight_ih, {GH, weight_ih.size(-1)}, weight_hh);
   const Tensor hr = weight_hr ? check.tensor("weight_hr", *weight_hr, {P, H}, weight_hh) : hh;
-  check.kernel_dtype(hh);
   Weights weights = weights_of(ih.size(1), H, P);
   weights.weight_ih = ih.const_data_ptr(), weights.weight_hh = hh.const_data_ptr();
   weights.weight_hr = P ? hr.const_data_ptr() : nullptr;
@@ -165,7 +165,7 @@ Tensor recurrence_step(const Tensor& input, const Tensor& states, const Tensor& 
                        std::int64_t proj_size) {
   constexpr Checks check{"recurrence_step"};
   const CellSizes sizes = cell_sizes(cell);
-  check.kernel_dtype(input);
+  check.kernel_dtype(input, true);
   check(input.dim() == 2, "input must be [B, I], got ", input);
   check(states.dim() == 4, "states must be [L, S, B, H], got ", states);
   const std::int64_t L = states.size(0), B = input.size(0), H = states.size(3);

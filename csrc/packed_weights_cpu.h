@@ -24,12 +24,12 @@ struct PackedWeights {
 
   // I is 0 without a projection of the input, P without one of h.
   PackedWeights(Arena& arena, Index I, Index H, Index P = 0) : I(I), H(H), P(P) {
-    const Index width_h = P ? P : H;
-    ih = arena.take<T>(gate_vectors<G>() * w * I);
+    const Index width_h = padded<T>(P ? P : H);
+    ih = arena.take<T>(gate_vectors<G>() * w * padded<T>(I));
     last_gates = arena.take<T>(gate_vectors<last>() * w * width_h);
     if constexpr (first > 0) first_gates = arena.take<T>(gate_vectors<first>() * w * width_h);
     constexpr Index panel = projection_vectors * w;
-    if (P) projection = arena.take<T>(ceil_div(P, panel) * panel * H);
+    if (P) projection = arena.take<T>(ceil_div(P, panel) * panel * padded<T>(H));
   }
 
   // This thread's share of packing weight_ih [G*H, I] (null without a projection), weight_hh
@@ -61,7 +61,8 @@ struct PackedWeights {
     for (Index v = team.begin(vectors); v < team.end(vectors); ++v) {
       const Index panel = v / NV, unit = (panel * units + v % NV / Gates) * w, gate = v % Gates;
       pack_columns_transposed(weight + (gate * H + unit) * k, k, H - unit, k,
-                              packed + panel * k * NV * w + v % NV * w, NV * w);
+                              packed + panel * padded<T>(k) * NV * w + v % NV * w * depth<T>,
+                              NV * w);
     }
   }
 };

@@ -1,4 +1,5 @@
 // Matrices into panels of NV vectors of columns, [panels][K][NV * width], which a product streams.
+// Of Bf16, pairs: [panels][ceil(K / 2)][NV * width][2].
 #pragma once
 
 #include "simd.h"
@@ -10,38 +11,96 @@ constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 constexpr Index smaller(Index a, Index b) { return a < b ? a : b; }
 constexpr Index larger(Index a, Index b) { return a > b ? a : b; }
 
+// How a T is stored: what it is computed in, how many neighbours along k stay together in a panel,
+// and the number as wide as they are.
 template <class T>
-constexpr int width = Vec<T>::width;
+struct Storage {
+  typedef T Value;
+  typedef T Group;
+};
+
+template <>
+struct Storage<Bf16> {
+  typedef float Value;
+  typedef float Group;
+};
+
+template <class T>
+using Value = typename Storage<T>::Value;
+template <class T>
+using Group = typename Storage<T>::Group;
+
+template <class T>
+constexpr int width = Vec<Value<T>>::width;
+template <class T>
+constexpr Index depth = sizeof(Group<T>) / sizeof(T);
+template <class T>
+constexpr bool rounds = sizeof(T) < sizeof(Value<T>);
+
+// k in whole groups.
+template <class T>
+constexpr Index padded(Index k) {
+  return ceil_div(k, depth<T>) * depth<T>;
+}
 
 template <int NV>
 constexpr int tile_rows = accumulators / NV;
 
-// One vector of columns, transposed: out[k][0..width) = source[lane * ld + k], zeros from `lanes`
-// on; out's rows are `stride` apart.
+// The first n numbers at p, not more than a vector of groups, and zeros.
+template <class T>
+FASTRNN_INLINE Vec<Group<T>> load_groups(const T* p, Index n) {
+  if constexpr (depth<T> == 1) {
+    return Vec<T>::load(p, n);
+  } else {
+    Words words;
+    const Halves low = load_halves(p, n), high = load_halves(p + float_width, n - float_width);
+    __builtin_memcpy(&words, &low, sizeof low);
+    __builtin_memcpy(reinterpret_cast<char*>(&words) + sizeof low, &high, sizeof high);
+    return Floats(words);
+  }
+}
+
+// A vector of columns of one group of rows: row(i) is the address of row i < rows, the others are
+// zeros.
+template <class T, class Row>
+FASTRNN_INLINE Vec<Group<T>> zip_rows(const Row& row, Index rows, Index lanes) {
+  if constexpr (depth<T> == 1)
+    return Vec<T>::load(row(0), lanes);
+  else
+    return Floats(
+        zip(load_halves(row(0), lanes), rows > 1 ? load_halves(row(1), lanes) : Halves{}));
+}
+
+// One vector of columns, transposed: out[k][0..width) = source[lane * ld + k] in groups along k,
+// zeros from `lanes` on; out's rows of groups are `stride` numbers apart.
 template <class T>
 void pack_columns_transposed(const T* source, Index ld, Index lanes, Index k, T* out,
                              Index stride) {
-  constexpr Index w = width<T>;
+  using G = Vec<Group<T>>;
+  constexpr Index w = width<T>, block = w * depth<T>;
+  stride *= depth<T>;
   lanes = lanes < 0 ? 0 : smaller(lanes, w);
-  for (Index k0 = 0; k0 < k; k0 += w) {
-    const Index depth = smaller(w, k - k0);
-    Vec<T> square[w];
-    if (lanes == w && depth == w) {  // as a rule
+  for (Index k0 = 0; k0 < k; k0 += block) {
+    const Index count = smaller(block, k - k0);
+    G square[w];
+    if (lanes == w && count == block) {  // as a rule
 #pragma GCC unroll 16
-      for (Index lane = 0; lane < w; ++lane) square[lane] = Vec<T>::load(source + lane * ld + k0);
+      for (Index lane = 0; lane < w; ++lane)
+        __builtin_memcpy(&square[lane].v, source + lane * ld + k0, sizeof(G));
     } else {
 #pragma GCC unroll 16
       for (Index lane = 0; lane < w; ++lane)
-        square[lane] = Vec<T>::load(source + lane * ld + k0, lane < lanes ? depth : 0);
+        square[lane] = load_groups<T>(source + lane * ld + k0, lane < lanes ? count : 0);
     }
     transpose(square);
-    if (depth == w) {
+    T* const here = out + k0 / depth<T> * stride;
+    if (count == block) {
 #pragma GCC unroll 16
-      for (Index i = 0; i < w; ++i) square[i].store(out + (k0 + i) * stride);
+      for (Index i = 0; i < w; ++i) __builtin_memcpy(here + i * stride, &square[i].v, sizeof(G));
     } else {
 #pragma GCC unroll 16
       for (Index i = 0; i < w; ++i)
-        if (i < depth) square[i].store(out + (k0 + i) * stride);
+        if (i * depth<T> < count) __builtin_memcpy(here + i * stride, &square[i].v, sizeof(G));
     }
   }
 }
@@ -53,24 +112,40 @@ void pack_transposed(const Team& team, const T* source, Index n, Index k, T* pac
   const Index vectors = ceil_div(n, NV * w) * NV;
   for (Index v = team.begin(vectors); v < team.end(vectors); ++v)
     pack_columns_transposed(source + v * w * k, k, n - v * w, k,
-                            packed + (v / NV) * k * NV * w + (v % NV) * w, NV * w);
+                            packed + (v / NV) * padded<T>(k) * NV * w + v % NV * w * depth<T>,
+                            NV * w);
 }
 
 // B [k, n] to panels; row(i) is the address of its row i.
 template <class T, int NV, class Row>
 void pack_rows(const Team& team, Index n, Index k, const Row& row, T* packed) {
   constexpr Index w = width<T>;
-  const Index panels = ceil_div(n, NV * w);
-  for (Index i = team.begin(k); i < team.end(k); ++i) {
-    const T* source = row(i);
-    for (Index panel = 0; panel < panels; ++panel) {
-      T* out = packed + (panel * k + i) * NV * w;
-      for (Index v = 0; v < NV; ++v) {
-        const Index column = (panel * NV + v) * w, left = n - column;
-        Vec<T>::load(source + column, left < 0 ? 0 : left).store(out + v * w);
-      }
+  const Index panels = ceil_div(n, NV * w), groups = ceil_div(k, depth<T>);
+  for (Index group = team.begin(groups); group < team.end(groups); ++group) {
+    const Index first = group * depth<T>;
+    for (Index v = 0; v < panels * NV; ++v) {
+      const auto at = [&](Index i)
+                          __attribute__((always_inline)) { return row(first + i) + v * w; };
+      const auto columns = zip_rows<T>(at, k - first, n - v * w);
+      T* const out = packed + ((v / NV * groups + group) * NV + v % NV) * w * depth<T>;
+      __builtin_memcpy(out, &columns.v, sizeof columns.v);
     }
   }
+}
+
+// This thread's share of copying `count` numbers, which may change how they are stored.
+template <class From, class To>
+void copy(const Team& team, Index count, const From* from, To* to) {
+  using V = Vec<Value<From>>;
+  const Index end = team.end(count);
+  for (Index i = team.begin(count); i < end; i += V::width)
+    V::load(from + i, end - i).store(to + i, end - i);
+}
+
+template <class T>
+void clear(const Team& team, Index count, T* to) {
+  const Index begin = team.begin(count), end = team.end(count);
+  __builtin_memset(to + begin, 0, (end - begin) * sizeof(T));
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -6,20 +6,23 @@
 namespace fastrnn::FASTRNN_ISA {
 
 // Each thread multiplies a block of rows with one panel that stays in the first-level cache.
-double multiply_adds(const Team& team, std::int64_t rounds) {
+template <class T>
+double multiplied(const Team& team, std::int64_t rounds) {
   constexpr int NV = 2, rows = tile_rows<NV>;
   constexpr Index k = 128;
-  alignas(64) float a[rows * k], panel[k * NV * width<float>], tile[rows * NV * width<float>];
-  for (float& value : a) value = 1.f;
-  for (float& value : panel) value = 1.f;
-  for (float& value : tile) value = 0.f;
+  alignas(64) T a[rows * k]{}, panel[k * NV * width<T>]{};
+  alignas(64) Value<T> tile[rows * NV * width<T>]{};
   team.wait();
   for (std::int64_t round = 0; round < rounds; ++round) {
-    micro_kernel<float, rows, NV, NV>(a, k, 1, panel, k, tile, true);
+    micro_kernel<T, rows, NV, NV>(a, k, depth<T>, panel, k, tile, true);
     asm volatile("" : : "r"(tile) : "memory");  // someone may read it: not to be optimised away
   }
   team.wait();
-  return double(rounds) * k * rows * NV * width<float>;
+  return double(rounds) * k * rows * NV * width<T>;
+}
+
+double multiply_adds(const Team& team, std::int64_t rounds, int dtype_bytes) {
+  return dtype_bytes == 2 ? multiplied<Bf16>(team, rounds) : multiplied<float>(team, rounds);
 }
 
 // Each thread sums its share of the floats, the same one in every round.

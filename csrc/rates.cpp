@@ -32,11 +32,14 @@ double timed(const Body& body) {
   return call.seconds.count();
 }
 
-// float32 GFLOP/s of all threads together, a multiply-add counted as two.
-double cpu_peak() {
+// GFLOP/s of all threads together in products of bfloat16 (2 bytes) or float32 (4), a multiply-add
+// counted as two.
+double cpu_peak(std::int64_t bytes) {
+  if (bytes != 2 && bytes != 4)
+    throw std::runtime_error("cpu_peak: bytes must be 2 or 4, got " + std::to_string(bytes));
   double flops = 0;
   const double seconds = timed([&](const Team& team) {
-    const double done = 2 * instruction_set().multiply_adds(team, 20000) * team.size;
+    const double done = 2 * instruction_set().multiply_adds(team, 20000, int(bytes)) * team.size;
     if (team.rank == 0) flops = done;
   });
   return flops / seconds * 1e-9;

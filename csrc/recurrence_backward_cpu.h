@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cells.h"
-#include "gemm_cpu.h"
+#include "gemm_transposed_cpu.h"
 #include "kernels_cpu.h"
 #include "packed_weights_cpu.h"
 #include "share_cpu.h"
@@ -15,7 +15,8 @@ namespace fastrnn::FASTRNN_ISA {
 
 template <class T, class Cell>
 class BackwardLoop {
-  using V = Vec<T>;
+  using C = Value<T>;
+  using V = Vec<C>;
   static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve;
   static constexpr int first = Cell::operand_gates;
   static constexpr int NV = 2;
@@ -30,7 +31,7 @@ class BackwardLoop {
         reserve_stride_((args.zoneout.on ? R + S : R) * H_),
         arena_(workspace) {
     const Index N = s_.rows, I = s_.input_size;
-    carry_ = arena_.template take<T>(S * s_.batch * H_);
+    carry_ = arena_.template take<C>(S * s_.batch * H_);
     if (s_.resets) zeros_ = arena_.template take<T>(s_.batch * H_);
     packed_hh_ = arena_.template take<T>(panel_size(H_, first ? first * H_ : GH_));
     if (first) packed_last_ = arena_.template take<T>(panel_size(H_, GH_ - first * H_));
@@ -41,8 +42,9 @@ class BackwardLoop {
     if (s_.grad_weight_ih) packed_x_ = arena_.template take<T>(panel_size(I, N));
     if (s_.grad_weight_hh) {
       packed_prev_ = arena_.template take<T>(panel_size(H_, N));
+      previous_ = arena_.template take<const T*>(N);
       if (first) packed_operand_ = arena_.template take<T>(panel_size(H_, N));
-      scratch_ = arena_.template take<T>(transposed_scratch<T, NV> * threads);
+      scratch_ = arena_.template take<T>(transposed_scratch<T, NV>(N) * threads);
     }
   }
 
@@ -76,7 +78,7 @@ class BackwardLoop {
   }
 
  private:
-  static Index panel_size(Index n, Index k) { return ceil_div(n, NV * w) * NV * w * k; }
+  static Index panel_size(Index n, Index k) { return ceil_div(n, NV * w) * NV * w * padded<T>(k); }
 
   const T* at(const void* base, Index row) const { return static_cast<const T*>(base) + row * H_; }
   const T* reserve(Index row) const {
@@ -87,7 +89,7 @@ class BackwardLoop {
     if (segment.prev < 0) return at(s_.state, i * s_.batch + segment.sequence);
     return i == 0 ? at(s_.output, segment.prev) : at(s_.cells, (i - 1) * s_.rows + segment.prev);
   }
-  T* carry(int i, Index sequence) const { return carry_ + (i * s_.batch + sequence) * H_; }
+  C* carry(int i, Index sequence) const { return carry_ + (i * s_.batch + sequence) * H_; }
 
   void pack(const Team& team) const {
     const T* hh = static_cast<const T*>(s_.weight_hh);
@@ -102,32 +104,22 @@ class BackwardLoop {
     if (packed_ih_) pack_rows<T, NV>(team, I, GH_, rows_of(ih, I), packed_ih_);
     if (packed_x_)
       pack_rows<T, NV>(team, I, s_.rows, rows_of(static_cast<const T*>(s_.input), I), packed_x_);
-    if (zeros_) {
-      for (Index i = team.begin(s_.batch * H_); i < team.end(s_.batch * H_); ++i) zeros_[i] = T(0);
-      team.wait();
-    }
+    if (zeros_) clear(team, s_.batch * H_, zeros_);
+    if (s_.grad_state_n)
+      copy(team, S * s_.batch * H_, static_cast<const T*>(s_.grad_state_n), carry_);
+    else
+      clear(team, S * s_.batch * H_, carry_);
     if (packed_prev_) pack_previous(team);
-    const T* grad = static_cast<const T*>(s_.grad_state_n);
-    for (Index i = team.begin(S * s_.batch * H_); i < team.end(S * s_.batch * H_); ++i)
-      carry_[i] = grad ? grad[i] : T(0);
   }
 
   // The states before each row, in the rows' order: the other side of W_hh's gradient.
   void pack_previous(const Team& team) const {
-    const Segment* segment = s_.segments;
-    const Segment* const end = segment + s_.step_begin[s_.steps];
-    const Index share = team.begin(s_.rows), share_end = team.end(s_.rows);
-    for (; segment < end; ++segment) {
-      const Index begin = share > segment->row ? share : segment->row;
-      const Index stop = smaller(share_end, segment->row + segment->rows);
-      const T* source = previous(*segment, 0);
-      for (Index row = begin; row < stop; ++row)
-        for (Index v = 0; v < ceil_div(H_, NV * w) * NV; ++v) {
-          const Index left = H_ - v * w;
-          V::load(source + (row - segment->row) * H_ + v * w, left < 0 ? 0 : left)
-              .store(packed_prev_ + (v / NV * s_.rows + row) * NV * w + v % NV * w);
-        }
-    }
+    const Segment* const end = s_.segments + s_.step_begin[s_.steps];
+    for (const Segment* segment = s_.segments; segment < end; ++segment)
+      for (Index r = team.begin(segment->rows); r < team.end(segment->rows); ++r)
+        previous_[segment->row + r] = previous(*segment, 0) + r * H_;
+    team.wait();
+    pack_rows<T, NV>(team, H_, s_.rows, [&](Index row) { return previous_[row]; }, packed_prev_);
   }
 
   // grad [rows, H] = a [rows, k] W + base [rows, H]; each vector of units goes to
@@ -135,8 +127,8 @@ class BackwardLoop {
   // the larger base is added: summed onto it, they would lose seven times more digits.
   template <class Finish>
   void unit_product(const Team& team, const Part& part, Index k, const T* a, const T* packed,
-                    const T* base, const Finish& finish) const {
-    const auto finish_tile = [&](const T* tile, Index row0, Index count, Index panel) {
+                    const C* base, const Finish& finish) const {
+    const auto finish_tile = [&](const C* tile, Index row0, Index count, Index panel) {
       for (Index v = 0; v < NV; ++v) {
         const Index unit = (panel * NV + v) * w, lanes = H_ - unit;
         if (lanes <= 0) break;
@@ -175,9 +167,9 @@ class BackwardLoop {
           V through[S];  // zoneout's own way back
           if (s_.zoneout.on) {
             load_blocks<S>(reserve(row) + R * H_ + unit, H_, lanes, next);
-            const V zero(T(0));
+            const V zero(C(0));
             for (int i = 0; i < S; ++i) {
-              const V share = kept_share<T>(s_.zoneout, i, segment.step, sequence, unit);
+              const V share = kept_share<C>(s_.zoneout, i, segment.step, sequence, unit);
               through[i] = keep(s_.zoneout, share, grad_next[i], zero);
               grad_next[i] = keep(s_.zoneout, share, zero, grad_next[i]);
             }
@@ -189,7 +181,7 @@ class BackwardLoop {
           if constexpr (!Cell::shared_gradients)
             store_blocks<G>(grad_h, H_, lanes, grad_h_ + row * GH_ + unit);
           if (segment.reset)
-            for (int i = 0; i < S; ++i) back[i] = V(T(0));
+            for (int i = 0; i < S; ++i) back[i] = V(C(0));
           for (int i = 0; i < S; ++i) back[i].store(carry(i, sequence) + unit, lanes);
         });
   }
@@ -202,7 +194,7 @@ class BackwardLoop {
                    load_blocks<R>(reserve(row) + unit, H_, lanes, kept);
                    load_blocks<first>(grad_x_ + row * GH_ + unit, H_, lanes, grad_x);
                    prev[0] = V::load(previous(segment, 0) + r * H_ + unit, lanes);
-                   T* const carried = carry(0, segment.sequence + r) + unit;
+                   C* const carried = carry(0, segment.sequence + r) + unit;
                    back[0] = V::load(carried, lanes);
                    const V operand = Cell::operand_backward(kept, prev, grad, grad_x, back);
                    operand.store(operand_ + row * H_ + unit, lanes);
@@ -229,10 +221,9 @@ class BackwardLoop {
                      grad.store(grad_state(0, part.sequence + r) + unit, lanes);
                    });
     }
-    const Index count = (share.end - share.begin) * H_;
     for (int i = 1; i < S; ++i)
-      for (Index j = share.team.begin(count); j < share.team.end(count); ++j)
-        grad_state(i, share.begin)[j] = carry(i, share.begin)[j];
+      copy(share.team, (share.end - share.begin) * H_, carry(i, share.begin),
+           grad_state(i, share.begin));
   }
 
   void finish_input(const Team& team) const {
@@ -242,7 +233,7 @@ class BackwardLoop {
       T* const out = static_cast<T*>(s_.grad_input) + row * I;
       product<T, NV>(
           team.alone(), rows, ceil_div(I, w), GH_, grad_x_ + row * GH_, GH_, packed_ih_,
-          [&](const T* tile, Index row0, Index count, Index panel) {
+          [&](const C* tile, Index row0, Index count, Index panel) {
             store_tile<T, NV>(tile, count, panel, out + row0 * I, I, I);
           },
           s_.rows);
@@ -252,14 +243,14 @@ class BackwardLoop {
   void finish_weights(const Team& team) const {
     T* const hh = static_cast<T*>(s_.grad_weight_hh);
     T* const ih = static_cast<T*>(s_.grad_weight_ih);
-    T* const scratch = scratch_ + team.rank * transposed_scratch<T, NV>;
+    T* const scratch = scratch_ + team.rank * transposed_scratch<T, NV>(s_.rows);
     const Target<T> x{packed_x_, s_.input_size, ih}, prev{packed_prev_, H_, hh};
     // The bias of the product whose gradients these are gets their sums on the way.
     const auto gradient = [&](const T* grad, Index first_gate, Index gates, void* bias,
                               const Target<T>* targets, int count) {
       T* const sums = bias ? static_cast<T*>(bias) + first_gate * H_ : nullptr;
       transposed_product<T, NV>(team, grad + first_gate * H_, GH_, gates * H_, s_.rows, targets,
-                                count, scratch, false, sums);
+                                count, scratch, sums);
     };
     void* const bias = s_.grad_bias_hh ? s_.grad_bias_hh : s_.grad_bias_ih;
     const Target<T> both[2] = {prev, x};
@@ -277,16 +268,16 @@ class BackwardLoop {
     }
     if (!Cell::shared_gradients || !s_.grad_bias_ih || !s_.grad_bias_hh) return;
     team.wait();
-    const T* from = static_cast<const T*>(s_.grad_bias_hh);
-    T* const to = static_cast<T*>(s_.grad_bias_ih);
-    for (Index i = team.begin(GH_); i < team.end(GH_); ++i) to[i] = from[i];
+    copy(team, GH_, static_cast<const T*>(s_.grad_bias_hh), static_cast<T*>(s_.grad_bias_ih));
   }
 
   const Backward& s_;
   const Index H_, GH_, reserve_stride_;
   Arena arena_;
-  T *carry_, *zeros_ = nullptr, *packed_hh_, *packed_last_ = nullptr, *operand_ = nullptr, *grad_x_,
-             *grad_h_;
+  C* carry_;
+  const T** previous_ = nullptr;
+  T *zeros_ = nullptr, *packed_hh_, *packed_last_ = nullptr, *operand_ = nullptr, *grad_x_,
+    *grad_h_;
   T *packed_ih_ = nullptr, *packed_x_ = nullptr, *packed_prev_ = nullptr;
   T *packed_operand_ = nullptr, *scratch_ = nullptr;
 };

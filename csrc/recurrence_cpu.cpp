@@ -36,6 +36,7 @@ constexpr CellKernels cell_kernels = {kernel<Packing<T, Cell>, Weights>,
 
 template <class Cell>
 const CellKernels* of_dtype(int bytes) {
+  if (bytes == 2) return &cell_kernels<Bf16, Cell>;
   return bytes == 4 ? &cell_kernels<float, Cell> : &cell_kernels<double, Cell>;
 }
 

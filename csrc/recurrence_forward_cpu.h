@@ -14,7 +14,8 @@ namespace fastrnn::FASTRNN_ISA {
 
 template <class T, class Cell>
 class ForwardLoop {
-  using V = Vec<T>;
+  using C = Value<T>;
+  using V = Vec<C>;
   static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve;
   using Packed = PackedWeights<T, Cell>;
   static constexpr int first = Packed::first, last = Packed::last;
@@ -34,17 +35,18 @@ class ForwardLoop {
         packs_(args.packed),
         packed_(weights()) {
     if (s_.projects) {
-      const Index fits = projected_bytes / Index(G * H_ * sizeof(T));
+      const Index fits = projected_bytes / Index(G * H_ * sizeof(C));
       const bool cached = G * H_ * s_.input_size * Index(sizeof(T)) <= cached_weights;
       const Index worth = cached ? projected_rows : s_.rows;
       chunk_rows_ = smaller(s_.rows, larger(s_.batch, larger(fits, worth)));
-      x_proj_ = arena_.template take<T>(ceil_div(H_, w) * chunk_rows_ * G * w);
+      x_proj_ = arena_.template take<C>(ceil_div(H_, w) * chunk_rows_ * G * w);
     }
     if constexpr (first > 0) {
       operand_ = arena_.template take<T>(s_.batch * H_);
       stage_ = arena_.template take<T>(s_.reserve ? 0 : s_.batch * first * H_);
     }
     if (s_.resets) zeros_ = arena_.template take<T>(s_.batch * H_);
+    if constexpr (rounds<T>) carry_ = arena_.template take<C>(S * s_.batch * H_);
   }
 
   Index bytes() const { return arena_.bytes(); }
@@ -52,10 +54,8 @@ class ForwardLoop {
   void run(const Team& team) {
     if (!s_.packed)
       packed_.pack(team, static_cast<const T*>(s_.weight_ih), static_cast<const T*>(s_.weight_hh));
-    for (Index i = team.begin(s_.batch * H_ * (S - 1)); i < team.end(s_.batch * H_ * (S - 1)); ++i)
-      state_n(1)[i] = state(1)[i];
-    if (zeros_)
-      for (Index i = team.begin(s_.batch * H_); i < team.end(s_.batch * H_); ++i) zeros_[i] = T(0);
+    for (int i = carried; i < S; ++i) copy(team, s_.batch * H_, state(i), carry(i, 0));
+    if (zeros_) clear(team, s_.batch * H_, zeros_);
     team.wait();
     const Share share(s_, team, G * H_ * H_ * Index(sizeof(T)));
     if (share.own) {
@@ -83,7 +83,14 @@ class ForwardLoop {
     }
     for (const Segment* segment = s_.segments; segment < s_.segments + s_.step_begin[s_.steps];
          ++segment)
-      if (segment->next < 0) copy_last(share.team, share.of(*segment));
+      if (segment->next < 0) {
+        const Part part = share.of(*segment);
+        copy(share.team, part.rows * H_, output(part.row), state_n(0) + part.sequence * H_);
+      }
+    if constexpr (rounds<T>)
+      for (int i = 1; i < S; ++i)
+        copy(share.team, (share.end - share.begin) * H_, carry(i, share.begin),
+             state_n(i) + share.begin * H_);
   }
 
  private:
@@ -91,9 +98,28 @@ class ForwardLoop {
   T* state_n(int i) const { return static_cast<T*>(s_.state_n) + i * s_.batch * H_; }
   T* output(Index row) const { return static_cast<T*>(s_.output) + row * H_; }
   T* reserve(Index row) const { return static_cast<T*>(s_.reserve) + row * reserve_stride_; }
+  // Of the first row of a segment's h before the step, as the product reads it.
   const T* previous(const Segment& segment) const {
     if (segment.reset) return zeros_;
     return segment.prev < 0 ? state(0) + segment.sequence * H_ : output(segment.prev);
+  }
+
+  // The states as they go on from step to step, never rounded: [S, B, H], or where they need no
+  // rounding, what becomes state_n, and h in the output.
+  static constexpr int carried = rounds<T> ? 0 : 1;
+  C* carry(int i, Index sequence) const {
+    if constexpr (rounds<T>)
+      return carry_ + (i * s_.batch + sequence) * H_;
+    else
+      return state_n(i) + sequence * H_;
+  }
+
+  void load_previous(const Part& segment, Index r, Index unit, Index lanes, V* prev) const {
+    for (int i = 0; i < S; ++i)
+      if (i < carried)
+        prev[i] = V::load(previous(segment) + r * H_ + unit, lanes);
+      else
+        prev[i] = V::load(carry(i, segment.sequence + r) + unit, segment.reset ? 0 : lanes);
   }
 
   // Projects the share's rows of the steps from `step` on that fit into the buffer; returns the
@@ -125,7 +151,7 @@ class ForwardLoop {
   }
 
   // x_proj_ is [units / w][rows of the chunk][G][w].
-  T* projected_(Index row_in_chunk, Index unit) const {
+  C* projected_(Index row_in_chunk, Index unit) const {
     return x_proj_ + (unit / w * chunk_rows_ + row_in_chunk) * G * w;
   }
 
@@ -145,7 +171,7 @@ class ForwardLoop {
   void gate_product(const Team& team, Index rows, Index among, Index k, const T* a, const T* packed,
                     const T* bias, const Finish& finish) const {
     constexpr int Units = panel_units<Gates>, NV = Gates * Units;
-    const auto finish_tile = [&](const T* tile, Index row0, Index count, Index panel) {
+    const auto finish_tile = [&](const C* tile, Index row0, Index count, Index panel) {
       for (Index u = 0; u < Units; ++u) {
         const Index unit = (panel * Units + u) * w, lanes = H_ - unit;
         if (lanes <= 0) break;
@@ -179,7 +205,7 @@ class ForwardLoop {
         [&](Index r, Index unit, Index lanes, const V* h) __attribute__((always_inline)) {
           V x[G], prev[S], kept[at_least_one<first>];
           load_projected<first>(segment.row + r, unit, lanes, 0, x);
-          prev[0] = V::load(prev_h + r * H_ + unit, lanes);
+          load_previous(segment, r, unit, lanes, prev);
           const V operand = Cell::operand(x, h, prev, kept);
           operand.store(operand_ + (segment.sequence + r) * H_ + unit, lanes);
           store_blocks<first>(kept, H_, lanes, stage(segment, r) + unit);
@@ -196,34 +222,20 @@ class ForwardLoop {
           V x[last], prev[S], next[S], kept[at_least_one<R>];
           load_projected<last>(row, unit, lanes, first, x);
           if constexpr (first > 0) load_blocks<first>(stage(segment, r) + unit, H_, lanes, kept);
-          prev[0] = V::load(prev_h + r * H_ + unit, lanes);
-          for (int i = 1; i < S; ++i) {
-            const T* from = segment.reset ? zeros_ : state_n(i) + sequence * H_;
-            prev[i] = V::load(from + unit, lanes);
-          }
+          load_previous(segment, r, unit, lanes, prev);
           Cell::forward(x, h, prev, next, kept);
           if (s_.reserve) store_blocks<R>(kept, H_, lanes, reserve(row) + unit);
           if (s_.zoneout.on) {
             if (s_.reserve) store_blocks<S>(next, H_, lanes, reserve(row) + R * H_ + unit);
             for (int i = 0; i < S; ++i)
-              next[i] = keep(s_.zoneout, kept_share<T>(s_.zoneout, i, segment.step, sequence, unit),
+              next[i] = keep(s_.zoneout, kept_share<C>(s_.zoneout, i, segment.step, sequence, unit),
                              prev[i], next[i]);
           }
           next[0].store(output(row) + unit, lanes);
-          for (int i = 1; i < S; ++i) {
-            next[i].store(state_n(i) + sequence * H_ + unit, lanes);
-            if (s_.cells)
-              next[i].store(static_cast<T*>(s_.cells) + ((i - 1) * s_.rows + row) * H_ + unit,
-                            lanes);
-          }
+          for (int i = carried; i < S; ++i) next[i].store(carry(i, sequence) + unit, lanes);
+          for (int i = 1; i < S && s_.cells; ++i)
+            next[i].store(static_cast<T*>(s_.cells) + ((i - 1) * s_.rows + row) * H_ + unit, lanes);
         });
-  }
-
-  void copy_last(const Team& team, const Part& segment) const {
-    const T* from = output(segment.row);
-    T* to = state_n(0) + segment.sequence * H_;
-    for (Index i = team.begin(segment.rows * H_); i < team.end(segment.rows * H_); ++i)
-      to[i] = from[i];
   }
 
   Packed weights() {
@@ -234,7 +246,8 @@ class ForwardLoop {
   const Index H_, reserve_stride_;
   Arena arena_, packs_;
   const Packed packed_;
-  T *x_proj_ = nullptr, *operand_ = nullptr, *stage_ = nullptr, *zeros_ = nullptr;
+  C *x_proj_ = nullptr, *carry_ = nullptr;
+  T *operand_ = nullptr, *stage_ = nullptr, *zeros_ = nullptr;
   Index chunk_rows_ = 0, chunk_begin_ = 0;  // of the projection that x_proj_ holds
 };
 

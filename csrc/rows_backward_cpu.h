@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cells.h"
+#include "gemm_transposed_cpu.h"
 #include "kernels_cpu.h"
 #include "packed_weights_cpu.h"
 #include "rows_cpu.h"
@@ -52,7 +53,7 @@ class RowsBackward {
     packed_prev_ = arena_.template take<T>(panel_size(P_, N));
     if (s_.grad_weight_ih) packed_x_ = arena_.template take<T>(panel_size(I, N));
     if (s_.projected) packed_unprojected_ = arena_.template take<T>(panel_size(H_, N));
-    scratch_ = arena_.template take<T>(transposed_scratch<T, NV> * threads);
+    scratch_ = arena_.template take<T>(transposed_scratch<T, NV>(s_.rows) * threads);
   }
 
   Index bytes() const { return arena_.bytes(); }
@@ -323,12 +324,12 @@ class RowsBackward {
   }
 
   void finish_weights(const Team& team) const {
-    T* const scratch = scratch_ + team.rank * transposed_scratch<T, NV>;
+    T* const scratch = scratch_ + team.rank * transposed_scratch<T, NV>(s_.rows);
     const Target<T> prev{packed_prev_, P_, static_cast<T*>(s_.grad_weight_hh)};
     const Target<T> x{packed_x_, s_.input_size, static_cast<T*>(s_.grad_weight_ih)};
     const auto gradient = [&](const T* grad, Index n, const Target<T>* targets, int count,
                               T* bias) {
-      transposed_product<T, NV>(team, grad, n, n, s_.rows, targets, count, scratch, false, bias);
+      transposed_product<T, NV>(team, grad, n, n, s_.rows, targets, count, scratch, bias);
     };
     if (s_.gains) {  // which the biases came with
       gradient(grad_h_, GH_, &prev, 1, nullptr);

@@ -1,54 +1,11 @@
 // Vectors as wide as the registers of this unit's instruction set, and the two activations on them.
-// Everything is in a namespace of the instruction set: the same templates built under other flags
-// must stay other functions, or the linker would keep one copy for all.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
 #include <utility>
 
-#include "inline.h"
-
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+#include "registers.h"
 
 namespace fastrnn::FASTRNN_ISA {
-
-using Index = std::int64_t;
-
-#if defined(__AVX512F__)
-constexpr int vector_bytes = 64, accumulators = 24;  // of 32 registers
-#elif defined(__AVX2__)
-constexpr int vector_bytes = 32, accumulators = 12;  // of 16 registers
-#else
-constexpr int vector_bytes = 16, accumulators = 8;
-#endif
-
-template <class T>
-struct Constants;
-
-template <>
-struct Constants<float> {
-  typedef float Register __attribute__((vector_size(vector_bytes)));
-  typedef std::int32_t Whole;
-  typedef Whole Bits __attribute__((vector_size(vector_bytes)));
-  static constexpr int mantissa = 23, bias = 127, degree = 7;
-  static constexpr float round = 0x1.8p23f;  // adding it leaves the integer in the low bits
-  static constexpr float ln2_high = 0x1.63p-1f, ln2_low = -0x1.bd0106p-13f;
-  static constexpr float exp_limit = 87.f, tanh_limit = 9.1f;
-};
-
-template <>
-struct Constants<double> {
-  typedef double Register __attribute__((vector_size(vector_bytes)));
-  typedef std::int64_t Whole;
-  typedef Whole Bits __attribute__((vector_size(vector_bytes)));
-  static constexpr int mantissa = 52, bias = 1023, degree = 13;
-  static constexpr double round = 0x1.8p52;
-  static constexpr double ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;
-  static constexpr double exp_limit = 708., tanh_limit = 19.1;
-};
 
 template <class T>
 struct Vec {
@@ -96,6 +53,12 @@ struct Vec {
 #endif
   }
 
+  // Of numbers that are stored as bfloat16.
+  static FASTRNN_INLINE Vec load(const Bf16* p) { return Vec(widen(load_halves(p))); }
+  static FASTRNN_INLINE Vec load(const Bf16* p, Index n) { return Vec(widen(load_halves(p, n))); }
+  FASTRNN_INLINE void store(Bf16* p) const { store_halves(narrow(v), p); }
+  FASTRNN_INLINE void store(Bf16* p, Index n) const { store_halves(narrow(v), p, n); }
+
   // The first n bytes at p, each as a lane of its sign; 0 in the others.
   static FASTRNN_INLINE typename Constants<T>::Bits bytes(const char* p, Index n) {
 #ifdef __AVX512F__
@@ -122,14 +85,14 @@ struct Vec {
 };
 
 // The same lanes of `Count` blocks that are `stride` apart: a unit's gates in a row of all gates.
-template <int Count, class T>
-FASTRNN_INLINE void load_blocks(const T* first, Index stride, Index lanes, Vec<T>* values) {
+template <int Count, class Stored, class T>
+FASTRNN_INLINE void load_blocks(const Stored* first, Index stride, Index lanes, Vec<T>* values) {
 #pragma GCC unroll 4
   for (int i = 0; i < Count; ++i) values[i] = Vec<T>::load(first + i * stride, lanes);
 }
 
-template <int Count, class T>
-FASTRNN_INLINE void store_blocks(const Vec<T>* values, Index stride, Index lanes, T* first) {
+template <int Count, class Stored, class T>
+FASTRNN_INLINE void store_blocks(const Vec<T>* values, Index stride, Index lanes, Stored* first) {
 #pragma GCC unroll 4
   for (int i = 0; i < Count; ++i) values[i].store(first + i * stride, lanes);
 }

@@ -50,7 +50,7 @@ _SCHEMAS = (
     "recurrence_step(Tensor input, Tensor(a!) states, Tensor packed, Tensor? biases, "
     "Tensor? gains, float[] zoneout, str cell, int proj_size) -> Tensor output",
     "cpu_instruction_set() -> str",
-    "cpu_peak() -> float",
+    "cpu_peak(int bytes=4) -> float",
     "cpu_bandwidth(Tensor memory) -> float",
     "cpu_barrier() -> float",
     "cuda_device(int index) -> int[]",

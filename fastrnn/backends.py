@@ -16,8 +16,9 @@ from fastrnn._version import __version__
 from fastrnn.cells import COMPILED
 
 BACKENDS = ("native", "triton", "reference")
-# Options of a recurrence that the kernels for GPUs do not have.
-NOT_ON_GPUS = ("proj_size", "layer_norm")
+# Options of a recurrence that only the CPU kernels of float32 and float64 have.
+OF_FEW_KERNELS = ("proj_size", "layer_norm")
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -79,19 +80,21 @@ def _native_refusal(input: Tensor, features: Collection[str], lacks: str | None)
     if device.type == "cuda":
         if reason := _cuda.refusal(device.index or 0, input.dtype):
             return reason
-        if reason := _not_on_gpus("CUDA", features):
+        if reason := _without("CUDA", features):
             return reason
     elif device.type != "cpu":
         return f"the compiled kernels take cpu and cuda tensors, got {device.type}"
-    elif input.dtype not in (torch.float32, torch.float64):
-        return f"the CPU kernels take float32 and float64, got {input.dtype}"
+    elif input.dtype not in _CPU_DTYPES:
+        return f"the CPU kernels take float32, float64 and bfloat16, got {input.dtype}"
+    elif input.dtype == torch.bfloat16 and (reason := _without("bfloat16 CPU", features)):
+        return reason
     if forward_ad._current_level >= 0:  # they would drop the tangents, under no_grad silently
         return "the compiled kernels have no forward-mode derivative"
     return lacks
 
 
-def _not_on_gpus(kernels: str, features: Collection[str]) -> str | None:
-    for name in NOT_ON_GPUS:
+def _without(kernels: str, features: Collection[str]) -> str | None:
+    for name in OF_FEW_KERNELS:
         if name in features:
             return f"the {kernels} kernels have no {name}"
     return None
@@ -108,7 +111,7 @@ def _triton_refusal(input: Tensor, features: Collection[str], lacks: str | None)
         return f"the Triton kernels take 16, 32 and 64 bit floating point, got {input.dtype}"
     if forward_ad._current_level >= 0:
         return "the Triton kernels have no forward-mode derivative"
-    return _not_on_gpus("Triton", features) or lacks
+    return _without("Triton", features) or lacks
 
 
 def choose(
