@@ -44,8 +44,8 @@ def _to(value: Any, dtype: torch.dtype) -> Any:
 def autocasts(run: Run) -> Run:
     """Give `functional.run` torch's behaviour inside autocast.
 
-    Any mix of dtypes goes in. The work is done in float32 on the CPU, whose kernels have nothing
-    lower, and in autocast's dtype elsewhere. What comes out has the dtype it has in torch.nn's
+    Any mix of dtypes goes in. The work is done in autocast's dtype, but for float16 on the CPU,
+    whose kernels do not have it (float32 stands in), and packed weights, which stay as they are. What comes out has the dtype it has in torch.nn's
     steps: a product's (an RNN's h, a projected h) is autocast's, a sum with the state before it
     (the others) is promoted to the state's.
     """
@@ -56,7 +56,9 @@ def autocasts(run: Run) -> Run:
         if lower is None:
             return run(cell, input, state, *args, **options)
         kind = input.device.type
-        work = torch.float32 if kind == "cpu" else lower
+        work = torch.float32 if (kind, lower) == ("cpu", torch.float16) else lower
+        if "packed" in options:  # panels cannot be cast
+            work = options["packed"].weights.dtype
         with torch.autocast(kind, enabled=False):
             cast = {name: _to(value, work) for name, value in options.items()}
             output, state_n, cells = run(

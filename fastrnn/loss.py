@@ -173,10 +173,10 @@ def linear_cross_entropy(
     _check(rows, weight, bias, targets, label_smoothing, reduction)
     args = (rows, weight, bias, targets, ignore_index, label_smoothing, reduction == "mean")
     # On a GPU torch's own product, softmax and loss are the fast ones.
-    if (
-        choose(hidden, "the loss has no CUDA kernels" if hidden.is_cuda else None).backend
-        != "native"
-    ):
+    lacks = "the loss has no CUDA kernels" if hidden.is_cuda else None
+    if hidden.dtype == torch.bfloat16:
+        lacks = "the loss takes float32 and float64"
+    if choose(hidden, lacks).backend != "native":
         return reference(*args)
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (hidden, weight, bias)

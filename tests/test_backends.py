@@ -28,7 +28,7 @@ def test_auto_prefers_native_and_explains_the_others():
 @pytest.mark.parametrize(
     ("tensor", "reason"),
     [
-        (torch.zeros(1, dtype=torch.bfloat16), "float32 and float64, got torch.bfloat16"),
+        (torch.zeros(1, dtype=torch.float16), "float64 and bfloat16, got torch.float16"),
         (torch.zeros(1, device="meta"), "cpu and cuda tensors, got meta"),
     ],
 )

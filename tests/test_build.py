@@ -33,7 +33,8 @@ def test_build_info() -> None:
     assert {"-std=c++20", "-O3", "-fopenmp"} <= set(info["flags"].split())
     assert "-ffast-math" not in info["flags"]
     assert int(info["torch"].split(".")[0]) >= 2
-    assert info["instruction_sets"] == (["portable", "avx2", "avx512"] if X86 else ["portable"])
+    sets = ["portable", "avx2", "avx512", "avx512_bf16"]
+    assert info["instruction_sets"] == (sets if X86 else sets[:1])
     # Exactly one of the two: architectures, or why there are none.
     assert bool(info["cuda_archs"]) != bool(info["cuda_reason"])
 
