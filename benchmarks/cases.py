@@ -169,7 +169,7 @@ def floor(work: Work, milliseconds: float) -> Row:
         floor (the larger of the first two); and its fraction of our time.
     """
     assert work.multiply_adds is not None
-    gflops = machine.product_rate() * 4 / work.itemsize
+    gflops = machine.product_rate(work.itemsize)
     gbytes, meet = machine.bandwidth(work.bytes), machine.barrier()
     products = 2 * work.multiply_adds / gflops * 1e-6
     traffic = work.bytes / gbytes * 1e-6

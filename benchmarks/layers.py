@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from typing import NamedTuple
 
@@ -40,6 +41,8 @@ ONE_STEP = Shape(1, 20, 200, 200, 2)
 STREAMS = (Shape(1, 1, 256, 256, 1), Shape(1, 1, 650, 650, 2))
 CELLS_OF_TORCH = ("lstm", "gru", "rnn_tanh")
 MODES = ("train", "infer", "frozen")
+# Of which each is also measured in bfloat16, beside our own float32.
+ROUGH = (SHAPES[0], SHAPES[3], SHAPES[4])
 # Each is here to be seen beside the main rows: at the word model's shape only.
 OTHERS = (
     ("gru_reset_before", "float32", "native"),
@@ -56,6 +59,11 @@ def cases() -> Iterator[Case]:
             for mode in MODES:
                 quick = shape == WORDS or (shape == ONE_STEP and mode == "train")
                 yield _case(cell, mode, shape, quick=quick)
+    for shape in ROUGH:
+        for cell in CELLS_OF_TORCH:
+            for mode in ("train", "frozen"):
+                quick = shape == WORDS and cell == "lstm"
+                yield _case(cell, mode, shape, "bfloat16", quick=quick)
     for shape in STREAMS:
         for cell in CELLS_OF_TORCH:
             yield _case(cell, "stream", shape, quick=shape.L == 1)
@@ -100,6 +108,12 @@ def layers(
             assert_close(found, look(peer, x))
 
     runs = {"ours": on(backend, partial(run, ours)), name: on(other, partial(run, peer))}
+    if dtype == torch.bfloat16:
+        exact = deepcopy(ours).float()
+        if mode == "frozen":
+            exact.freeze()
+        again = trained(x.float(), shape.H) if mode == "train" else inferred(x.float())
+        runs["float32"] = on(backend, partial(again, exact))
     passes = 3 if mode == "train" else 1
     return Work(
         runs,

@@ -55,9 +55,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def product_rate() -> float:
-    """float32 GFLOP/s of the processor's multiply-add units now, best of a few tries."""
-    return max(torch.ops.fastrnn.cpu_peak.default() for _ in range(5))
+def product_rate(itemsize: int = 4) -> float:
+    """GFLOP/s of products of bfloat16, float32 or float64 (half of the latter) now, best of a few
+    tries."""
+    measured = min(itemsize, 4)
+    best = max(torch.ops.fastrnn.cpu_peak.default(measured) for _ in range(5))
+    return float(best * measured / itemsize)
 
 
 def bandwidth(size: int) -> float:

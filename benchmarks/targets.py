@@ -110,6 +110,9 @@ def _targets() -> dict[str, list[Target]]:
             layers(cell, "frozen", shape).append(Target("floor", 0.9))
     for cell, ratio in (("lstm", 12.0), ("gru", 4.5)):
         layers(cell, "stream", "1x1x256x256x1").append(Target(peer, ratio))
+    for shape in (middle, large):
+        for cell in ("lstm", "gru"):
+            found[f"layers/{cell}/train/{shape}/bfloat16/native"].append(Target("float32", 1.6))
     for size, ratio in ((200, 2.5), (650, 2.2)):
         found[f"loss/train/700x{size}x10000"] += [Target(peer, ratio), Target("memory", 0.15)]
     found[f"features/lengths/{small}"].append(Target("plain", 1.67))
