@@ -14,10 +14,12 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
     const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias,
     const Tensor& target, std::int64_t ignore_index, double label_smoothing, bool mean,
-    bool gradients) {
+    bool bfloat16, bool gradients) {
   using torch::headeronly::ScalarType;
   constexpr Checks check{"linear_cross_entropy"};
   check.kernel_dtype(hidden);
+  check(!bfloat16 || hidden.scalar_type() == ScalarType::Float,
+        "products of bfloat16 need float32 tensors");
   check(hidden.dim() == 2 && weight.dim() == 2 && target.dim() == 1,
         "hidden must be [M, K], weight [V, K] and target [M]");
   const std::int64_t M = hidden.size(0), K = hidden.size(1), V = weight.size(0);
@@ -59,7 +61,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
                                  gradients ? grad_hidden.mutable_data_ptr() : nullptr,
                                  gradients ? grad_weight.mutable_data_ptr() : nullptr,
                                  gradients && b ? grad_bias.mutable_data_ptr() : nullptr};
-    run(*instruction_set().cross_entropy(int(h.element_size())), arguments, M * K * V);
+    const int bytes = bfloat16 ? 2 : int(h.element_size());
+    run(*instruction_set().cross_entropy(bytes), arguments, M * K * V);
   } else {
     torch::stable::zero_(grad_weight);
     torch::stable::zero_(grad_bias);

@@ -101,7 +101,8 @@ struct RowKernels {
   Kernel<Backward> backward;
 };
 
-// Linear layer, softmax and cross entropy together: hidden [M, K], weight [V, K].
+// Linear layer, softmax and cross entropy together: hidden [M, K], weight [V, K]. A kernel of
+// bfloat16 rounds what products multiply; its tensors are float.
 struct CrossEntropy {
   std::int64_t rows, features, classes;  // M, K, V
   const void* hidden;                    // [M, K]
@@ -125,7 +126,7 @@ struct AttentionKernels {
 // One translation unit per instruction set.
 //   kernels        null for a cell that has none; `dtype_bytes` is 2 (bfloat16), 4 or 8 (double)
 //   row_kernels    the same, but for 4 or 8
-//   cross_entropy  never null, nor is attention; both take 4 or 8
+//   cross_entropy  never null, nor is attention; the latter takes 4 or 8
 //   multiply_adds  keeps the team's threads busy; returns the multiply-adds of one thread, 2 or 4
 //   read_memory    reads `count` floats `rounds` times, shared between the threads
 #define FASTRNN_DECLARE(isa)                                                                       \

@@ -32,7 +32,7 @@ _SCHEMAS = (
     " -> (Tensor grad_input, Tensor grad_state, Tensor grad_weight_ih, Tensor grad_weight_hh,"
     " Tensor grad_bias_ih, Tensor grad_bias_hh, Tensor grad_weight_hr, Tensor grad_gains)",
     "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
-    "int ignore_index, float label_smoothing, bool mean, bool gradients)"
+    "int ignore_index, float label_smoothing, bool mean, bool bfloat16, bool gradients)"
     " -> (Tensor losses, Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
     f"masked_attention({_ATTENTION}, {_ATTENTION_OPTIONS}) -> (Tensor output, Tensor logsumexp)",
     f"masked_attention_backward(Tensor grad_output, {_ATTENTION}, Tensor output, "

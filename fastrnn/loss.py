@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastrnn._autocast import lower_dtype
 from fastrnn._library import LIBRARY
 from fastrnn.backends import choose
 
@@ -34,7 +35,9 @@ def reference(
 def _default(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *options: Any
 ) -> tuple[Tensor, ...]:
-    ignore_index, smoothing, mean, gradients = options
+    ignore_index, smoothing, mean, bfloat16, gradients = options
+    if bfloat16:
+        hidden, weight = hidden.bfloat16().float(), weight.bfloat16().float()
     logits = F.linear(hidden, weight, bias).detach()
     losses = F.cross_entropy(
         logits, target, ignore_index=ignore_index, label_smoothing=smoothing, reduction="none"
@@ -110,14 +113,14 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:4], *output[1:])
-        ctx.options = inputs[4:]
+        ctx.options = inputs[4:7]
         # Whoever packs what is saved may keep it.
         ctx.hooked = torch.compiler.is_compiling() or _hooks(False) is not None
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if grad is None:
-            return (None,) * 7
+            return (None,) * 8
         hidden, weight, bias, target, *grads = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # A gradient of this gradient is wanted: made by torch, from the inputs.
@@ -134,7 +137,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 found = tuple(g * grad for g in wanted)
             else:
                 found = _scaled(wanted, grad, ctx.hooked)
-        return (*found, *(None,) * (7 - len(found)))
+        return (*found, *(None,) * (8 - len(found)))
 
 
 def linear_cross_entropy(
@@ -150,10 +153,12 @@ def linear_cross_entropy(
     """Cross entropy of `hidden @ weight.T + bias`, computed in chunks of rows.
 
     Where gradients are on they are computed together with the loss, so that backward only scales
-    them.
+    them. On the CPU, for tensors of bfloat16 and under autocast to it, products are of bfloat16,
+    and everything else is float32.
 
     Args:
-        hidden: [M, K] (or [..., K], with `target` [...]); float32 or float64 on the native backend.
+        hidden: [M, K] (or [..., K], with `target` [...]); float32, float64 or bfloat16 on the native
+            backend.
         weight: [V, K].
         bias: [V] or None.
         target: int64 [M], classes in [0, V) or `ignore_index`.
@@ -173,13 +178,20 @@ def linear_cross_entropy(
     _check(rows, weight, bias, targets, label_smoothing, reduction)
     args = (rows, weight, bias, targets, ignore_index, label_smoothing, reduction == "mean")
     # On a GPU torch's own product, softmax and loss are the fast ones.
-    lacks = "the loss has no CUDA kernels" if hidden.is_cuda else None
-    if hidden.dtype == torch.bfloat16:
-        lacks = "the loss takes float32 and float64"
-    if choose(hidden, lacks).backend != "native":
+    if (
+        choose(hidden, "the loss has no CUDA kernels" if hidden.is_cuda else None).backend
+        != "native"
+    ):
         return reference(*args)
+    rough = torch.bfloat16 in (hidden.dtype, lower_dtype(hidden))
+    tensors = (t.float() if rough and t is not None else t for t in args[:3])
+    args = (*tensors, *args[3:], rough)
+    return _native(*args).to(hidden.dtype)
+
+
+def _native(*args: Any) -> Tensor:
     if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (hidden, weight, bias)
+        t is not None and t.requires_grad for t in args[:3]
     ):
         loss: Tensor = LinearCrossEntropy.apply(*args)[0]
         return loss

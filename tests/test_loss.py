@@ -14,7 +14,7 @@ from fastrnn import _library, loss
 from tests.layers import assert_as_close_as_torch
 
 native = pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
-FLOORS = {torch.float32: 1e-6, torch.float64: 2e-14}
+FLOORS = {torch.float32: 1e-6, torch.float64: 2e-14, torch.bfloat16: 2**-7}
 # M, K, V: odd sizes, one class, sums longer than a slice, several chunks of rows.
 SIZES = {"odd": (7, 5, 3), "one": (4, 16, 1), "long": (35, 33, 3001), "chunks": (130, 6, 60000)}
 OPTIONS = {
@@ -164,12 +164,28 @@ def test_loss_and_gradients(size, options, dtype):
 
 
 @native
-@pytest.mark.parametrize("name", ["avx2", "portable"])
-def test_on_lower_instruction_sets(name):
+def test_under_autocast_products_are_of_bfloat16():
+    tensors, target = random_case("long", torch.float32)
+    exact = with_gradients(by_formula, [t.double() for t in tensors], target, {})
+    plain = with_gradients(loss.linear_cross_entropy, tensors, target, {})
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = with_gradients(torchs, tensors, target, {})
+        ours = with_gradients(loss.linear_cross_entropy, tensors, target, {})
+    for name, *values in zip(("loss", "hidden", "weight", "bias"), ours, theirs, exact, strict=True):
+        assert_as_close_as_torch(name, *values, 2**-9)
+    assert all(a.dtype == torch.float32 and not a.equal(b) for a, b in zip(ours, plain, strict=True))
+
+
+@native
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("avx512", "bfloat16"), ("avx2", ""), ("portable", "")]
+)
+def test_on_lower_instruction_sets(name, dtype):
     if os.environ.get("FASTRNN_CPU"):
         pytest.skip("this process was started for one instruction set")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "test_loss_and"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k"]
     environment = os.environ | {"FASTRNN_CPU": name}
+    command.append(f"test_loss_and and '{dtype}'")
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     if "FASTRNN_CPU must be one of" in found.stdout + found.stderr:
         pytest.skip(f"this processor or build has no {name}")
@@ -239,12 +255,15 @@ def test_gradients_of_second_order():
 
 
 def test_opcheck_and_compile():
-    tensors, target = random_case("odd", torch.float64)
-    args = (*tensors, target, -100, 0.1, True)
-    for gradients in (True, False):
-        torch.library.opcheck(torch.ops.fastrnn.linear_cross_entropy.default, (*args, gradients))
-        ours = torch.ops.fastrnn.linear_cross_entropy.default(*args, gradients)
-        torch.testing.assert_close(loss._default(*args, gradients), ours)
+    op = torch.ops.fastrnn.linear_cross_entropy.default
+    for dtype, bfloat16 in ((torch.float32, True), (torch.float64, False)):
+        tensors, target = random_case("odd", dtype)
+        args = (*tensors, target, -100, 0.1, True, bfloat16)
+        for gradients in (True, False):
+            torch.library.opcheck(op, (*args, gradients))
+            found, expected = (f(*args, gradients) for f in (op, loss._default))
+            close = {"rtol": 0.0, "atol": 5e-3} if bfloat16 else {}
+            torch.testing.assert_close(found, expected, **close)
     compiled = torch.compile(loss.linear_cross_entropy, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(
         with_gradients(compiled, tensors, target, {}),
