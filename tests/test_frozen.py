@@ -54,6 +54,17 @@ def test_same_bits_as_in_evaluation(kind, options):
             torch.testing.assert_close(module(given, **keywords), result, rtol=0, atol=0)
 
 
+def test_packs_keep_their_dtype_under_autocast():
+    x = torch.randn(T, B, IN)
+    for dtype in (torch.float32, torch.bfloat16):
+        module = made(fastrnn.GRU, {"num_layers": 2}, dtype).eval()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            expected, _ = module(x)
+            output, _ = module.freeze()(x)
+        assert output.dtype == expected.dtype
+        torch.testing.assert_close(output.float(), expected.float(), rtol=0, atol=0.02)
+
+
 def test_compiles_frozen():
     module = made(fastrnn.LSTM, {"num_layers": 2}).freeze()
     x = torch.randn(T, B, IN, dtype=torch.float64)

@@ -56,6 +56,19 @@ def test_steps_equal_the_sequence(kind, options, backend):
             torch.testing.assert_close(part, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("kind", "options"), KINDS[:5])
+def test_steps_in_bfloat16(kind, options):
+    module = made(kind, options).bfloat16().eval()
+    x = torch.randn(T, B, IN).bfloat16()
+    stream = module.stream(B)
+    steps = torch.stack([stream.step(row) for row in x])
+    with torch.no_grad():
+        output, _ = module.double()(x.double().transpose(0, 1) if module.batch_first else x.double())
+    assert steps.dtype == torch.bfloat16
+    output = output.transpose(0, 1) if module.batch_first else output
+    torch.testing.assert_close(steps.double(), output, rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize(("kind", "options"), [*KINDS[:3], KINDS[5]])
 def test_states_can_be_taken_and_put_back(kind, options):
     module = made(kind, options)
