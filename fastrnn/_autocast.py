@@ -45,9 +45,10 @@ def autocasts(run: Run) -> Run:
     """Give `functional.run` torch's behaviour inside autocast.
 
     Any mix of dtypes goes in. The work is done in autocast's dtype, but for float16 on the CPU,
-    whose kernels do not have it (float32 stands in), and packed weights, which stay as they are. What comes out has the dtype it has in torch.nn's
-    steps: a product's (an RNN's h, a projected h) is autocast's, a sum with the state before it
-    (the others) is promoted to the state's.
+    whose kernels do not have it (float32 stands in), and for packed weights, which stay as they
+    are. What comes out has the dtype it has in torch.nn's steps: a product's (an RNN's h, a
+    projected h) is autocast's, a sum with the state before it (the others) is promoted to the
+    state's.
     """
 
     @wraps(run)

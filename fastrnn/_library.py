@@ -78,7 +78,8 @@ def _load() -> str | None:
 
 
 unavailable: str | None = _load()
-# "avx512_bf16", "avx512", "avx2" or "portable"; read once, since Dynamo traces no operator without tensors.
+# "avx512_bf16", "avx512", "avx2" or "portable"; read once, since Dynamo traces no operator without
+# tensors.
 instruction_set = "" if unavailable else str(torch.ops.fastrnn.cpu_instruction_set.default())
 if unavailable is not None:
     warnings.warn(

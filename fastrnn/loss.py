@@ -157,8 +157,8 @@ def linear_cross_entropy(
     and everything else is float32.
 
     Args:
-        hidden: [M, K] (or [..., K], with `target` [...]); float32, float64 or bfloat16 on the native
-            backend.
+        hidden: [M, K] (or [..., K], with `target` [...]); float32, float64 or bfloat16 on the
+            native backend.
         weight: [V, K].
         bias: [V] or None.
         target: int64 [M], classes in [0, V) or `ignore_index`.
@@ -185,14 +185,11 @@ def linear_cross_entropy(
         return reference(*args)
     rough = torch.bfloat16 in (hidden.dtype, lower_dtype(hidden))
     tensors = (t.float() if rough and t is not None else t for t in args[:3])
-    args = (*tensors, *args[3:], rough)
-    return _native(*args).to(hidden.dtype)
+    return _native(*tensors, *args[3:], rough).to(hidden.dtype)
 
 
 def _native(*args: Any) -> Tensor:
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in args[:3]
-    ):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:3]):
         loss: Tensor = LinearCrossEntropy.apply(*args)[0]
         return loss
     losses: Tensor = torch.ops.fastrnn.linear_cross_entropy.default(*args, False)[0]

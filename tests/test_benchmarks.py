@@ -95,7 +95,10 @@ class TestCases:
         assert (row["threads"], torch.get_num_threads()) == (2, 1)
 
     def test_floor(self, monkeypatch):
-        rates = {"product_rate": lambda itemsize: 500.0 * 4 / itemsize, "bandwidth": lambda size: 100.0}
+        rates = {
+            "product_rate": lambda itemsize: 500.0 * 4 / itemsize,
+            "bandwidth": lambda size: 100.0,
+        }
         for name, rate in (rates | {"barrier": lambda: 0.5}).items():
             monkeypatch.setattr(machine, name, rate)
         work = cases.Work({}, lambda: None, 10**9, 8, 10**9, barriers=100)

@@ -171,9 +171,13 @@ def test_under_autocast_products_are_of_bfloat16():
     with torch.autocast("cpu", torch.bfloat16):
         theirs = with_gradients(torchs, tensors, target, {})
         ours = with_gradients(loss.linear_cross_entropy, tensors, target, {})
-    for name, *values in zip(("loss", "hidden", "weight", "bias"), ours, theirs, exact, strict=True):
+    for name, *values in zip(
+        ("loss", "hidden", "weight", "bias"), ours, theirs, exact, strict=True
+    ):
         assert_as_close_as_torch(name, *values, 2**-9)
-    assert all(a.dtype == torch.float32 and not a.equal(b) for a, b in zip(ours, plain, strict=True))
+    assert all(
+        a.dtype == torch.float32 and not a.equal(b) for a, b in zip(ours, plain, strict=True)
+    )
 
 
 @native

@@ -63,7 +63,9 @@ def test_steps_in_bfloat16(kind, options):
     stream = module.stream(B)
     steps = torch.stack([stream.step(row) for row in x])
     with torch.no_grad():
-        output, _ = module.double()(x.double().transpose(0, 1) if module.batch_first else x.double())
+        output, _ = module.double()(
+            x.double().transpose(0, 1) if module.batch_first else x.double()
+        )
     assert steps.dtype == torch.bfloat16
     output = output.transpose(0, 1) if module.batch_first else output
     torch.testing.assert_close(steps.double(), output, rtol=0, atol=0.02)
