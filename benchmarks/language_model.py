@@ -27,19 +27,26 @@ def cases() -> Iterator[Case]:
     """Every row of this suite."""
     for cell in ("lstm", "gru"):
         for size in SIZES:
-            shape = Shape(35, 20, size, size, 2)
-            columns = {"cell": cell, "mode": "train", **shape._asdict(), "V": VOCABULARY}
-            build = partial(training_step, cell, shape, VOCABULARY)
-            label = f"{cell}/{shape}"
-            yield Case(
-                "language_model",
-                label,
-                build,
-                columns,
-                quick=size == 200,
-                seconds=3.0,
-                apart=("ours", "accelerated", "torch.nn"),
-            )
+            yield _case(cell, size, quick=size == 200)
+    for size in SIZES:
+        yield _case("lstm", size, "bfloat16")
+
+
+def _case(cell: str, size: int, precision: str = "float32", quick: bool = False) -> Case:
+    shape = Shape(35, 20, size, size, 2)
+    columns = {"cell": cell, "mode": "train", **shape._asdict(), "V": VOCABULARY}
+    rough = precision != "float32"
+    if rough:
+        columns["precision"] = precision
+    return Case(
+        "language_model",
+        f"{cell}/{shape}" + (f"/{precision}" if rough else ""),
+        partial(training_step, cell, shape, VOCABULARY, getattr(torch, precision)),
+        columns,
+        quick=quick,
+        seconds=3.0,
+        apart=("ours", "accelerated", "torch.nn"),
+    )
 
 
 class WordModel(nn.Module):
@@ -63,8 +70,11 @@ class WordModel(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def training_step(cell: str, shape: Shape, vocabulary: int) -> Work:
-    """Loss, gradients, clipping and SGD on random words."""
+def training_step(
+    cell: str, shape: Shape, vocabulary: int, precision: torch.dtype = torch.float32
+) -> Work:
+    """Loss, gradients, clipping and SGD on random words; ours with products of a precision, the
+    others in float32."""
     text = torch.randint(vocabulary, (shape.T + 1, shape.B))
     tokens, targets = text[:-1], text[1:]
     options = ModelOptions(cell, shape.I, shape.H, shape.L, tied=False, dropout=0.0)
@@ -78,7 +88,8 @@ def training_step(cell: str, shape: Shape, vocabulary: int) -> Work:
 
     def trainer_step() -> Tensor:
         """As `fastrnn.lm.step` takes it."""
-        loss, _ = trainers.loss(tokens, targets, None)
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            loss, _ = trainers.loss(tokens, targets, None)
         optimizer.zero_grad()
         loss.backward()
         clip(optimizer, CLIP, total_norm(gradients_of(trainers.parameters())))
@@ -103,13 +114,21 @@ def training_step(cell: str, shape: Shape, vocabulary: int) -> Work:
         losses = {name: run() for name, run in runs.items()}
         weights = {name: list(m.parameters()) for name, m in (("ours", trainers), *models.items())}
         for name in models:
-            assert_close([losses["ours"]], [losses[name]])
-            found, expected = ([w.detach() for w in weights[n]] for n in ("ours", name))
+            assert_close([losses["ours"].to(precision)], [losses[name].to(precision)])
+            found, expected = (
+                [w.detach().to(precision) for w in weights[n]] for n in ("ours", name)
+            )
             assert_close(found, expected)
 
     rows = shape.T * shape.B
     products = forward_multiply_adds(cell, shape) + rows * shape.H * vocabulary
     numbers = forward_numbers(cell, shape) + vocabulary * (shape.I + shape.H + 1)
     return Work(
-        runs, check, 3 * products, bytes=12 * numbers, barriers=2 * shape.T * shape.L, tokens=rows
+        runs,
+        check,
+        3 * products,
+        precision.itemsize,
+        bytes=12 * numbers,
+        barriers=2 * shape.T * shape.L,
+        tokens=rows,
     )

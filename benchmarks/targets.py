@@ -121,6 +121,10 @@ def _targets() -> dict[str, list[Target]]:
         Target(peer, 2.6, "default"),
         Target(peer, 1.9, "kept"),
     ]
+    found[f"language_model/lstm/{small}/bfloat16"] += [
+        Target(peer, 4.0, "default"),
+        Target(peer, 3.0, "kept"),
+    ]
     return found
 
 
