@@ -44,9 +44,9 @@ def _to(value: Any, dtype: torch.dtype) -> Any:
 def autocasts(run: Run) -> Run:
     """Give `functional.run` torch's behaviour inside autocast.
 
-    Any mix of dtypes goes in. The work is done in autocast's dtype, but for float16 on the CPU,
-    whose kernels do not have it (float32 stands in), and for packed weights, which stay as they
-    are. What comes out has the dtype it has in torch.nn's steps: a product's (an RNN's h, a
+    Any mix of dtypes goes in. The work is done in autocast's dtype; in float32 where the CPU
+    kernels have nothing lower (float16, a projection of h, layer norm); and packed weights stay as
+    they are. What comes out has the dtype it has in torch.nn's steps: a product's (an RNN's h, a
     projected h) is autocast's, a sum with the state before it (the others) is promoted to the
     state's.
     """
@@ -57,7 +57,10 @@ def autocasts(run: Run) -> Run:
         if lower is None:
             return run(cell, input, state, *args, **options)
         kind = input.device.type
-        work = torch.float32 if (kind, lower) == ("cpu", torch.float16) else lower
+        exact = lower == torch.float16 or any(
+            options.get(name) is not None for name in ("weight_hr", "layer_norm")
+        )
+        work = torch.float32 if kind == "cpu" and exact else lower
         if "packed" in options:  # panels cannot be cast
             work = options["packed"].weights.dtype
         with torch.autocast(kind, enabled=False):

@@ -40,6 +40,14 @@ def test_native_refuses_with_a_reason(tensor, reason):
         choose(tensor)
 
 
+@native
+@pytest.mark.parametrize("option", ["proj_size", "layer_norm"])
+def test_options_that_bfloat16_lacks(option):
+    choice = choose(torch.zeros(1, dtype=torch.bfloat16), features=[option])
+    assert choice.backend == "reference"
+    assert choice.refused["native"] == f"the bfloat16 CPU kernels have no {option}"
+
+
 def test_asked_for_triton_raises():
     with fastrnn.use_backend("triton"), pytest.raises(RuntimeError, match="'triton' was asked for"):
         fastrnn.LSTM(2, 3)(torch.zeros(4, 1, 2))
