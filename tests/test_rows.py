@@ -16,6 +16,7 @@ from tests.test_recurrence import FLOORS, SHAPES, forward_and_gradients
 
 pytestmark = pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
 KINDS = ("projected", "normed lstm", "normed gru")
+DTYPES = (torch.float32, torch.float64)
 forward = torch.ops.fastrnn.recurrence.default
 backward = torch.ops.fastrnn.recurrence_backward.default
 
@@ -40,7 +41,7 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("dtype", FLOORS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("shape", "extras"),
     [(shape, None) for shape in SHAPES]
@@ -118,7 +119,7 @@ def test_same_bits_for_any_number_of_threads_and_run(kind, extras):
 @pytest.mark.parametrize("extras", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_weights_and_inference_give_the_same_bits(kind, extras):
-    for dtype in FLOORS:
+    for dtype in DTYPES:
         layer = layer_of(kind, [7, 7, 2], 9, 40, reverse=True).to(dtype)
         layer = layer.with_extras(drawn=True) if extras else layer
         x, state, w_ih, w_hh, b_ih, b_hh, w_hr, gains, *rows = detached(layer)
