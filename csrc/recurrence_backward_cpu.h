@@ -164,10 +164,11 @@ class BackwardLoop {
             if (s_.grad_cells)
               grad_next[i] = grad_next[i] + V::load(at(s_.grad_cells, cell_row) + unit, lanes);
           }
+          const V zero(C(0));
           V through[S];  // zoneout's own way back
+          for (int i = 0; i < S; ++i) through[i] = zero;
           if (s_.zoneout.on) {
             load_blocks<S>(reserve(row) + R * H_ + unit, H_, lanes, next);
-            const V zero(C(0));
             for (int i = 0; i < S; ++i) {
               const V share = kept_share<C>(s_.zoneout, i, segment.step, sequence, unit);
               through[i] = keep(s_.zoneout, share, grad_next[i], zero);
@@ -175,13 +176,10 @@ class BackwardLoop {
             }
           }
           Cell::backward(kept, prev, next, grad_next, grad_x, grad_h, back);
-          if (s_.zoneout.on)
-            for (int i = 0; i < S; ++i) back[i] = back[i] + through[i];
+          for (int i = 0; i < S; ++i) back[i] = segment.reset ? zero : back[i] + through[i];
           store_blocks<G>(grad_x, H_, lanes, grad_x_ + row * GH_ + unit);
           if constexpr (!Cell::shared_gradients)
             store_blocks<G>(grad_h, H_, lanes, grad_h_ + row * GH_ + unit);
-          if (segment.reset)
-            for (int i = 0; i < S; ++i) back[i] = V(C(0));
           for (int i = 0; i < S; ++i) back[i].store(carry(i, sequence) + unit, lanes);
         });
   }
