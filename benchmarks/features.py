@@ -27,10 +27,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "weight_dropout": {"weight_dropout": 0.3},
     "variational": {"dropout": 0.3, "variational": True},
     "layer_norm": {"layer_norm": True},
-    "proj_size": {"proj_size": WORDS.H // 2},
     "recompute": {"recompute": True},
 }
-FEATURES = ("lengths", "resets", "return_cells", *OPTIONS)
+FEATURES = ("lengths", "resets", "return_cells", "proj_size", *OPTIONS)
 
 
 def cases() -> Iterator[Case]:
@@ -51,7 +50,7 @@ def half_lengths(shape: Shape) -> Tensor:
 
 def feature(name: str, shape: Shape) -> Work:
     """An LSTM with the feature; compared with itself without, and with torch's."""
-    options = OPTIONS.get(name, {})
+    options = {"proj_size": shape.H // 2} if name == "proj_size" else OPTIONS.get(name, {})
     plain, torch_nn = pair("lstm", shape)
     ours = fastrnn.LSTM(shape.I, shape.H, shape.L, **options)
     if name == "proj_size":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +362,11 @@ def test_nt_asgd_averages_once_validation_stalls(
 # ---- divergence
 
 
+def replace_objective(trainer: Trainer, objective: Callable[..., Any]) -> None:
+    """For the steps to come, and for those made anew after a rewind."""
+    trainer.model.objective = trainer._step._objective = objective
+
+
 class Poisoned:
     """A model's objective that gives NaN for the batches of some calls."""
 
@@ -381,7 +387,7 @@ def test_a_poisoned_batch_is_left_out_in_the_end(
 ) -> None:
     trainer = make_trainer(tmp_path, f"{SMALL} --epochs 1 --checkpoint-interval 2")
     poisoned = Poisoned(trainer, trainer.batches.get(1, 3).inputs)
-    trainer._step._objective = poisoned
+    replace_objective(trainer, poisoned)
     trainer.fit()
     said = capsys.readouterr().out
     assert "the training loss is nan at step 4: back to step 2, at half the rate" in said
@@ -404,7 +410,7 @@ def test_an_exploding_gradient_is_not_taken(
         met[0] += trainer.counters.step == 33
         return loss * (1e6 if trainer.counters.step == 33 else 1), entropy, state
 
-    trainer._step._objective = exploding
+    replace_objective(trainer, exploding)
     with pytest.raises(UserError, match="the gradient's norm is .* at step 34: lower --lr"):
         trainer.fit()
     said = capsys.readouterr().out

@@ -106,7 +106,7 @@ def test_it_follows_the_text_it_is_scored_on(rule: str) -> None:
     rate = 5e-5 if rule == "rms" else 0.1
     moving = evaluate_dynamically(model, tokens, 0, tokens, Adaptation(rule, rate, 0.0))
     assert still == pytest.approx(evaluate(model, tokens, 0, 10)[0], rel=0.05)
-    assert moving < still - 0.3
+    assert moving < still - 0.2
     for parameter, value in zip(model.parameters(), before, strict=True):
         assert parameter.equal(value)
 

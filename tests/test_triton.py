@@ -222,9 +222,7 @@ def test_modules_and_explain(device):
         assert text.startswith("triton: runs lstm (whole sequence in one Triton kernel")
         text = fastrnn.explain(wide, x)
         assert text.startswith("triton: runs gru_reset_before (step by step, a product")
-        with pytest.raises(
-            RuntimeError, match="'triton' was asked for: the compiled .* layer_norm"
-        ):
+        with pytest.raises(RuntimeError, match="'triton' was asked for: the Triton .* layer_norm"):
             fastrnn.LSTM(5, 20, layer_norm=True, device=device)(x)
 
 
