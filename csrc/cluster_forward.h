@@ -9,12 +9,12 @@ __device__ __forceinline__ Step step_at(const Steps& steps, Index i, Index batch
   return steps.table ? steps.table[i] : equal_step(i, steps.steps, batch, steps.reverse);
 }
 
-// Both buffers of the exchanged rows: zeros, as no number may meet a weight's zero as NaN.
+// Every buffer of the exchanged rows: zeros, as no number may meet a weight's zero as NaN.
 template <class T>
 __device__ __forceinline__ void clear_rows(const ClusterPlan& p, const ClusterPlace& at) {
   const Run<T> zeros{};
   Run<T>* const runs = reinterpret_cast<Run<T>*>(at.shared + p.rows);
-  for (int i = int(threadIdx.x); i < 2 * p.tile * p.stride / octet; i += p.threads())
+  for (int i = int(threadIdx.x); i < p.buffers * p.tile * p.stride / octet; i += p.threads())
     runs[i] = zeros;
 }
 
@@ -22,6 +22,7 @@ __device__ __forceinline__ void clear_rows(const ClusterPlan& p, const ClusterPl
 template <class T, class Cell>
 struct ForwardRows {
   static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve, E = elements;
+  static constexpr int F = Cell::operand_gates;
   const Forward& f;
   const Regularisers& extras;
   const ClusterPlan& p;
@@ -44,9 +45,9 @@ struct ForwardRows {
   __device__ __forceinline__ bool active(const Step& step, int e) const {
     return at.column(e) < p.tile && sequence(e) < step.rows && unit < f.hidden_size;
   }
-  // The lane's own place for a state.
+  // The lane's own place for a state, or for what the operand's gates are after the states.
   __device__ __forceinline__ float& state(int s, int e) const {
-    return at.own<S * E>(p, s * E + e);
+    return at.own<(S + F) * E>(p, s * E + e);
   }
 
   __device__ __forceinline__ void begin() {
@@ -60,6 +61,8 @@ struct ForwardRows {
       }
   }
 
+  // What gates First to Last - 1 need.
+  template <int First = 0, int Last = G>
   __device__ __forceinline__ void fetch(const Step& step) {
 #pragma unroll
     for (int e = 0; e < E; ++e) {
@@ -67,21 +70,45 @@ struct ForwardRows {
       const bool there = active(step, e);
       reset[e] = there && extras.reset(row);
 #pragma unroll
-      for (int g = 0; g < G; ++g)
+      for (int g = First; g < Last; ++g)
         x[g][e] = there ? static_cast<const T*>(f.x_proj)[(row * G + g) * H + unit] : T{};
     }
   }
 
-  // The cell; leaves h in `staged` [tile, octet] for the other blocks.
-  __device__ __forceinline__ void advance(const Step& step, const float (&sums)[G][E], T* staged) {
+  // The shares from input and state of Count gates from First on, of element e.
+  template <int First, int Count>
+  __device__ __forceinline__ void shares(const float (&sums)[Count][E], int e, float (&xs)[Count],
+                                         float (&hs)[Count]) const {
+#pragma unroll
+    for (int g = 0; g < Count; ++g) {
+      xs[g] = widen(x[First + g][e]) + bias(f.bias_ih, First + g);
+      hs[g] = (reset[e] ? 0.f : sums[g][e]) + bias(f.bias_hh, First + g);
+    }
+  }
+
+  // The second product's operand; leaves it in `staged` [tile, octet] for the other blocks.
+  __device__ __forceinline__ void operand(const float (&sums)[at_least_one<F>][E], T* staged) {
 #pragma unroll
     for (int e = 0; e < E; ++e) {
-      float xs[G], hs[G], prev[S], after[S], reserve[at_least_one<R>];
+      float xs[F], hs[F], reserve[F];
+      shares<0>(sums, e, xs, hs);
+      const float prev[1] = {reset[e] ? 0.f : state(0, e)};
+      const float made = Cell::operand(xs, hs, prev, reserve);
 #pragma unroll
-      for (int g = 0; g < G; ++g) {
-        xs[g] = widen(x[g][e]) + bias(f.bias_ih, g);
-        hs[g] = (reset[e] ? 0.f : sums[g][e]) + bias(f.bias_hh, g);
-      }
+      for (int r = 0; r < F; ++r) state(S + r, e) = reserve[r];
+      if (at.column(e) < p.tile) narrow(made, &staged[at.column(e) * octet + at.group]);
+    }
+  }
+
+  // The cell; leaves h in `staged` [tile, octet] for the other blocks.
+  __device__ __forceinline__ void advance(const Step& step, const float (&sums)[G - F][E],
+                                          T* staged) {
+#pragma unroll
+    for (int e = 0; e < E; ++e) {
+      float xs[G - F], hs[G - F], prev[S], after[S], reserve[at_least_one<R>];
+      shares<F>(sums, e, xs, hs);
+#pragma unroll
+      for (int r = 0; r < F; ++r) reserve[r] = state(S + r, e);
 #pragma unroll
       for (int s = 0; s < S; ++s) prev[s] = reset[e] ? 0.f : state(s, e);
       Cell::forward(xs, hs, prev, after, reserve);
@@ -162,6 +189,9 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   clear_rows<T>(p, at);
   ForwardRows<T, Cell> rows(f, extras, p, at);
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * p.tile * octet;
+  // With an operand, h has one buffer and the operand the other.
+  constexpr int F = Cell::operand_gates, L = Cell::gates - F;
+  const auto exchanged = [&](Index i) { return at.rows<T>(p, F > 0 ? 0 : i); };
   Step step = step_at(steps, 0, f.batch);
   __syncthreads();
   for (Index i = threadIdx.x; i < p.tile * H; i += p.threads()) {
@@ -177,12 +207,25 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   cluster_wait();
   for (Index i = 0; i < steps.steps; ++i) {
     const bool last = i + 1 == steps.steps;
-    float sums[Cell::gates][elements];
-    product(p, at, at.rows<T>(p, i), sums);
+    const T* operands = exchanged(i);
+    if constexpr (F > 0) {
+      float sums[F][elements];
+      product.template of_slots<0, F>(p, at, operands, sums);
+      if (speaks) {
+        rows.operand(sums, staged);
+        __syncwarp();
+        broadcast(p, at, staged, octet, at.rows<T>(p, 1) + at.unit_of(p, 0));
+      }
+      cluster_arrive();
+      cluster_wait();
+      operands = at.rows<T>(p, 1);
+    }
+    float sums[L][elements];
+    product.template of_slots<F, L>(p, at, operands, sums);
     if (speaks) {
       rows.advance(step, sums, staged);
       __syncwarp();
-      if (!last) broadcast(p, at, staged, octet, at.rows<T>(p, i + 1) + at.unit_of(p, 0));
+      if (!last) broadcast(p, at, staged, octet, exchanged(i + 1) + at.unit_of(p, 0));
     }
     // What the others wait for is on its way; the rest is done while they wait. After the last
     // step nothing is exchanged.

@@ -5,6 +5,9 @@
 // `values` numbers per unit (forward 1: h; backward G: the gates' gradients) and is cut into chunks
 // of 32; `splits` warps share a job's chunks, each holding the first `held` of its own in
 // registers.
+//
+// A cell with an operand takes two products a step. Forward they share out the slots, and k is h,
+// then the operand. Backward they share out k: first the gates after the operand, then the others.
 #pragma once
 
 #include <cstdint>
@@ -29,9 +32,12 @@ FASTRNN_INLINE constexpr int held_chunks(Held held, int slots) {
 FASTRNN_INLINE constexpr int thread_limit(Held held) { return held == Held::most ? 256 : 384; }
 
 struct ClusterPlan {
-  int cluster, tile;                         // blocks; sequences, of `columns`
-  int slots, octets_of_job, values, states;  // see above; states per unit
+  int cluster, tile;                 // blocks; sequences, of `columns`
+  int slots, octets_of_job, values;  // see above
+  int numbers;                       // a lane keeps for each of its units and sequences
   int jobs, splits, chunks;
+  int first_chunks;  // of the first product, the others are the second's; all if they share k
+  int buffers;       // of the exchanged rows: one where products read places of their own
   Held held;
   int stride;  // of a sequence's row of k, in numbers
   // Shared memory: offsets in bytes and the sum.
@@ -54,12 +60,14 @@ struct ClusterPlan {
 };
 
 struct ClusterShape {
-  int gates, states, number_bytes;
+  int gates, states, operand_gates, number_bytes;
   bool backward;
   std::int64_t hidden_size;
   // The grid schedule: the rows of k are in device memory, blocks take turns at several tiles.
   bool grid = false;
   int tiles = 1;
+
+  FASTRNN_INLINE int products() const { return operand_gates > 0 ? 2 : 1; }
 };
 
 inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int tile, int splits,
@@ -69,35 +77,42 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
   p.octets_of_job = shape.backward ? 2 : 1;
   p.slots = shape.backward ? 2 : shape.gates;
   p.values = shape.backward ? shape.gates : 1;
-  p.states = shape.states;
+  p.numbers = shape.states + shape.operand_gates;
   const std::int64_t octets = (shape.hidden_size + octet - 1) / octet;
   const std::int64_t of_job = std::int64_t(cluster) * p.octets_of_job;
   p.jobs = int((octets + of_job - 1) / of_job);
   p.splits = splits, p.held = held;
   // Blocks take whole jobs; the last ones may have fewer, or none.
   const std::int64_t used = (octets + p.octets_of_job - 1) / p.octets_of_job * p.octets_of_job;
-  const std::int64_t k = used * octet * p.values;
-  p.chunks = int((k + chunk_k - 1) / chunk_k);
+  const auto chunks = [&](int values) {
+    return int((used * octet * values + chunk_k - 1) / chunk_k);
+  };
+  const bool two_ranges = shape.backward && shape.operand_gates > 0;
+  p.first_chunks = chunks(two_ranges ? shape.gates - shape.operand_gates : p.values);
+  p.chunks = p.first_chunks + (two_ranges ? chunks(shape.operand_gates) : 0);
+  p.buffers = two_ranges ? 1 : 2;
   // Rows lie 64 bytes off a multiple of 128: the lanes of a 16-byte load meet different banks.
   const int bytes = shape.number_bytes, row = p.chunks * chunk_k * bytes;
   p.stride = (row + (row % 128 == 0 ? 64 : 0)) / bytes;
   p.rows = std::int64_t(p.jobs) * p.stored_before(splits) * p.slots * octet * chunk_k * bytes;
-  p.partial = p.rows + (shape.grid ? 0 : 2ll * tile * p.stride * bytes);
+  p.partial = p.rows + (shape.grid ? 0 : std::int64_t(p.buffers) * tile * p.stride * bytes);
   p.stage = p.partial + std::int64_t(p.jobs) * (splits - 1) * p.slots * octet * columns * 4;
   p.state = p.stage + std::int64_t(tile) * p.octets() * octet * p.values * bytes;
-  p.shared = p.state + 4ll * shape.tiles * p.states * p.octets() * octet * columns;
+  p.shared = p.state + 4ll * shape.tiles * p.numbers * p.octets() * octet * columns;
   return p;
 }
 
 // Cycles of a step that the choice of splits and held decides; an estimate, to compare choices.
-inline double cluster_cost(const ClusterPlan& p, int number_bytes) {
+inline double cluster_cost(const ClusterShape& shape, const ClusterPlan& p) {
   const double warps = p.jobs * p.splits;
   const double read =
-      p.jobs * p.stored_before(p.splits) * p.slots * octet * chunk_k * number_bytes / 128;
-  const double chain = number_bytes == 2
-                           ? p.chunks_of(0) * 33.
-                           : p.chunks_of(0) * (40. + warps / 4 * p.slots * p.tile * 8);
-  return (read > chain ? read : chain) + (p.splits > 1 ? 60 + 8 * p.splits : 0);
+      p.jobs * p.stored_before(p.splits) * p.slots * octet * chunk_k * shape.number_bytes / 128;
+  const bool all_of_k_twice = shape.operand_gates > 0 && !shape.backward;
+  const double of_chunk =
+      shape.number_bytes == 2 ? 33. * (1 + all_of_k_twice) : 40. + warps / 4 * p.slots * p.tile * 8;
+  const double chain = p.chunks_of(0) * of_chunk;
+  const double join = p.splits > 1 ? (60 + 8 * p.splits) * shape.products() : 0;
+  return (read > chain ? read : chain) + join;
 }
 
 // The cheapest that fits `shared_limit`; jobs is 0 if none does.
@@ -109,9 +124,7 @@ inline ClusterPlan cluster_plan(const ClusterShape& shape, int cluster, int tile
     for (const int splits : {1, 2, 3, 4, 6, 8, 12}) {
       const ClusterPlan p = cluster_plan_of(shape, cluster, tile, splits, held);
       if (p.threads() > thread_limit(held) || p.shared > shared_limit) continue;
-      if (best.jobs == 0 ||
-          cluster_cost(p, shape.number_bytes) < cluster_cost(best, shape.number_bytes))
-        best = p;
+      if (best.jobs == 0 || cluster_cost(shape, p) < cluster_cost(shape, best)) best = p;
     }
   }
   return best;

@@ -48,10 +48,10 @@ struct ClusterPlace {
   __device__ __forceinline__ int unit_of(const ClusterPlan& p, int o) const {
     return (rank * p.octets() + job * p.octets_of_job + o) * octet;
   }
-  // The rows [tile, stride] of k that steps of this parity read.
+  // The rows [tile, stride] of k in buffer i % 2, of two.
   template <class T>
-  __device__ __forceinline__ T* rows(const ClusterPlan& p, Index parity) const {
-    return reinterpret_cast<T*>(shared + p.rows) + (parity & 1) * p.tile * p.stride;
+  __device__ __forceinline__ T* rows(const ClusterPlan& p, Index i) const {
+    return reinterpret_cast<T*>(shared + p.rows) + (i & 1) * p.tile * p.stride;
   }
 };
 
@@ -87,31 +87,53 @@ class ClusterProduct {
       for (int s = 0; s < Slots; ++s) stored_[(j * Slots + s) * 32] = weights(s, chunk(Count + j));
   }
 
-  __device__ __forceinline__ void operator()(const ClusterPlan& p, const ClusterPlace& at,
-                                             const T* rows, float (&sums)[Slots][elements]) const {
-    Sums state(at, rows, p);
-#pragma unroll
-    for (int j = 0; j < Count; ++j) {
-      const int c = at.part + j * p.splits;
-      if (c < p.chunks) state.add(c, held_[j]);
-    }
-    const Run<T>* stored = stored_;
-    for (int c = at.part + Count * p.splits; c < p.chunks; c += p.splits) {
-      Run<T> weights[Slots];
-#pragma unroll
-      for (int s = 0; s < Slots; ++s) weights[s] = stored[s * 32];
-      state.add(c, weights);
-      stored += Slots * 32;
-    }
-    state.finish(sums);
-    if (p.splits > 1) join(p, at, sums);
+  // The sums of Many slots from First on.
+  template <int First, int Many>
+  __device__ __forceinline__ void of_slots(const ClusterPlan& p, const ClusterPlace& at,
+                                           const T* rows, float (&sums)[Many][elements]) const {
+    run<First, Many, false>(p, at, rows, 0, p.chunks, sums);
+  }
+
+  // Those of all slots over the chunks of the first product.
+  __device__ __forceinline__ void first(const ClusterPlan& p, const ClusterPlace& at, const T* rows,
+                                        float (&sums)[Slots][elements]) const {
+    run<0, Slots, false>(p, at, rows, 0, p.first_chunks, sums);
+  }
+  // And over the others; over all if there is one product.
+  template <bool Two>
+  __device__ __forceinline__ void last(const ClusterPlan& p, const ClusterPlace& at, const T* rows,
+                                       float (&sums)[Slots][elements]) const {
+    run<0, Slots, Two>(p, at, rows, Two ? p.first_chunks : 0, p.chunks, sums);
   }
 
  private:
+  // Unless Late, `begin` is 0.
+  template <int First, int Many, bool Late>
+  __device__ __forceinline__ void run(const ClusterPlan& p, const ClusterPlace& at, const T* rows,
+                                      int begin, int end, float (&sums)[Many][elements]) const {
+    Sums<Many> state(at, rows, p);
+#pragma unroll
+    for (int j = 0; j < Count; ++j) {
+      const int c = at.part + j * p.splits;
+      if (c < end && (!Late || begin <= c)) state.add(c, held_[j] + First);
+    }
+    const Run<T>* stored = stored_ + First * 32;
+    for (int c = at.part + Count * p.splits; c < end; c += p.splits, stored += Slots * 32) {
+      if (Late && c < begin) continue;
+      Run<T> weights[Many];
+#pragma unroll
+      for (int s = 0; s < Many; ++s) weights[s] = stored[s * 32];
+      state.add(c, weights);
+    }
+    state.finish(sums);
+    if (p.splits > 1) join<First, Many>(p, at, sums);
+  }
+
   // Tensor cores: a tile is two slots; the two halves of a chunk are summed apart, as chains that
   // do not wait for each other. The order of k within a chunk is the lanes' own.
+  template <int Many>
   struct TensorSums {
-    static constexpr int tiles = (Slots + 1) / 2;
+    static constexpr int tiles = (Many + 1) / 2;
     float d[2][tiles][4] = {};
     const T* row;
 
@@ -120,10 +142,10 @@ class ClusterProduct {
         // A column without a sequence repeats the last one; nobody looks at its sums.
         : row(rows + (at.group < p.tile ? at.group : p.tile - 1) * p.stride + at.place * octet) {}
 
-    __device__ __forceinline__ void add(int chunk, const Run<T> (&weights)[Slots]) {
+    __device__ __forceinline__ void add(int chunk, const Run<T>* weights) {
       std::uint32_t w[2 * tiles][4] = {}, b[4];
 #pragma unroll
-      for (int s = 0; s < Slots; ++s) memcpy(w[s], &weights[s], 16);
+      for (int s = 0; s < Many; ++s) memcpy(w[s], &weights[s], 16);
       const Run<T> run = load_run(row + chunk * chunk_k);
       memcpy(b, &run, 16);
 #pragma unroll
@@ -137,9 +159,9 @@ class ClusterProduct {
         }
     }
 
-    __device__ __forceinline__ void finish(float (&sums)[Slots][elements]) const {
+    __device__ __forceinline__ void finish(float (&sums)[Many][elements]) const {
 #pragma unroll
-      for (int s = 0; s < Slots; ++s)
+      for (int s = 0; s < Many; ++s)
 #pragma unroll
         for (int e = 0; e < elements; ++e) {
           const int i = s % 2 * 2 + e;
@@ -150,8 +172,9 @@ class ClusterProduct {
 
   // Exact products: a lane sums its own eighth of every chunk for all sequences, then the four
   // lanes of a row add up.
+  template <int Many>
   struct ExactSums {
-    float d[Slots][columns] = {};
+    float d[Many][columns] = {};
     const T* row;
     int stride, tile, place;
 
@@ -159,21 +182,21 @@ class ClusterProduct {
                                          const ClusterPlan& p)
         : row(rows + at.place * octet), stride(p.stride), tile(p.tile), place(at.place) {}
 
-    __device__ __forceinline__ void add(int chunk, const Run<T> (&weights)[Slots]) {
+    __device__ __forceinline__ void add(int chunk, const Run<T>* weights) {
 #pragma unroll
       for (int n = 0; n < columns; ++n) {
         if (n >= tile) break;
         const Run<T> run = load_run(row + n * stride + chunk * chunk_k);
 #pragma unroll
-        for (int s = 0; s < Slots; ++s)
+        for (int s = 0; s < Many; ++s)
 #pragma unroll
           for (int i = 0; i < octet; ++i) d[s][n] += weights[s].values[i] * run.values[i];
       }
     }
 
-    __device__ __forceinline__ void finish(float (&sums)[Slots][elements]) {
+    __device__ __forceinline__ void finish(float (&sums)[Many][elements]) {
 #pragma unroll
-      for (int s = 0; s < Slots; ++s)
+      for (int s = 0; s < Many; ++s)
 #pragma unroll
         for (int n = 0; n < columns; ++n) {
           d[s][n] += shuffle_xor(d[s][n], 1);
@@ -183,32 +206,34 @@ class ClusterProduct {
     }
   };
 
-  template <class Number, bool = sizeof(Number) == 2>
+  template <int Many, bool = sizeof(T) == 2>
   struct Choose {
-    using type = TensorSums;
+    using type = TensorSums<Many>;
   };
-  template <class Number>
-  struct Choose<Number, false> {
-    using type = ExactSums;
+  template <int Many>
+  struct Choose<Many, false> {
+    using type = ExactSums<Many>;
   };
-  using Sums = typename Choose<T>::type;
+  template <int Many>
+  using Sums = typename Choose<Many>::type;
 
   // The sums of the job's other warps, in their order, onto the first one's.
+  template <int First, int Many>
   __device__ __forceinline__ void join(const ClusterPlan& p, const ClusterPlace& at,
-                                       float (&sums)[Slots][elements]) const {
-    constexpr int count = Slots * elements;
+                                       float (&sums)[Many][elements]) const {
+    constexpr int all = Slots * elements, count = Many * elements;
     float* const partial = reinterpret_cast<float*>(at.shared + p.partial) +
-                           at.job * (p.splits - 1) * count * 32 + at.lane;
+                           (at.job * (p.splits - 1) * all + First * elements) * 32 + at.lane;
     if (at.part > 0)
 #pragma unroll
       for (int i = 0; i < count; ++i)
-        partial[((at.part - 1) * count + i) * 32] = sums[i / elements][i % elements];
+        partial[((at.part - 1) * all + i) * 32] = sums[i / elements][i % elements];
     __syncthreads();
     if (at.part == 0)
       for (int other = 0; other < p.splits - 1; ++other)
 #pragma unroll
         for (int i = 0; i < count; ++i)
-          sums[i / elements][i % elements] += partial[(other * count + i) * 32];
+          sums[i / elements][i % elements] += partial[(other * all + i) * 32];
   }
 
   Run<T> held_[at_least_one<Count>][Slots];

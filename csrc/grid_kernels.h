@@ -8,7 +8,7 @@
 
 namespace fastrnn::cuda {
 
-// The grid's memory: a flag, then the rows [2, tiles * tile, stride] that blocks exchange.
+// The grid's memory: a flag, then the rows [buffers, tiles * tile, stride] that blocks exchange.
 constexpr Index flag_bytes = 256;
 
 template <class T>
@@ -17,9 +17,9 @@ struct GridRows {
   int tiles;
   unsigned met = 0;  // how often the blocks have met, times their number
 
-  // Of a tile, in steps of this parity.
-  __device__ __forceinline__ T* of(const ClusterPlan& p, Index parity, int tile) const {
-    const Index row = Index((parity & 1) * tiles + tile) * p.tile;
+  // Of a tile, in buffer i % 2, of two.
+  __device__ __forceinline__ T* of(const ClusterPlan& p, Index i, int tile) const {
+    const Index row = Index((i & 1) * tiles + tile) * p.tile;
     return reinterpret_cast<T*>(workspace + flag_bytes) + row * p.stride;
   }
 
@@ -58,18 +58,36 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     rows.begin();
   }
   exchanged.meet();
+  // With an operand, h has one buffer and the operand the other.
+  constexpr int F = Cell::operand_gates, L = Cell::gates - F;
   for (Index i = 0; i < steps.steps; ++i) {
     const Step step = step_at(steps, i, f.batch);
+    if constexpr (F > 0) {
+      for (int tile = 0; tile < tiles; ++tile) {
+        at.turn_to(p, tile);
+        if (speaks) rows.template fetch<0, F>(step);
+        if (p.splits > 1) __syncthreads();  // the last tile's partial sums have been read
+        float sums[F][elements];
+        product.template of_slots<0, F>(p, at, exchanged.of(p, 0, tile), sums);
+        if (!speaks) continue;
+        rows.operand(sums, staged);
+        __syncwarp();
+        T* const to = exchanged.of(p, 1, tile) + at.unit_of(p, 0);
+        spread(p, at, staged, octet, 1, [=](int) { return to; });
+        __syncwarp();
+      }
+      exchanged.meet();
+    }
     for (int tile = 0; tile < tiles; ++tile) {
       at.turn_to(p, tile);
-      if (speaks) rows.fetch(step);       // arrives while the product is taken
-      if (p.splits > 1) __syncthreads();  // the last tile's partial sums have been read
-      float sums[Cell::gates][elements];
-      product(p, at, exchanged.of(p, i, tile), sums);
+      if (speaks) rows.template fetch<F>(step);  // arrives while the product is taken
+      if (p.splits > 1) __syncthreads();         // the last tile's partial sums have been read
+      float sums[L][elements];
+      product.template of_slots<F, L>(p, at, exchanged.of(p, F > 0 ? 1 : i, tile), sums);
       if (!speaks) continue;
       rows.advance(step, sums, staged);
       __syncwarp();
-      T* const to = exchanged.of(p, i + 1, tile) + at.unit_of(p, 0);
+      T* const to = exchanged.of(p, F > 0 ? 0 : i + 1, tile) + at.unit_of(p, 0);
       spread(p, at, staged, octet, 1, [=](int) { return to; });
       __syncwarp();
       rows.save(step);
@@ -86,12 +104,14 @@ template <class T, class Cell, Held held>
 __global__ void __launch_bounds__(thread_limit(held), 1)
     grid_backward(Backward b, Regularisers extras, Steps steps, const T* weight, ClusterPlan p,
                   int tiles, unsigned char* workspace) {
-  constexpr int G = Cell::gates, O = 2;
+  constexpr int G = Cell::gates, F = Cell::operand_gates, O = 2;
   FASTRNN_SHARED(unsigned char, shared);
   ClusterPlace at(p, shared, int(blockIdx.x));
   const bool speaks = at.part == 0 && at.unit_of(p, 0) < b.hidden_size;  // the job's first warp
   ClusterProduct<T, O, held> product;
-  product.fill(p, at, BackwardWeights<T, G>{weight, b.hidden_size, at.unit_of(p, 0) + at.group});
+  const int late = p.first_chunks * chunk_k;
+  product.fill(p, at,
+               BackwardWeights<T, Cell>{weight, b.hidden_size, at.unit_of(p, 0) + at.group, late});
   BackwardRows<T, Cell> rows{b, extras, p, at};
   GridRows<T> exchanged{workspace, tiles};
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * p.tile * O * G * octet;
@@ -99,6 +119,8 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     at.turn_to(p, tile);
     rows.begin();
   }
+  // With an operand, the two products read places of their own in one buffer.
+  const auto of = [&](Index i, int tile) { return exchanged.of(p, F > 0 ? 0 : i, tile); };
   // A step first takes what the step after it (i + 1) has sent; step -1 does nothing else.
   for (Index i = steps.steps - 1; i >= -1; --i) {
     const bool works = i >= 0, receives = i + 1 < steps.steps;
@@ -108,7 +130,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
       float sums[O][elements] = {};
       if (receives) {
         if (p.splits > 1) __syncthreads();  // the last tile's partial sums have been read
-        product(p, at, exchanged.of(p, i + 1, tile), sums);
+        product.template last<(F > 0)>(p, at, of(i + 1, tile), sums);
         if (speaks) {
           const Step after = step_at(steps, i + 1, b.batch);
           if (after.prev_rows < after.rows) rows.end(after, sums);
@@ -119,12 +141,31 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
       const Step step = step_at(steps, i, b.batch);
       rows.advance(step, sums, staged);
       __syncwarp();
-      T* const to = exchanged.of(p, i, tile) + at.unit_of(p, 0) * G;
-      spread(p, at, staged, O * G * octet, 1, [=](int) { return to; });
-      rows.save(step, staged);
+      T* const to = of(i, tile) + at.unit_of(p, 0) * (G - F);
+      spread(p, at, staged, O * (G - F) * octet, 1, [=](int) { return to; });
+      rows.template save<F>(step, staged);
       __syncwarp();
     }
     if (works) exchanged.meet();
+    if constexpr (F > 0) {
+      if (!works) continue;
+      T* const early = staged + p.tile * O * (G - F) * octet;
+      for (int tile = 0; tile < tiles; ++tile) {
+        at.turn_to(p, tile);
+        const Step step = step_at(steps, i, b.batch);
+        if (speaks) rows.fetch(step);
+        __syncthreads();  // what the last tile has staged and summed has been read
+        float sums[O][elements];
+        product.first(p, at, of(i, tile), sums);
+        if (!speaks) continue;
+        rows.operand(step, sums, staged);
+        __syncwarp();
+        T* const to = of(i, tile) + late + at.unit_of(p, 0) * F;
+        spread(p, at, early, O * F * octet, 1, [=](int) { return to; });
+        rows.template save<0, F>(step, staged);
+      }
+      exchanged.meet();
+    }
   }
 }
 

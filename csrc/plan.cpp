@@ -14,12 +14,12 @@ namespace {
 
 struct CellSizes {
   const char* name;
-  std::int64_t gates, states, reserve;
+  std::int64_t gates, states, reserve, operand_gates;
 };
 
 template <class Cell>
 constexpr CellSizes sizes_of(const char* name) {
-  return {name, Cell::gates, Cell::states, Cell::reserve};
+  return {name, Cell::gates, Cell::states, Cell::reserve, Cell::operand_gates};
 }
 
 constexpr CellSizes cells[] = {sizes_of<device::Lstm>("lstm"), sizes_of<device::Gru>("gru"),
@@ -81,12 +81,18 @@ int bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype:
 // Latencies after the H100's published ones: DSMEM 200 cycles, a cluster's barrier 350 and a little
 // more for every block; the grid's barrier 2600 and exchanged rows from L2 at 64 bytes a cycle;
 // two launches 4 us at 1.7 GHz, and weights from L2 at 2500 bytes a cycle for the whole device.
-double cycles(const ClusterPlan& p, int number_bytes, double rounds) {
-  return rounds * (550 + 20 * p.cluster + cluster_cost(p, number_bytes));
+// A cell with an operand exchanges, and launches, twice a step.
+double cluster_cycles(const ClusterShape& shape, const ClusterPlan& p, double rounds) {
+  return rounds * (shape.products() * (550. + 20 * p.cluster) + cluster_cost(shape, p));
+}
+double grid_cycles(const ClusterShape& shape, const ClusterPlan& p, double exchanged) {
+  // Backward the two products take a part of the rows each.
+  const int reads = shape.backward ? 1 : shape.products();
+  return shape.products() * 2600. + reads * exchanged / 64 + shape.tiles * cluster_cost(shape, p);
 }
 double step_cycles(const Request& r, const CellSizes& cell) {
   const double weights = double(cell.gates) * r.hidden_size * r.hidden_size * bytes_of(r.dtype);
-  return 7000 + weights / 2500;
+  return 7000 * (cell.operand_gates > 0 ? 2 : 1) + weights / 2500;
 }
 
 // What a schedule would do, or why it cannot.
@@ -97,8 +103,9 @@ struct Candidate {
 };
 
 Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offer) {
-  const int number = bytes_of(r.dtype), processors = offer.processors / r.directions;
-  const ClusterShape shape{int(cell.gates), int(cell.states), number, r.backward, r.hidden_size};
+  const int processors = offer.processors / r.directions;
+  const ClusterShape shape{int(cell.gates),   int(cell.states), int(cell.operand_gates),
+                           bytes_of(r.dtype), r.backward,       r.hidden_size};
   Candidate best;
   // Eight blocks are a cluster everywhere; sixteen on Hopper and the large Blackwells alone.
   const int most = offer.capability < 110 ? 16 : 8;
@@ -109,7 +116,7 @@ Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offe
     const ClusterPlan p = cluster_plan(shape, cluster, tile, offer.shared_memory);
     if (p.jobs == 0) continue;
     const std::int64_t clusters = (r.batch + tile - 1) / tile;
-    const double estimate = cycles(p, number, double((clusters + at_once - 1) / at_once));
+    const double estimate = cluster_cycles(shape, p, double((clusters + at_once - 1) / at_once));
     if (best.cycles == 0 || estimate < best.cycles)
       best = {"", {cluster, int(clusters), tile, p.threads(), p.shared, 0}, estimate};
   }
@@ -123,12 +130,18 @@ Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offe
 Candidate on_grid(const Request& r, const CellSizes& cell, const Offer& offer) {
   // As recurrence_grid.cu lays it out.
   constexpr std::int64_t max_batch = 64, flag_bytes = 256;
-  const int number = bytes_of(r.dtype), processors = offer.processors / r.directions;
+  const int processors = offer.processors / r.directions;
   if (r.batch > max_batch) return {line("takes at most ", max_batch, " sequences")};
   const int tile = int(std::min<std::int64_t>(r.batch, columns));
   const int tiles = int((r.batch + tile - 1) / tile);
-  const ClusterShape shape{
-      int(cell.gates), int(cell.states), number, r.backward, r.hidden_size, true, tiles};
+  const ClusterShape shape{int(cell.gates),
+                           int(cell.states),
+                           int(cell.operand_gates),
+                           bytes_of(r.dtype),
+                           r.backward,
+                           r.hidden_size,
+                           true,
+                           tiles};
   ClusterPlan p{};
   if (r.hidden_size <= INT32_MAX / octet)
     p = cluster_plan(shape, processors, tile, offer.shared_memory);
@@ -138,10 +151,10 @@ Candidate on_grid(const Request& r, const CellSizes& cell, const Offer& offer) {
                  " bytes")};
   const std::int64_t octets = (r.hidden_size + octet - 1) / octet;
   const int used = int((octets + p.octets() - 1) / p.octets());
-  const std::int64_t exchanged = std::int64_t(tiles) * tile * p.stride * number;
+  const std::int64_t exchanged = std::int64_t(tiles) * tile * p.stride * shape.number_bytes;
   return {"",
-          {used, 1, tile, p.threads(), p.shared, flag_bytes + 2 * exchanged},
-          2600 + double(exchanged) / 64 + tiles * cluster_cost(p, number)};
+          {used, 1, tile, p.threads(), p.shared, flag_bytes + p.buffers * exchanged},
+          grid_cycles(shape, p, double(exchanged))};
 }
 
 Candidate candidate(Schedule schedule, const Request& r, const CellSizes& cell,
@@ -156,7 +169,6 @@ Candidate candidate(Schedule schedule, const Request& r, const CellSizes& cell,
                  offer.capability / 10, ".", offer.capability % 10)};
   if (r.dtype == Dtype::float64) return {"has no float64 kernels"};
   if (r.dtype == Dtype::float32 && !clusters) return {"has no float32 kernels"};
-  if (r.cell == "gru_reset_before") return {"has no kernels for gru_reset_before"};
   return clusters ? on_clusters(r, cell, offer) : on_grid(r, cell, offer);
 }
 

@@ -10,7 +10,7 @@ namespace {
 template <class T, class Cell>
 struct Launches {
   static ClusterShape shape(bool backward, Index hidden_size) {
-    return {Cell::gates, Cell::states, int(sizeof(T)), backward, hidden_size};
+    return {Cell::gates, Cell::states, Cell::operand_gates, int(sizeof(T)), backward, hidden_size};
   }
 
   // Sequences are dealt to as many clusters as run at once, up to 8 each; more clusters queue.
@@ -90,6 +90,7 @@ const PersistentKernels* cluster_kernels(const char* cell, Dtype dtype) {
   const auto is = [cell](const char* name) { return std::strcmp(cell, name) == 0; };
   if (is("lstm")) return of_dtype<device::Lstm>(dtype);
   if (is("gru")) return of_dtype<device::Gru>(dtype);
+  if (is("gru_reset_before")) return of_dtype<device::GruResetBefore>(dtype);
   if (is("rnn_tanh")) return of_dtype<device::RnnTanh>(dtype);
   if (is("rnn_relu")) return of_dtype<device::RnnRelu>(dtype);
   return nullptr;

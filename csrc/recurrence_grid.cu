@@ -11,8 +11,9 @@ struct Launches {
   static ClusterPlan plan(bool backward, Index batch, Index hidden_size, int blocks,
                           Index shared_limit) {
     const int tile = int(batch < columns ? batch : columns);
-    const ClusterShape shape{Cell::gates, Cell::states, int(sizeof(T)),    backward,
-                             hidden_size, true,         tiles(batch, tile)};
+    const ClusterShape shape{Cell::gates,    Cell::states,      Cell::operand_gates,
+                             int(sizeof(T)), backward,          hidden_size,
+                             true,           tiles(batch, tile)};
     return cluster_plan(shape, blocks, tile, shared_limit);
   }
   static int tiles(Index batch, int tile) { return int((batch + tile - 1) / tile); }
@@ -26,7 +27,7 @@ struct Launches {
     // No more blocks than have units.
     const Index octets = (hidden_size + octet - 1) / octet;
     const int used = int((octets + p.octets() - 1) / p.octets());
-    const Index rows = 2ll * tiles(batch, p.tile) * p.tile * p.stride;
+    const Index rows = Index(p.buffers) * tiles(batch, p.tile) * p.tile * p.stride;
     *layout = {used, 1, p.tile, p.threads(), p.shared, flag_bytes + rows * Index(sizeof(T))};
     return true;
   }
@@ -77,6 +78,7 @@ const PersistentKernels* grid_kernels(const char* cell, Dtype dtype) {
   const auto is = [cell](const char* name) { return std::strcmp(cell, name) == 0; };
   if (is("lstm")) return of_dtype<device::Lstm>(dtype);
   if (is("gru")) return of_dtype<device::Gru>(dtype);
+  if (is("gru_reset_before")) return of_dtype<device::GruResetBefore>(dtype);
   if (is("rnn_tanh")) return of_dtype<device::RnnTanh>(dtype);
   if (is("rnn_relu")) return of_dtype<device::RnnRelu>(dtype);
   return nullptr;

@@ -22,7 +22,8 @@ BARRIERS = {
     },
     "grid": {"__syncthreads", "__syncwarp", "add_release's release", "wait_at_least's acquire"},
 }
-CELLS = {"lstm": 2, "gru": 1, "rnn_tanh": 1, "rnn_relu": 1}  # and their states
+# And their states.
+CELLS = {"lstm": 2, "gru": 1, "gru_reset_before": 1, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 def check(device, schedule, p, dtype, blocks, misalign=0, **options):
@@ -97,11 +98,13 @@ def test_gradients_that_are_absent(device, schedule, grads):
         ("cluster", "lstm", torch.bfloat16, 264, 12, 2),
         ("cluster", "lstm", torch.bfloat16, 160, 2, 9),
         ("cluster", "gru", torch.float16, 200, 5, 3),
+        ("cluster", "gru_reset_before", torch.bfloat16, 200, 3, 3),
         ("cluster", "rnn_tanh", torch.bfloat16, 520, 6, 2),
         ("cluster", "lstm", torch.float32, 72, 4, 9),
         ("grid", "lstm", torch.bfloat16, 264, 20, 2),
         ("grid", "lstm", torch.bfloat16, 160, 2, 17),
         ("grid", "gru", torch.float16, 200, 9, 9),
+        ("grid", "gru_reset_before", torch.float16, 264, 4, 17),
         ("grid", "rnn_tanh", torch.bfloat16, 520, 7, 2),
     ],
     ids=str,
@@ -120,7 +123,7 @@ def test_nothing_saved(device, schedule):
 
 
 @pytest.mark.parametrize("schedule", BARRIERS)
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
 def test_any_order_of_threads(device, schedule, cell):
     for seed in range(20):
         device.clear()
@@ -130,12 +133,13 @@ def test_any_order_of_threads(device, schedule, cell):
 
 
 @pytest.mark.parametrize("schedule", BARRIERS)
-def test_every_barrier_is_missed(device, schedule):
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_every_barrier_is_missed(device, schedule, cell):
     """With any one of them taken out, the emulator finds unordered accesses."""
 
     def run():
         # Several warps share a job, so that every kind of barrier runs.
-        p = problem("lstm", [3 if schedule == "cluster" else 9] * 4, 128)
+        p = problem(cell, [3 if schedule == "cluster" else 9] * 4, 128)
         check(device, schedule, p, torch.bfloat16, 2, processors=2)
 
     run()
@@ -182,5 +186,3 @@ def test_layouts_of_the_grid(device, backward):
 def test_what_there_is_no_kernel_for(device):
     assert device.persistent_kernels("cluster", "lstm", torch.float64) is None
     assert device.persistent_kernels("grid", "lstm", torch.float32) is None
-    for schedule in BARRIERS:
-        assert device.persistent_kernels(schedule, "gru_reset_before", torch.float16) is None

@@ -41,10 +41,10 @@ PERSISTENT = ["cluster", "grid"]
 SCHEDULES = ["step", *PERSISTENT]
 
 
-def has(schedule, cell, dtype):
+def has(schedule, dtype):
     """Whether a schedule has kernels; test_plan.py asserts what is said where it has none."""
     wide = (torch.float64,) if schedule == "cluster" else (torch.float32, torch.float64)
-    return schedule == "step" or (cell != "gru_reset_before" and dtype not in wide)
+    return schedule == "step" or dtype not in wide
 
 
 # Clusters take long to emulate; test_cuda_cluster.py has their grid.
@@ -53,7 +53,7 @@ RUNS = [
     for schedule in SCHEDULES
     for cell in CELL_NAMES
     for dtype in (FLOORS if schedule == "step" else (torch.float32, torch.bfloat16))
-    if has(schedule, cell, dtype)
+    if has(schedule, dtype)
 ]
 every_run = pytest.mark.parametrize(("schedule", "cell", "dtype"), RUNS, indirect=["schedule"])
 IN_FLOAT32 = [run[:2] for run in RUNS if run[2] == torch.float32]
