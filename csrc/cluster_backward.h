@@ -228,8 +228,9 @@ struct BackwardWeights {
 
 template <class T, class Cell, Held held>
 __global__ void __launch_bounds__(thread_limit(held), 1)
-    cluster_backward(Backward b, Regularisers extras, Steps steps, const T* weight, ClusterPlan p) {
+    cluster_backward(const __grid_constant__ Ways<T, Backward> ways, ClusterPlan p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  const auto& [b, extras, steps, weight] = ways.of[blockIdx.y];
   constexpr int G = Cell::gates, F = Cell::operand_gates, O = 2;
   FASTRNN_SHARED(unsigned char, shared);
   ClusterPlace at(p, shared, int(cluster_rank()));

@@ -5,6 +5,25 @@
 
 namespace fastrnn::cuda {
 
+// What a launch is given, by direction; blockIdx.y is a block's.
+template <class T, class Pass>
+struct Ways {
+  struct One {
+    Pass pass;
+    Regularisers extras;
+    Steps steps;
+    const T* weight;
+
+    explicit One(const Way<Pass>& way)
+        : pass(way.pass),
+          extras(way.pass.extras),
+          steps(way.steps),
+          weight(static_cast<const T*>(way.weight_hh)) {}
+  } of[max_ways];
+
+  Ways(const Way<Pass>* ways, int count) : of{One(ways[0]), One(ways[count - 1])} {}
+};
+
 __device__ __forceinline__ Step step_at(const Steps& steps, Index i, Index batch) {
   return steps.table ? steps.table[i] : equal_step(i, steps.steps, batch, steps.reverse);
 }
@@ -12,10 +31,10 @@ __device__ __forceinline__ Step step_at(const Steps& steps, Index i, Index batch
 // Every buffer of the exchanged rows: zeros, as no number may meet a weight's zero as NaN.
 template <class T>
 __device__ __forceinline__ void clear_rows(const ClusterPlan& p, const ClusterPlace& at) {
-  const Run<T> zeros{};
-  Run<T>* const runs = reinterpret_cast<Run<T>*>(at.shared + p.rows);
-  for (int i = int(threadIdx.x); i < p.buffers * p.tile * p.stride / octet; i += p.threads())
-    runs[i] = zeros;
+  const Packet<T, piece<T>> zeros{};
+  T* const rows = reinterpret_cast<T*>(at.shared + p.rows);
+  for (int i = int(threadIdx.x); i < p.buffers * p.tile * p.stride / piece<T>; i += p.threads())
+    store(zeros, rows + i * piece<T>);
 }
 
 // What a lane holds of the rows it works on: elements e of unit at.group of an octet.
@@ -176,8 +195,9 @@ struct ForwardWeights {
 
 template <class T, class Cell, Held held>
 __global__ void __launch_bounds__(thread_limit(held), 1)
-    cluster_forward(Forward f, Regularisers extras, Steps steps, const T* weight, ClusterPlan p) {
+    cluster_forward(const __grid_constant__ Ways<T, Forward> ways, ClusterPlan p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  const auto& [f, extras, steps, weight] = ways.of[blockIdx.y];
   FASTRNN_SHARED(unsigned char, shared);
   ClusterPlace at(p, shared, int(cluster_rank()));
   at.first_sequence = int(blockIdx.x) / p.cluster * p.tile;

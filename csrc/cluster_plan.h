@@ -20,14 +20,14 @@ namespace fastrnn::cuda {
 constexpr int chunk_k = 32, octet = 8, columns = 8;
 
 // How much a warp holds in registers: chunks of 4 registers a slot, as many as a kernel of so many
-// threads has without spilling. Exact products (float) hold none.
+// threads has without spilling. Exact products of float32 hold none; TF32's hold half as many.
 enum class Held { none, some, most };
 
-FASTRNN_INLINE constexpr int held_chunks(Held held, int slots) {
+FASTRNN_INLINE constexpr int held_chunks(Held held, int slots, int number_bytes) {
   if (held == Held::none) return 0;
   const int some = slots == 1 ? 6 : slots == 2 ? 5 : 3;
   const int most = slots == 1 ? 12 : slots == 2 ? 7 : slots == 3 ? 7 : 6;
-  return held == Held::most ? most : some;
+  return (held == Held::most ? most : some) * 2 / number_bytes;
 }
 FASTRNN_INLINE constexpr int thread_limit(Held held) { return held == Held::most ? 256 : 384; }
 
@@ -39,7 +39,8 @@ struct ClusterPlan {
   int first_chunks;  // of the first product, the others are the second's; all if they share k
   int buffers;       // of the exchanged rows: one where products read places of their own
   Held held;
-  int stride;  // of a sequence's row of k, in numbers
+  int in_registers;  // chunks that a warp holds there, if it has as many
+  int stride;        // of a sequence's row of k, in numbers
   // Shared memory: offsets in bytes and the sum.
   std::int64_t rows, partial, stage, state, shared;
 
@@ -49,7 +50,7 @@ struct ClusterPlan {
   FASTRNN_INLINE int chunks_of(int part) const { return (chunks - part + splits - 1) / splits; }
   // Those in shared memory, and where they begin among the job's.
   FASTRNN_INLINE int stored(int part) const {
-    const int in_registers = held_chunks(held, slots), all = chunks_of(part);
+    const int all = chunks_of(part);
     return all > in_registers ? all - in_registers : 0;
   }
   FASTRNN_INLINE int stored_before(int part) const {
@@ -61,7 +62,7 @@ struct ClusterPlan {
 
 struct ClusterShape {
   int gates, states, operand_gates, number_bytes;
-  bool backward;
+  bool backward, exact;  // exact: not by tensor cores
   std::int64_t hidden_size;
   // The grid schedule: the rows of k are in device memory, blocks take turns at several tiles.
   bool grid = false;
@@ -82,6 +83,7 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
   const std::int64_t of_job = std::int64_t(cluster) * p.octets_of_job;
   p.jobs = int((octets + of_job - 1) / of_job);
   p.splits = splits, p.held = held;
+  p.in_registers = held_chunks(held, p.slots, shape.number_bytes);
   // Blocks take whole jobs; the last ones may have fewer, or none.
   const std::int64_t used = (octets + p.octets_of_job - 1) / p.octets_of_job * p.octets_of_job;
   const auto chunks = [&](int values) {
@@ -91,9 +93,9 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
   p.first_chunks = chunks(two_ranges ? shape.gates - shape.operand_gates : p.values);
   p.chunks = p.first_chunks + (two_ranges ? chunks(shape.operand_gates) : 0);
   p.buffers = two_ranges ? 1 : 2;
-  // Rows lie 64 bytes off a multiple of 128: the lanes of a 16-byte load meet different banks.
+  // Rows lie off a multiple of 128 bytes: the lanes of a 16-byte load meet different banks.
   const int bytes = shape.number_bytes, row = p.chunks * chunk_k * bytes;
-  p.stride = (row + (row % 128 == 0 ? 64 : 0)) / bytes;
+  p.stride = (row + (row % 128 == 0 ? (bytes == 2 ? 64 : 16) : 0)) / bytes;
   p.rows = std::int64_t(p.jobs) * p.stored_before(splits) * p.slots * octet * chunk_k * bytes;
   p.partial = p.rows + (shape.grid ? 0 : std::int64_t(p.buffers) * tile * p.stride * bytes);
   p.stage = p.partial + std::int64_t(p.jobs) * (splits - 1) * p.slots * octet * columns * 4;
@@ -108,8 +110,8 @@ inline double cluster_cost(const ClusterShape& shape, const ClusterPlan& p) {
   const double read =
       p.jobs * p.stored_before(p.splits) * p.slots * octet * chunk_k * shape.number_bytes / 128;
   const bool all_of_k_twice = shape.operand_gates > 0 && !shape.backward;
-  const double of_chunk =
-      shape.number_bytes == 2 ? 33. * (1 + all_of_k_twice) : 40. + warps / 4 * p.slots * p.tile * 8;
+  const double of_chunk = shape.exact ? 40. + warps / 4 * p.slots * p.tile * 8
+                                      : 33. * shape.number_bytes / 2 * (1 + all_of_k_twice);
   const double chain = p.chunks_of(0) * of_chunk;
   const double join = p.splits > 1 ? (60 + 8 * p.splits) * shape.products() : 0;
   return (read > chain ? read : chain) + join;
@@ -120,7 +122,7 @@ inline ClusterPlan cluster_plan(const ClusterShape& shape, int cluster, int tile
                                 std::int64_t shared_limit) {
   ClusterPlan best{};
   for (const Held held : {Held::most, Held::some, Held::none}) {
-    if ((held == Held::none) == (shape.number_bytes == 2)) continue;
+    if ((held == Held::none) != shape.exact) continue;
     for (const int splits : {1, 2, 3, 4, 6, 8, 12}) {
       const ClusterPlan p = cluster_plan_of(shape, cluster, tile, splits, held);
       if (p.threads() > thread_limit(held) || p.shared > shared_limit) continue;

@@ -55,11 +55,15 @@ struct ClusterPlace {
   }
 };
 
-// Eight neighbours of a row of k.
+// Eight neighbours of a row of k; what is read or written at once is a piece of it.
 template <class T>
 struct alignas(16) Run {
   T values[octet];
 };
+template <class T>
+constexpr int pieces = int(sizeof(Run<T>)) / 16;
+template <class T>
+constexpr int piece = octet / pieces<T>;  // numbers
 
 template <class T>
 __device__ __forceinline__ Run<T> load_run(const T* from) {
@@ -69,22 +73,26 @@ __device__ __forceinline__ Run<T> load_run(const T* from) {
 template <class T, int Slots, Held held>
 class ClusterProduct {
  public:
-  static constexpr int Count = held_chunks(held, Slots);  // of chunks in registers
+  static constexpr int Count = held_chunks(held, Slots, sizeof(T));  // of chunks in registers
+  static constexpr bool exact = held == Held::none;
 
   // weights(slot, k) is the Run of row `group` of a slot.
   template <class Weights>
   __device__ __forceinline__ void fill(const ClusterPlan& p, const ClusterPlace& at,
                                        const Weights& weights) {
     const Index before = at.job * p.stored_before(p.splits) + p.stored_before(at.part);
-    stored_ = reinterpret_cast<Run<T>*>(at.shared) + before * Slots * 32 + at.lane;
+    stored_ = reinterpret_cast<T*>(at.shared) + before * of_chunk + at.lane * piece<T>;
     const auto chunk = [&](int j) { return (at.part + j * p.splits) * chunk_k + at.place * octet; };
 #pragma unroll
     for (int j = 0; j < Count; ++j)
 #pragma unroll
-      for (int s = 0; s < Slots; ++s) held_[j][s] = weights(s, chunk(j));
+      for (int s = 0; s < Slots; ++s) held_[j][s] = rounded(weights(s, chunk(j)));
     for (int j = 0; j < p.stored(at.part); ++j)
 #pragma unroll
-      for (int s = 0; s < Slots; ++s) stored_[(j * Slots + s) * 32] = weights(s, chunk(Count + j));
+      for (int s = 0; s < Slots; ++s) {
+        const Run<T> run = rounded(weights(s, chunk(Count + j)));
+        put(run, stored_ + j * of_chunk + s * of_slot);
+      }
   }
 
   // The sums of Many slots from First on.
@@ -117,20 +125,45 @@ class ClusterProduct {
       const int c = at.part + j * p.splits;
       if (c < end && (!Late || begin <= c)) state.add(c, held_[j] + First);
     }
-    const Run<T>* stored = stored_ + First * 32;
-    for (int c = at.part + Count * p.splits; c < end; c += p.splits, stored += Slots * 32) {
+    const T* stored = stored_ + First * of_slot;
+    for (int c = at.part + Count * p.splits; c < end; c += p.splits, stored += of_chunk) {
       if (Late && c < begin) continue;
       Run<T> weights[Many];
 #pragma unroll
-      for (int s = 0; s < Many; ++s) weights[s] = stored[s * 32];
+      for (int s = 0; s < Many; ++s) weights[s] = get(stored + s * of_slot);
       state.add(c, weights);
     }
     state.finish(sums);
     if (p.splits > 1) join<First, Many>(p, at, sums);
   }
 
-  // Tensor cores: a tile is two slots; the two halves of a chunk are summed apart, as chains that
-  // do not wait for each other. The order of k within a chunk is the lanes' own.
+  // In shared memory the pieces of the lanes lie side by side.
+  static constexpr int of_slot = 32 * octet, of_chunk = Slots * of_slot;
+  static __device__ __forceinline__ Run<T> get(const T* from) {
+    Run<T> run;
+#pragma unroll
+    for (int i = 0; i < pieces<T>; ++i) {
+      const auto part = load<T, piece<T>>(from + i * 32 * piece<T>);
+      memcpy(run.values + i * piece<T>, &part, 16);
+    }
+    return run;
+  }
+  static __device__ __forceinline__ void put(const Run<T>& run, T* to) {
+#pragma unroll
+    for (int i = 0; i < pieces<T>; ++i)
+      store(load<T, piece<T>>(run.values + i * piece<T>), to + i * 32 * piece<T>);
+  }
+
+  // As the tensor cores take them: float32 loses 13 bits.
+  static __device__ __forceinline__ Run<T> rounded(Run<T> run) {
+    if constexpr (!exact && sizeof(T) == 4)
+#pragma unroll
+      for (int i = 0; i < octet; ++i) run.values[i] = to_tf32(run.values[i]);
+    return run;
+  }
+
+  // Tensor cores: a tile is two slots; neighbouring products of a chunk are summed apart, as chains
+  // that do not wait for each other. The order of k within a chunk is the lanes' own.
   template <int Many>
   struct TensorSums {
     static constexpr int tiles = (Many + 1) / 2;
@@ -143,19 +176,20 @@ class ClusterProduct {
         : row(rows + (at.group < p.tile ? at.group : p.tile - 1) * p.stride + at.place * octet) {}
 
     __device__ __forceinline__ void add(int chunk, const Run<T>* weights) {
-      std::uint32_t w[2 * tiles][4] = {}, b[4];
+      constexpr int words = int(sizeof(Run<T>)) / 4;
+      std::uint32_t w[2 * tiles][words] = {}, b[words];
 #pragma unroll
-      for (int s = 0; s < Many; ++s) memcpy(w[s], &weights[s], 16);
-      const Run<T> run = load_run(row + chunk * chunk_k);
-      memcpy(b, &run, 16);
+      for (int s = 0; s < Many; ++s) memcpy(w[s], &weights[s], sizeof w[s]);
+      const Run<T> run = rounded(load_run(row + chunk * chunk_k));
+      memcpy(b, &run, sizeof b);
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
+      for (int i = 0; i < words; i += 2)
 #pragma unroll
         for (int t = 0; t < tiles; ++t) {
-          const std::uint32_t a[4] = {w[2 * t][2 * half], w[2 * t + 1][2 * half],
-                                      w[2 * t][2 * half + 1], w[2 * t + 1][2 * half + 1]};
-          const std::uint32_t right[2] = {b[2 * half], b[2 * half + 1]};
-          mma<T>(d[half][t], a, right);
+          const std::uint32_t a[4] = {w[2 * t][i], w[2 * t + 1][i], w[2 * t][i + 1],
+                                      w[2 * t + 1][i + 1]};
+          const std::uint32_t right[2] = {b[i], b[i + 1]};
+          mma<T>(d[i / 2 % 2][t], a, right);
         }
     }
 
@@ -206,13 +240,13 @@ class ClusterProduct {
     }
   };
 
-  template <int Many, bool = sizeof(T) == 2>
+  template <int Many, bool = exact>
   struct Choose {
-    using type = TensorSums<Many>;
+    using type = ExactSums<Many>;
   };
   template <int Many>
   struct Choose<Many, false> {
-    using type = ExactSums<Many>;
+    using type = TensorSums<Many>;
   };
   template <int Many>
   using Sums = typename Choose<Many>::type;
@@ -237,7 +271,7 @@ class ClusterProduct {
   }
 
   Run<T> held_[at_least_one<Count>][Slots];
-  Run<T>* stored_;
+  T* stored_;
 };
 
 // Copies what a warp has staged, [tile, count] numbers, to the same place of the rows of `peers`

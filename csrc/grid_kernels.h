@@ -38,8 +38,9 @@ struct GridRows {
 
 template <class T, class Cell, Held held>
 __global__ void __launch_bounds__(thread_limit(held), 1)
-    grid_forward(Forward f, Regularisers extras, Steps steps, const T* weight, ClusterPlan p,
-                 int tiles, unsigned char* workspace) {
+    grid_forward(const __grid_constant__ Ways<T, Forward> ways, ClusterPlan p, int tiles,
+                 unsigned char* workspaces, Index bytes) {
+  const auto& [f, extras, steps, weight] = ways.of[blockIdx.y];
   FASTRNN_SHARED(unsigned char, shared);
   ClusterPlace at(p, shared, int(blockIdx.x));
   const Index H = f.hidden_size;
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   const bool whole = H % octet == 0 && reinterpret_cast<std::uintptr_t>(weight) % 16 == 0;
   product.fill(p, at, ForwardWeights<T>{weight, H, at.unit_of(p, 0) + at.group, whole});
   ForwardRows<T, Cell> rows(f, extras, p, at);
-  GridRows<T> exchanged{workspace, tiles};
+  GridRows<T> exchanged{workspaces + blockIdx.y * bytes, tiles};
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * p.tile * octet;
   for (Index i = Index(blockIdx.x) * p.threads() + threadIdx.x; i < f.batch * H;
        i += Index(gridDim.x) * p.threads())
@@ -102,8 +103,9 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
 
 template <class T, class Cell, Held held>
 __global__ void __launch_bounds__(thread_limit(held), 1)
-    grid_backward(Backward b, Regularisers extras, Steps steps, const T* weight, ClusterPlan p,
-                  int tiles, unsigned char* workspace) {
+    grid_backward(const __grid_constant__ Ways<T, Backward> ways, ClusterPlan p, int tiles,
+                  unsigned char* workspaces, Index bytes) {
+  const auto& [b, extras, steps, weight] = ways.of[blockIdx.y];
   constexpr int G = Cell::gates, F = Cell::operand_gates, O = 2;
   FASTRNN_SHARED(unsigned char, shared);
   ClusterPlace at(p, shared, int(blockIdx.x));
@@ -113,7 +115,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   product.fill(p, at,
                BackwardWeights<T, Cell>{weight, b.hidden_size, at.unit_of(p, 0) + at.group, late});
   BackwardRows<T, Cell> rows{b, extras, p, at};
-  GridRows<T> exchanged{workspace, tiles};
+  GridRows<T> exchanged{workspaces + blockIdx.y * bytes, tiles};
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * p.tile * O * G * octet;
   for (int tile = 0; speaks && tile < tiles; ++tile) {
     at.turn_to(p, tile);

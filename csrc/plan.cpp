@@ -41,6 +41,7 @@ void check(bool ok, const Words&... words) {
 
 constexpr std::array<const char*, 4> asked_names{"cluster", "grid", "step", "auto"};
 std::atomic<int> asked_index{3};
+std::atomic<bool> tf32{false};
 
 int index_of(const std::string& name) {
   const auto found = std::find(asked_names.begin(), asked_names.end(), name);
@@ -75,7 +76,10 @@ std::int64_t elements(const Request& r, const CellSizes& cell) {
   return count;
 }
 
-int bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
+int bytes_of(Dtype dtype) {
+  if (dtype == Dtype::float64) return 8;
+  return dtype == Dtype::float32 || dtype == Dtype::tf32 ? 4 : 2;
+}
 
 // Cycles of one step, estimated, to compare what can run; make gpu measures them.
 // Latencies after the H100's published ones: DSMEM 200 cycles, a cluster's barrier 350 and a little
@@ -105,7 +109,8 @@ struct Candidate {
 Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offer) {
   const int processors = offer.processors / r.directions;
   const ClusterShape shape{int(cell.gates),   int(cell.states), int(cell.operand_gates),
-                           bytes_of(r.dtype), r.backward,       r.hidden_size};
+                           bytes_of(r.dtype), r.backward,       r.dtype == Dtype::float32,
+                           r.hidden_size};
   Candidate best;
   // Eight blocks are a cluster everywhere; sixteen on Hopper and the large Blackwells alone.
   const int most = offer.capability < 110 ? 16 : 8;
@@ -139,6 +144,7 @@ Candidate on_grid(const Request& r, const CellSizes& cell, const Offer& offer) {
                            int(cell.operand_gates),
                            bytes_of(r.dtype),
                            r.backward,
+                           false,
                            r.hidden_size,
                            true,
                            tiles};
@@ -168,7 +174,8 @@ Candidate candidate(Schedule schedule, const Request& r, const CellSizes& cell,
                  clusters ? " (thread-block clusters)" : "", ", the device has ",
                  offer.capability / 10, ".", offer.capability % 10)};
   if (r.dtype == Dtype::float64) return {"has no float64 kernels"};
-  if (r.dtype == Dtype::float32 && !clusters) return {"has no float32 kernels"};
+  if (r.dtype == Dtype::float32 && !clusters)
+    return {"has no exact float32 kernels, and TF32 is not allowed"};
   return clusters ? on_clusters(r, cell, offer) : on_grid(r, cell, offer);
 }
 
@@ -186,6 +193,10 @@ std::string Plan::text() const {
 const char* schedule_asked() { return asked_names[asked_index]; }
 
 void ask_schedule(const std::string& name) { asked_index = index_of(name); }
+
+bool tf32_allowed() { return tf32; }
+
+void allow_tf32(bool allowed) { tf32 = allowed; }
 
 Plan plan(const Request& request, const Offer& offer) {
   const CellSizes& cell = checked(request, offer);

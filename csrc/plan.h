@@ -45,6 +45,10 @@ struct Plan {
 const char* schedule_asked();
 void ask_schedule(const std::string& name);
 
+// Whether it lets products of float32 numbers be TF32's; not until someone says so.
+bool tf32_allowed();
+void allow_tf32(bool allowed);
+
 // Throws std::invalid_argument, in one line, for a request that makes no sense.
 Plan plan(const Request& request, const Offer& offer);
 

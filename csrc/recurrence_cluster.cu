@@ -7,10 +7,12 @@
 namespace fastrnn::cuda {
 namespace {
 
-template <class T, class Cell>
+// Exact: float32 not by tensor cores.
+template <class T, class Cell, bool exact>
 struct Launches {
   static ClusterShape shape(bool backward, Index hidden_size) {
-    return {Cell::gates, Cell::states, Cell::operand_gates, int(sizeof(T)), backward, hidden_size};
+    return {Cell::gates, Cell::states, Cell::operand_gates, int(sizeof(T)),
+            backward,    exact,        hidden_size};
   }
 
   // Sequences are dealt to as many clusters as run at once, up to 8 each; more clusters queue.
@@ -27,52 +29,52 @@ struct Launches {
   }
 
   // The same choice again: what costs least within the limit is no larger than itself.
-  template <class Kernels, class Arguments>
-  static int launch_with(const Kernels& kernels, bool backward, const Arguments& arguments,
-                         const Steps& steps, const void* weight_hh, const Layout& layout,
-                         void* stream) {
-    const ClusterPlan p = cluster_plan(shape(backward, arguments.hidden_size), layout.cluster,
+  template <class Kernels, class Pass>
+  static int launch_with(const Kernels& kernels, bool backward, const Way<Pass>* ways, int count,
+                         const Layout& layout, void* stream) {
+    const ClusterPlan p = cluster_plan(shape(backward, ways->pass.hidden_size), layout.cluster,
                                        layout.tile, layout.shared);
-    const auto kernel = kernels(p);
-    const Grid grid{unsigned(layout.cluster) * unsigned(layout.clusters), 1, p.threads(), p.shared,
-                    layout.cluster};
-    return launch(kernel, grid, stream, arguments, Regularisers(arguments.extras), steps,
-                  static_cast<const T*>(weight_hh), p);
+    const Grid grid{unsigned(layout.cluster) * unsigned(layout.clusters), unsigned(count),
+                    p.threads(), p.shared, layout.cluster};
+    return launch(kernels(p), grid, stream, Ways<T, Pass>(ways, count), p);
   }
 
-  static int forward(const Forward& f, const Steps& steps, const void* weight_hh,
-                     const Layout& layout, void*, void* stream) {
+  static int forward(const Way<Forward>* ways, int count, const Layout& layout, void*,
+                     void* stream) {
     const auto kernels = [](const ClusterPlan& p) {
-      if constexpr (sizeof(T) == 2)
+      if constexpr (exact)
+        return cluster_forward<T, Cell, Held::none>;
+      else
         return p.held == Held::most ? cluster_forward<T, Cell, Held::most>
                                     : cluster_forward<T, Cell, Held::some>;
-      else
-        return cluster_forward<T, Cell, Held::none>;
     };
-    return launch_with(kernels, false, f, steps, weight_hh, layout, stream);
+    return launch_with(kernels, false, ways, count, layout, stream);
   }
 
-  static int backward(const Backward& b, const Steps& steps, const void* weight_hh,
-                      const Layout& layout, void*, void* stream) {
+  static int backward(const Way<Backward>* ways, int count, const Layout& layout, void*,
+                      void* stream) {
     const auto kernels = [](const ClusterPlan& p) {
-      if constexpr (sizeof(T) == 2)
+      if constexpr (exact)
+        return cluster_backward<T, Cell, Held::none>;
+      else
         return p.held == Held::most ? cluster_backward<T, Cell, Held::most>
                                     : cluster_backward<T, Cell, Held::some>;
-      else
-        return cluster_backward<T, Cell, Held::none>;
     };
-    return launch_with(kernels, true, b, steps, weight_hh, layout, stream);
+    return launch_with(kernels, true, ways, count, layout, stream);
   }
 };
 
-template <class T, class Cell>
-constexpr PersistentKernels kernels = {Launches<T, Cell>::layout, Launches<T, Cell>::forward,
-                                       Launches<T, Cell>::backward};
+template <class T, class Cell, bool exact = false>
+constexpr PersistentKernels kernels = {Launches<T, Cell, exact>::layout,
+                                       Launches<T, Cell, exact>::forward,
+                                       Launches<T, Cell, exact>::backward};
 
 template <class Cell>
 const PersistentKernels* of_dtype(Dtype dtype) {
   switch (dtype) {
     case Dtype::float32:
+      return &kernels<float, Cell, true>;
+    case Dtype::tf32:
       return &kernels<float, Cell>;
     case Dtype::float16:
       return &kernels<Half, Cell>;

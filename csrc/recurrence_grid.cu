@@ -11,9 +11,9 @@ struct Launches {
   static ClusterPlan plan(bool backward, Index batch, Index hidden_size, int blocks,
                           Index shared_limit) {
     const int tile = int(batch < columns ? batch : columns);
-    const ClusterShape shape{Cell::gates,    Cell::states,      Cell::operand_gates,
-                             int(sizeof(T)), backward,          hidden_size,
-                             true,           tiles(batch, tile)};
+    const ClusterShape shape{Cell::gates,    Cell::states, Cell::operand_gates,
+                             int(sizeof(T)), backward,     false,
+                             hidden_size,    true,         tiles(batch, tile)};
     return cluster_plan(shape, blocks, tile, shared_limit);
   }
   static int tiles(Index batch, int tile) { return int((batch + tile - 1) / tile); }
@@ -33,28 +33,28 @@ struct Launches {
   }
 
   // The same choice again: what costs least within the limit is no larger than itself.
-  template <class Kernel, class Arguments>
+  template <class Kernel, class Pass>
   static int launch_one(const Kernel& most, const Kernel& some, bool backward,
-                        const Arguments& arguments, const Steps& steps, const void* weight_hh,
-                        const Layout& layout, void* workspace, void* stream) {
+                        const Way<Pass>* ways, int count, const Layout& layout, void* workspace,
+                        void* stream) {
+    const Index batch = ways->pass.batch;
     const ClusterPlan p =
-        plan(backward, arguments.batch, arguments.hidden_size, layout.cluster, layout.shared);
-    const Grid grid{unsigned(layout.cluster), 1, p.threads(), p.shared, 1, true};
-    return launch(p.held == Held::most ? most : some, grid, stream, arguments,
-                  Regularisers(arguments.extras), steps, static_cast<const T*>(weight_hh), p,
-                  tiles(arguments.batch, p.tile), static_cast<unsigned char*>(workspace));
+        plan(backward, batch, ways->pass.hidden_size, layout.cluster, layout.shared);
+    const Grid grid{unsigned(layout.cluster), unsigned(count), p.threads(), p.shared, 1, true};
+    return launch(p.held == Held::most ? most : some, grid, stream, Ways<T, Pass>(ways, count), p,
+                  tiles(batch, p.tile), static_cast<unsigned char*>(workspace), layout.bytes);
   }
 
-  static int forward(const Forward& f, const Steps& steps, const void* weight_hh,
-                     const Layout& layout, void* workspace, void* stream) {
+  static int forward(const Way<Forward>* ways, int count, const Layout& layout, void* workspace,
+                     void* stream) {
     return launch_one(grid_forward<T, Cell, Held::most>, grid_forward<T, Cell, Held::some>, false,
-                      f, steps, weight_hh, layout, workspace, stream);
+                      ways, count, layout, workspace, stream);
   }
 
-  static int backward(const Backward& b, const Steps& steps, const void* weight_hh,
-                      const Layout& layout, void* workspace, void* stream) {
+  static int backward(const Way<Backward>* ways, int count, const Layout& layout, void* workspace,
+                      void* stream) {
     return launch_one(grid_backward<T, Cell, Held::most>, grid_backward<T, Cell, Held::some>, true,
-                      b, steps, weight_hh, layout, workspace, stream);
+                      ways, count, layout, workspace, stream);
   }
 
   // With more, the device is busy without a persistent kernel.
@@ -67,6 +67,7 @@ constexpr PersistentKernels kernels = {Launches<T, Cell>::layout, Launches<T, Ce
 
 template <class Cell>
 const PersistentKernels* of_dtype(Dtype dtype) {
+  if (dtype == Dtype::tf32) return &kernels<float, Cell>;
   if (dtype == Dtype::float16) return &kernels<Half, Cell>;
   if (dtype == Dtype::bfloat16) return &kernels<BFloat16, Cell>;
   return nullptr;

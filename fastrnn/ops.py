@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from fastrnn import batching, cells
+from fastrnn import _cuda, batching, cells
 from fastrnn._library import LIBRARY
 from fastrnn.regularisers import Extras
 
@@ -123,6 +123,7 @@ def below_autograd(op: Any, *args: Any) -> tuple[Tensor, ...]:
     """An operator without a look at whether gradients are wanted."""
     if torch.compiler.is_compiling():  # Dynamo refuses the guard, and has no need of it
         return tuple(op(*args))
+    _cuda.follow_tf32(args[0])
     with torch._C._AutoDispatchBelowAutograd():
         return tuple(op(*args))
 
@@ -178,6 +179,7 @@ class RecurrenceBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
+        _cuda.follow_tf32(args[3])
         return tuple(torch.ops.fastrnn.recurrence_backward.default(*args))
 
     @staticmethod

@@ -17,6 +17,7 @@ from build_tools import runner, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # as in kernels_cuda.h
+TF32 = len(DTYPES)  # float32 whose products are TF32's
 # Their hooks at every load and store are ours (csrc/emulator/memory.cpp), not the sanitizer's.
 HOOKS = ["-fsanitize=thread"]
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-DFASTRNN_EMULATOR"]
@@ -90,6 +91,14 @@ class Steps(ctypes.Structure):
     _fields_ = [("steps", c_int64), ("table", c_void_p), ("reverse", c_bool)]
 
 
+class WayForward(ctypes.Structure):
+    _fields_ = [("arguments", Forward), ("steps", Steps), ("weight_hh", c_void_p)]
+
+
+class WayBackward(ctypes.Structure):
+    _fields_ = [("arguments", Backward), ("steps", Steps), ("weight_hh", c_void_p)]
+
+
 class Layout(ctypes.Structure):
     _fields_ = [
         *((name, c_int) for name in ("cluster", "clusters", "tile", "threads")),
@@ -122,11 +131,9 @@ class PersistentKernels(ctypes.Structure):
         *(
             (
                 name,
-                _function(
-                    POINTER(arguments), POINTER(Steps), c_void_p, POINTER(Layout), *[c_void_p] * 2
-                ),
+                _function(POINTER(way), c_int, POINTER(Layout), *[c_void_p] * 2),
             )
-            for name, arguments in (("forward", Forward), ("backward", Backward))
+            for name, way in (("forward", WayForward), ("backward", WayBackward))
         ),
     ]
 
@@ -194,11 +201,11 @@ class Emulator:
         return StepKernels.from_address(found)
 
     def persistent_kernels(
-        self, schedule: str, cell: str, dtype: torch.dtype
+        self, schedule: str, cell: str, dtype: torch.dtype, tf32: bool = False
     ) -> PersistentKernels | None:
         """Those of one of SCHEDULES, if it has the cell and dtype."""
         get = getattr(self.library, f"emulator_{schedule}_kernels")
-        found = get(cell.encode(), DTYPES.index(dtype))
+        found = get(cell.encode(), TF32 if tf32 else DTYPES.index(dtype))
         return PersistentKernels.from_address(found) if found else None
 
     def run(self, kernel: Callable[..., int], *args: Any) -> None:

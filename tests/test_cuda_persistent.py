@@ -5,13 +5,17 @@ import ctypes
 import pytest
 import torch
 
-from tests.device_recurrence import OnDevice, run_persistent
+from tests.device_recurrence import OnDevice, run_persistent, run_side_by_side
 from tests.emulator import EmulatorError, Layout
 from tests.layers import assert_as_close_as_torch
 from tests.recurrence_problems import problem
 
 HALVES = (torch.float16, torch.bfloat16)
-KINDS = [("cluster", torch.float32), *((s, d) for s in ("cluster", "grid") for d in HALVES)]
+KINDS = [
+    ("cluster", torch.float32, False),
+    *((s, torch.float32, True) for s in ("cluster", "grid")),
+    *((s, d, False) for s in ("cluster", "grid") for d in HALVES),
+]  # schedule, dtype, by TF32
 SIZES = {"T1": [5], "T2B1": [1, 1], "T7": [5] * 7, "ragged": [5, 4, 4, 2, 1], "ended": [3, 3, 0]}
 BARRIERS = {
     "cluster": {
@@ -27,19 +31,22 @@ CELLS = {"lstm": 2, "gru": 1, "gru_reset_before": 1, "rnn_tanh": 1, "rnn_relu": 
 
 
 def check(device, schedule, p, dtype, blocks, misalign=0, **options):
-    exact, torchs = p.reference(torch.float64), p.reference(dtype)
     at = OnDevice(device, p, dtype, misalign)
-    found = run_persistent(at, schedule, blocks, **options)
+    compare(run_persistent(at, schedule, blocks, **options), p, dtype, options.get("tf32", False))
+
+
+def compare(found, p, dtype, tf32=False):
+    exact, torchs = p.reference(torch.float64), p.reference(dtype)
     assert set(found) == {name for name in exact if "bias" not in name}
+    floor = 4 * (2**-10 if tf32 else torch.finfo(dtype).eps)
     for name, ours in found.items():
-        floor = 4 * torch.finfo(dtype).eps
         assert_as_close_as_torch(name, ours, torchs[name], exact[name], floor)
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize(("schedule", "dtype"), KINDS, ids=str)
+@pytest.mark.parametrize(("schedule", "dtype", "tf32"), KINDS, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_shapes(device, cell, schedule, dtype, sizes):
+def test_shapes(device, cell, schedule, dtype, tf32, sizes):
     shapes = [(1, 2), (33, 2)]
     # A gradient of relu jumps where a rounding changes a sign, as in many units one does.
     if dtype == torch.bfloat16 and cell != "rnn_relu":
@@ -48,7 +55,7 @@ def test_shapes(device, cell, schedule, dtype, sizes):
         # Some sequences a cluster in the last case, all of them in the others.
         processors = 8 if hidden == 128 else blocks
         p = problem(cell, sizes, hidden, reverse=hidden == 33)
-        check(device, schedule, p, dtype, blocks, processors=processors)
+        check(device, schedule, p, dtype, blocks, processors=processors, tf32=tf32)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -101,6 +108,7 @@ def test_gradients_that_are_absent(device, schedule, grads):
         ("cluster", "gru_reset_before", torch.bfloat16, 200, 3, 3),
         ("cluster", "rnn_tanh", torch.bfloat16, 520, 6, 2),
         ("cluster", "lstm", torch.float32, 72, 4, 9),
+        ("cluster", "gru_reset_before", torch.float32, 72, 4, 9),
         ("grid", "lstm", torch.bfloat16, 264, 20, 2),
         ("grid", "lstm", torch.bfloat16, 160, 2, 17),
         ("grid", "gru", torch.float16, 200, 9, 9),
@@ -111,6 +119,43 @@ def test_gradients_that_are_absent(device, schedule, grads):
 )
 def test_larger(device, schedule, cell, dtype, hidden, blocks, batch):
     check(device, schedule, problem(cell, [batch] * 2, hidden), dtype, blocks, processors=blocks)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "cell", "hidden", "blocks", "batch"),
+    [
+        ("cluster", "lstm", 200, 7, 3),
+        ("cluster", "gru", 160, 2, 2),
+        ("grid", "lstm", 136, 9, 9),
+        ("grid", "gru_reset_before", 200, 5, 2),
+    ],
+)
+def test_tf32(device, schedule, cell, hidden, blocks, batch):
+    """Within TF32's roundings, and not within float32's."""
+    p = problem(cell, [batch] * 2, hidden)
+    check(device, schedule, p, torch.float32, blocks, processors=blocks, tf32=True)
+    device.clear()
+    found = run_persistent(
+        OnDevice(device, p, torch.float32), schedule, blocks, processors=blocks, tf32=True
+    )
+    error = (found["output"].double() - p.reference(torch.float64)["output"]).abs().max()
+    assert 1e-6 < error < 1e-3
+
+
+@pytest.mark.parametrize("schedule", BARRIERS)
+@pytest.mark.parametrize("sizes", [[5, 5, 5], [5, 4, 4, 2, 1]], ids=["padded", "ragged"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+def test_both_directions_in_one_launch(device, schedule, sizes, cell):
+    for seed in (0, 1, 2):
+        device.clear()
+        device.seed(seed)
+        ways = [
+            problem(cell, sizes, 33, reverse=reverse, resets=0.2, seed=reverse)
+            for reverse in (False, True)
+        ]
+        at = [OnDevice(device, p, torch.bfloat16) for p in ways]
+        for found, p in zip(run_side_by_side(at, schedule, 3, processors=6), ways, strict=True):
+            compare(found, p, torch.bfloat16)
 
 
 @pytest.mark.parametrize("schedule", BARRIERS)

@@ -81,11 +81,36 @@ def test_the_grid_takes_what_no_cluster_holds():
     crowd = plan("lstm", "bfloat16", 35, 65, 1500, **H200)
     assert (crowd["schedule"], crowd["refused"]["grid"]) == ("step", "takes at most 64 sequences")
     single = plan("lstm", "float32", 35, 20, 1500, **H200)
-    assert single["refused"]["grid"] == "has no float32 kernels"
+    assert single["refused"]["grid"] == "has no exact float32 kernels, and TF32 is not allowed"
+    loose = plan("lstm", "tf32", 35, 20, 1500, **H200)
+    assert loose["refused"]["grid"].startswith("does not fit: W_hh is [6000, 1500]")
+    assert plan("lstm", "tf32", 35, 20, 650, **H200)["schedule"] == "grid"
     huge = plan("lstm", "bfloat16", 35, 20, 5000, **H200)
     assert huge["refused"]["grid"] == (
         "does not fit: W_hh is [20000, 5000], all 132 blocks have 30683136 bytes"
     )
+
+
+def test_two_products_a_step():
+    for hidden, schedule in ((200, "cluster"), (650, "cluster"), (1500, "grid")):
+        found = plan("gru_reset_before", "bfloat16", 35, 20, hidden, **H200)
+        assert found["schedule"] == schedule
+        back = plan("gru_reset_before", "bfloat16", 35, 20, hidden, backward=True, **H200)
+        assert back["schedule"] == schedule
+    # Backward the two products read places of their own in one buffer.
+    assert (
+        back["workspace"]
+        < plan("gru", "bfloat16", 35, 20, 1500, backward=True, **H200)["workspace"]
+    )
+
+
+def test_tf32_is_as_wide_as_float32():
+    for hidden in (200, 256, 400):
+        found = plan("lstm", "tf32", 35, 20, hidden, **H200)
+        assert found["schedule"] == "cluster"
+        exact = plan("lstm", "float32", 35, 20, hidden, **H200)
+        assert exact["schedule"] == "cluster"
+    assert plan("lstm", "float32", 35, 20, 650, **H200)["schedule"] == "step"
 
 
 def test_what_does_not_fit_says_so():
