@@ -22,23 +22,27 @@ TF32 = len(DTYPES)  # float32 whose products are TF32's
 HOOKS = ["-fsanitize=thread"]
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-DFASTRNN_EMULATOR"]
 UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
+# By what the kernels are looked at: "undefined" besides the hooks, "address" in their place (both
+# want the same calls), with the sanitizer's library loaded before everything else.
+SANITIZERS = {"": HOOKS, "undefined": [*HOOKS, *UNDEFINED], "address": ["-fsanitize=address"]}
+SANITIZER = "FASTRNN_TEST_SANITIZER"  # one of them, in the environment
 SCHEDULES = ("cluster", "grid")
-UNDEFINED_TOO = "FASTRNN_TEST_UNDEFINED"  # set to 1: stop at undefined behaviour
 NOT_KERNELS = ("device.cu",)
 
 
-def build(undefined: bool = False) -> Path:
-    """The library, up to date; `undefined` also stops at undefined behaviour."""
+def build(sanitizer: str = "") -> Path:
+    """The library, up to date, by one of SANITIZERS."""
     cxx = toolchain.compiler()
-    folder = Path("build", "emulator-undefined" if undefined else "emulator")
+    folder = Path("build", f"emulator-{sanitizer}" if sanitizer else "emulator")
+    flags = SANITIZERS[sanitizer]
     kernels = [p for p in sorted(ROOT.glob("csrc/*.cu")) if p.name not in NOT_KERNELS]
     steps = []
     own = [ROOT / "tests" / "emulator_kernels.cu", *sorted(ROOT.glob("csrc/emulator/*.cpp"))]
     for source in [*kernels, *own]:
         output, depfile = (folder / f"{source.name}{end}" for end in (".o", ".d"))
-        extra = [*HOOKS, *(UNDEFINED if undefined else [])] if source.suffix == ".cu" else []
+        extra = flags if source.suffix == ".cu" else []
         # Every shape takes the wide kernels where it can.
-        extra += ["-DFASTRNN_WIDE_FROM=1", "-x", "c++"]
+        extra = [*extra, "-DFASTRNN_WIDE_FROM=1", "-x", "c++"]
         path = source.relative_to(ROOT)
         files = ["-MMD", "-MF", str(depfile), "-c", str(path), "-o", str(output)]
         command = (*cxx, *FLAGS, *extra, *files)
@@ -46,7 +50,7 @@ def build(undefined: bool = False) -> Path:
     objects = tuple(step.output for step in steps)
     library = folder / "libemulator.so"
     link = [*cxx, "-shared", *map(str, objects), "-o", str(library), "-ldl"]
-    link += UNDEFINED if undefined else []
+    link += [flag for flag in flags if flag not in HOOKS]
     runner.run([*steps, runner.Step(library, objects, tuple(link))], ROOT, folder, 1)
     return ROOT / library
 
@@ -222,7 +226,7 @@ class Emulator:
 @functools.cache
 def emulator() -> Emulator:
     """The one of this process, built first."""
-    return Emulator(build(undefined=os.environ.get(UNDEFINED_TOO) == "1"))
+    return Emulator(build(os.environ.get(SANITIZER, "")))
 
 
 def pointer(tensor: Tensor | None) -> int | None:
