@@ -46,23 +46,24 @@ struct ForwardRows {
   const Regularisers& extras;
   const ClusterPlan& p;
   const ClusterPlace& at;
-  int unit;
   T x[G][E];      // of the step to come
   bool reset[E];  // its rows
   T next[S][E], made[S][E], kept[at_least_one<R>][E];
 
   __device__ __forceinline__ ForwardRows(const Forward& f, const Regularisers& extras,
                                          const ClusterPlan& p, const ClusterPlace& at)
-      : f(f), extras(extras), p(p), at(at), unit(at.unit_of(p, 0) + at.group) {}
+      : f(f), extras(extras), p(p), at(at) {}
+
+  __device__ __forceinline__ int unit() const { return at.unit_of(p, 0) + at.group; }
 
   __device__ __forceinline__ float bias(const void* from, int g) const {
-    return from && unit < f.hidden_size
-               ? widen(static_cast<const T*>(from)[g * f.hidden_size + unit])
+    return from && unit() < f.hidden_size
+               ? widen(static_cast<const T*>(from)[g * f.hidden_size + unit()])
                : 0.f;
   }
   __device__ __forceinline__ int sequence(int e) const { return at.first_sequence + at.column(e); }
   __device__ __forceinline__ bool active(const Step& step, int e) const {
-    return at.column(e) < p.tile && sequence(e) < step.rows && unit < f.hidden_size;
+    return at.column(e) < p.tile && sequence(e) < step.rows && unit() < f.hidden_size;
   }
   // The lane's own place for a state, or for what the operand's gates are after the states.
   __device__ __forceinline__ float& state(int s, int e) const {
@@ -74,8 +75,8 @@ struct ForwardRows {
     for (int s = 0; s < S; ++s)
 #pragma unroll
       for (int e = 0; e < E; ++e) {
-        const bool there = at.column(e) < p.tile && sequence(e) < f.batch && unit < f.hidden_size;
-        const Index from = (s * f.batch + sequence(e)) * f.hidden_size + unit;
+        const bool there = at.column(e) < p.tile && sequence(e) < f.batch && unit() < f.hidden_size;
+        const Index from = (s * f.batch + sequence(e)) * f.hidden_size + unit();
         state(s, e) = there ? widen(static_cast<const T*>(f.state)[from]) : 0.f;
       }
   }
@@ -90,7 +91,7 @@ struct ForwardRows {
       reset[e] = there && extras.reset(row);
 #pragma unroll
       for (int g = First; g < Last; ++g)
-        x[g][e] = there ? static_cast<const T*>(f.x_proj)[(row * G + g) * H + unit] : T{};
+        x[g][e] = there ? static_cast<const T*>(f.x_proj)[(row * G + g) * H + unit()] : T{};
     }
   }
 
@@ -136,7 +137,8 @@ struct ForwardRows {
       for (int s = 0; s < S; ++s) {
         narrow(after[s], &made[s][e]);
         if (extras.zoned && works)
-          after[s] = mixed(prev[s], after[s], extras.kept<float>(s, step.time, sequence(e), unit));
+          after[s] =
+              mixed(prev[s], after[s], extras.kept<float>(s, step.time, sequence(e), unit()));
         if (!works) after[s] = prev[s];
         state(s, e) = after[s];
         narrow(after[s], &next[s][e]);
@@ -153,10 +155,10 @@ struct ForwardRows {
     for (int e = 0; e < E; ++e) {
       if (!active(step, e)) continue;
       const Index row = step.row + sequence(e);
-      static_cast<T*>(f.output)[row * H + unit] = next[0][e];
-      if (S > 1 && f.cells) static_cast<T*>(f.cells)[row * H + unit] = next[S - 1][e];
+      static_cast<T*>(f.output)[row * H + unit()] = next[0][e];
+      if (S > 1 && f.cells) static_cast<T*>(f.cells)[row * H + unit()] = next[S - 1][e];
       if (!f.reserve) continue;
-      T* const reserve = static_cast<T*>(f.reserve) + row * extras.slots<Cell>() * H + unit;
+      T* const reserve = static_cast<T*>(f.reserve) + row * extras.slots<Cell>() * H + unit();
 #pragma unroll
       for (int r = 0; r < R; ++r) reserve[r * H] = kept[r][e];
       if (extras.zoned)
@@ -170,9 +172,9 @@ struct ForwardRows {
     for (int s = 0; s < S; ++s)
 #pragma unroll
       for (int e = 0; e < E; ++e)
-        if (at.column(e) < p.tile && sequence(e) < f.batch && unit < f.hidden_size)
+        if (at.column(e) < p.tile && sequence(e) < f.batch && unit() < f.hidden_size)
           narrow(state(s, e),
-                 static_cast<T*>(f.running) + (s * f.batch + sequence(e)) * f.hidden_size + unit);
+                 static_cast<T*>(f.running) + (s * f.batch + sequence(e)) * f.hidden_size + unit());
   }
 };
 

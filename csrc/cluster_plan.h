@@ -8,6 +8,9 @@
 //
 // A cell with an operand takes two products a step. Forward they share out the slots, and k is h,
 // then the operand. Backward they share out k: first the gates after the operand, then the others.
+//
+// In the grid schedule the blocks of a cluster may share k: each takes the jobs of all of them, and
+// a part of the chunks. The sums then meet in the block that owns the job.
 #pragma once
 
 #include <cstdint>
@@ -35,24 +38,34 @@ struct ClusterPlan {
   int cluster, tile;                 // blocks; sequences, of `columns`
   int slots, octets_of_job, values;  // see above
   int numbers;                       // a lane keeps for each of its units and sequences
-  int jobs, splits, chunks;
+  int own, share;                    // jobs that a block owns; blocks that share k
+  int jobs, splits, chunks;          // own * share
   int first_chunks;  // of the first product, the others are the second's; all if they share k
   int buffers;       // of the exchanged rows: one where products read places of their own
   Held held;
   int in_registers;  // chunks that a warp holds there, if it has as many
   int stride;        // of a sequence's row of k, in numbers
   // Shared memory: offsets in bytes and the sum.
-  std::int64_t rows, partial, stage, state, shared;
+  std::int64_t rows, partial, stage, sums, state, shared;
 
   FASTRNN_INLINE int threads() const { return 32 * jobs * splits; }
-  FASTRNN_INLINE int octets() const { return jobs * octets_of_job; }  // of a block
-  // Of a job's chunks, those of one of its warps are part, part + splits, ...
-  FASTRNN_INLINE int chunks_of(int part) const { return (chunks - part + splits - 1) / splits; }
+  FASTRNN_INLINE int octets() const { return own * octets_of_job; }  // of a block
+  // No more than have units, in whole clusters.
+  FASTRNN_INLINE int blocks(std::int64_t hidden_size) const {
+    const std::int64_t of_cluster = std::int64_t(octets()) * share * octet;
+    return int((hidden_size + of_cluster - 1) / of_cluster) * share;
+  }
+  // Of a job's chunks, those of one of its warps are piece, piece + pieces, ...
+  FASTRNN_INLINE int pieces() const { return splits * share; }
+  FASTRNN_INLINE int chunks_of(int piece) const {
+    return (chunks - piece + pieces() - 1) / pieces();
+  }
   // Those in shared memory, and where they begin among the job's.
-  FASTRNN_INLINE int stored(int part) const {
-    const int all = chunks_of(part);
+  FASTRNN_INLINE int stored(int piece) const {
+    const int all = chunks_of(piece);
     return all > in_registers ? all - in_registers : 0;
   }
+  // In the first block of those that share k, which has the most.
   FASTRNN_INLINE int stored_before(int part) const {
     int sum = 0;
     for (int before = 0; before < part; ++before) sum += stored(before);
@@ -67,6 +80,7 @@ struct ClusterShape {
   // The grid schedule: the rows of k are in device memory, blocks take turns at several tiles.
   bool grid = false;
   int tiles = 1;
+  int share = 1;
 
   FASTRNN_INLINE int products() const { return operand_gates > 0 ? 2 : 1; }
 };
@@ -81,7 +95,8 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
   p.numbers = shape.states + shape.operand_gates;
   const std::int64_t octets = (shape.hidden_size + octet - 1) / octet;
   const std::int64_t of_job = std::int64_t(cluster) * p.octets_of_job;
-  p.jobs = int((octets + of_job - 1) / of_job);
+  p.own = int((octets + of_job - 1) / of_job), p.share = shape.share;
+  p.jobs = p.own * p.share;
   p.splits = splits, p.held = held;
   p.in_registers = held_chunks(held, p.slots, shape.number_bytes);
   // Blocks take whole jobs; the last ones may have fewer, or none.
@@ -99,7 +114,11 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
   p.rows = std::int64_t(p.jobs) * p.stored_before(splits) * p.slots * octet * chunk_k * bytes;
   p.partial = p.rows + (shape.grid ? 0 : std::int64_t(p.buffers) * tile * p.stride * bytes);
   p.stage = p.partial + std::int64_t(p.jobs) * (splits - 1) * p.slots * octet * columns * 4;
-  p.state = p.stage + std::int64_t(tile) * p.octets() * octet * p.values * bytes;
+  // The grid's warps take any of the gates; each stages its own.
+  const int pairs = p.own * shape.tiles;
+  const int stages = shape.grid ? (pairs < p.jobs * splits ? pairs : p.jobs * splits) : p.own;
+  p.sums = p.stage + std::int64_t(stages) * tile * p.octets_of_job * octet * p.values * bytes;
+  p.state = p.sums + (shape.grid ? 4ll * pairs * p.share * p.slots * octet * columns : 0);
   p.shared = p.state + 4ll * shape.tiles * p.numbers * p.octets() * octet * columns;
   return p;
 }

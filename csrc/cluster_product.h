@@ -18,17 +18,22 @@ constexpr int elements = columns / 4;  // of a lane, for each of its rows
 // Where this thread is, its block's shared memory, and the sequences it is at.
 struct ClusterPlace {
   int lane, group, place, job, part;
-  int rank;  // of the block among those that hold W_hh
+  int rank;   // of the block among those that share k
+  int piece;  // of the job's chunks
+  int first_octet;
   int tile = 0, first_sequence = 0;
   unsigned char* shared;
 
-  __device__ __forceinline__ ClusterPlace(const ClusterPlan& p, unsigned char* shared, int rank)
+  // block: among those that hold W_hh.
+  __device__ __forceinline__ ClusterPlace(const ClusterPlan& p, unsigned char* shared, int block)
       : lane(int(threadIdx.x) % 32),
         group(lane / 4),
         place(lane % 4),
         job(int(threadIdx.x) / 32 % p.jobs),
         part(int(threadIdx.x) / 32 / p.jobs),
-        rank(rank),
+        rank(block % p.share),
+        piece(rank * p.splits + part),
+        first_octet((block - rank) * p.octets()),
         shared(shared) {}
 
   __device__ __forceinline__ void turn_to(const ClusterPlan& p, int next_tile) {
@@ -39,14 +44,14 @@ struct ClusterPlace {
   template <int Count>
   __device__ __forceinline__ float& own(const ClusterPlan& p, int i) const {
     float* const numbers = reinterpret_cast<float*>(shared + p.state);
-    return numbers[((tile * p.jobs + job) * Count + i) * 32 + lane];
+    return numbers[((tile * p.own + job) * Count + i) * 32 + lane];
   }
 
   // The sequence in the tile of the lane's element e.
   __device__ __forceinline__ int column(int e) const { return place * 2 + e; }
   // The first unit of the job's octet o.
   __device__ __forceinline__ int unit_of(const ClusterPlan& p, int o) const {
-    return (rank * p.octets() + job * p.octets_of_job + o) * octet;
+    return (first_octet + job * p.octets_of_job + o) * octet;
   }
   // The rows [tile, stride] of k in buffer i % 2, of two.
   template <class T>
@@ -82,12 +87,14 @@ class ClusterProduct {
                                        const Weights& weights) {
     const Index before = at.job * p.stored_before(p.splits) + p.stored_before(at.part);
     stored_ = reinterpret_cast<T*>(at.shared) + before * of_chunk + at.lane * piece<T>;
-    const auto chunk = [&](int j) { return (at.part + j * p.splits) * chunk_k + at.place * octet; };
+    const auto chunk = [&](int j) {
+      return (at.piece + j * p.pieces()) * chunk_k + at.place * octet;
+    };
 #pragma unroll
     for (int j = 0; j < Count; ++j)
 #pragma unroll
       for (int s = 0; s < Slots; ++s) held_[j][s] = rounded(weights(s, chunk(j)));
-    for (int j = 0; j < p.stored(at.part); ++j)
+    for (int j = 0; j < p.stored(at.piece); ++j)
 #pragma unroll
       for (int s = 0; s < Slots; ++s) {
         const Run<T> run = rounded(weights(s, chunk(Count + j)));
@@ -122,11 +129,11 @@ class ClusterProduct {
     Sums<Many> state(at, rows, p);
 #pragma unroll
     for (int j = 0; j < Count; ++j) {
-      const int c = at.part + j * p.splits;
+      const int c = at.piece + j * p.pieces();
       if (c < end && (!Late || begin <= c)) state.add(c, held_[j] + First);
     }
     const T* stored = stored_ + First * of_slot;
-    for (int c = at.part + Count * p.splits; c < end; c += p.splits, stored += of_chunk) {
+    for (int c = at.piece + Count * p.pieces(); c < end; c += p.pieces(), stored += of_chunk) {
       if (Late && c < begin) continue;
       Run<T> weights[Many];
 #pragma unroll

@@ -131,6 +131,7 @@ constexpr int max_ways = 2;
 struct Layout {
   int cluster;          // blocks that hold W_hh together; the whole grid for the grid schedule
   int clusters;         // which deal the sequences among them
+  int share;            // blocks of the grid that share k, as a cluster; else 1
   int tile;             // sequences of each cluster, for the grid schedule at a time
   int threads;          // of a block
   std::int64_t shared;  // bytes of shared memory a block needs
@@ -138,10 +139,11 @@ struct Layout {
 };
 
 struct PersistentKernels {
-  // Fills *layout for `cluster` blocks (2 to 16, or the whole grid) on a device of `processors`;
-  // false: the shape does not fit `shared_limit` bytes of shared memory a block.
+  // Fills *layout for `cluster` blocks (2 to 16, or the whole grid, a multiple of `share`) on a
+  // device of `processors`; false: the shape does not fit `shared_limit` bytes of shared memory a
+  // block.
   bool (*layout)(bool backward, std::int64_t batch, std::int64_t hidden_size, int cluster,
-                 int processors, std::int64_t shared_limit, Layout* layout);
+                 int share, int processors, std::int64_t shared_limit, Layout* layout);
   // One direction, or both side by side in one launch, of the same N, B, H and number of steps;
   // their workspaces lie one after the other. `running` is written only; `carry` is not used.
   int (*forward)(const Way<Forward>* ways, int count, const Layout&, void* workspace, void* stream);

@@ -69,6 +69,8 @@ py::dict plan(const std::string& cell, const std::string& dtype, std::int64_t st
   result["elements"] = found.elements;
   result["cluster"] = layout.cluster;
   result["clusters"] = layout.clusters;
+  result["at_once"] = found.at_once;
+  result["share"] = layout.share;
   result["tile"] = layout.tile;
   result["threads"] = layout.threads;
   result["shared"] = layout.shared;
@@ -105,7 +107,9 @@ PYBIND11_MODULE(_C, m) {
       "    shared_memory: bytes one block can have.\n"
       "Returns:\n"
       "    dict: schedule ('' for none), text, elements (of the largest array), cluster (blocks),\n"
-      "    clusters, tile (sequences of a cluster), threads (of a block), shared (bytes of a\n"
+      "    at_once (directions side by side), clusters, share (blocks that share k), tile "
+      "(sequences of a cluster), threads (of a "
+      "block), shared (bytes of a\n"
       "    block), workspace (bytes), refused (schedule -> reason).\n"
       "Raises:\n"
       "    ValueError: a size, the cell, the dtype or the schedule makes no sense.");

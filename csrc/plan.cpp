@@ -92,7 +92,11 @@ double cluster_cycles(const ClusterShape& shape, const ClusterPlan& p, double ro
 double grid_cycles(const ClusterShape& shape, const ClusterPlan& p, double exchanged) {
   // Backward the two products take a part of the rows each.
   const int reads = shape.backward ? 1 : shape.products();
-  return shape.products() * 2600. + reads * exchanged / 64 + shape.tiles * cluster_cost(shape, p);
+  // Blocks that share k send the others' sums through distributed shared memory, 15 bytes a cycle.
+  const double sums = 4. * p.slots * octet * columns * shape.tiles * p.own * (p.share - 1);
+  const double meeting = p.share > 1 ? 350 + sums / 15 / shape.products() : 0;
+  return shape.products() * (2600 + meeting) + reads * exchanged / p.share / 64 +
+         shape.tiles * cluster_cost(shape, p);
 }
 double step_cycles(const Request& r, const CellSizes& cell) {
   const double weights = double(cell.gates) * r.hidden_size * r.hidden_size * bytes_of(r.dtype);
@@ -123,7 +127,7 @@ Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offe
     const std::int64_t clusters = (r.batch + tile - 1) / tile;
     const double estimate = cluster_cycles(shape, p, double((clusters + at_once - 1) / at_once));
     if (best.cycles == 0 || estimate < best.cycles)
-      best = {"", {cluster, int(clusters), tile, p.threads(), p.shared, 0}, estimate};
+      best = {"", {cluster, int(clusters), 1, tile, p.threads(), p.shared, 0}, estimate};
   }
   if (best.cycles == 0)
     best.reason =
@@ -139,28 +143,37 @@ Candidate on_grid(const Request& r, const CellSizes& cell, const Offer& offer) {
   if (r.batch > max_batch) return {line("takes at most ", max_batch, " sequences")};
   const int tile = int(std::min<std::int64_t>(r.batch, columns));
   const int tiles = int((r.batch + tile - 1) / tile);
-  const ClusterShape shape{int(cell.gates),
-                           int(cell.states),
-                           int(cell.operand_gates),
-                           bytes_of(r.dtype),
-                           r.backward,
-                           false,
-                           r.hidden_size,
-                           true,
-                           tiles};
-  ClusterPlan p{};
-  if (r.hidden_size <= INT32_MAX / octet)
-    p = cluster_plan(shape, processors, tile, offer.shared_memory);
-  if (p.jobs == 0)
-    return {line("does not fit: W_hh is [", cell.gates * r.hidden_size, ", ", r.hidden_size,
-                 "], all ", processors, " blocks have ", processors * offer.shared_memory,
-                 " bytes")};
-  const std::int64_t octets = (r.hidden_size + octet - 1) / octet;
-  const int used = int((octets + p.octets() - 1) / p.octets());
-  const std::int64_t exchanged = std::int64_t(tiles) * tile * p.stride * shape.number_bytes;
-  return {"",
-          {used, 1, tile, p.threads(), p.shared, flag_bytes + p.buffers * exchanged},
-          grid_cycles(shape, p, double(exchanged))};
+  Candidate best;
+  for (const int share : {1, 2, 4}) {
+    if (share > 1 && offer.capability < 90) break;
+    // Some processors of a group are left over where clusters have four.
+    const int blocks = (share < 4 ? processors : processors * 8 / 9) / share * share;
+    if (blocks == 0 || r.hidden_size > INT32_MAX / octet) break;
+    const ClusterShape shape{int(cell.gates),
+                             int(cell.states),
+                             int(cell.operand_gates),
+                             bytes_of(r.dtype),
+                             r.backward,
+                             false,
+                             r.hidden_size,
+                             true,
+                             tiles,
+                             share};
+    const ClusterPlan p = cluster_plan(shape, blocks, tile, offer.shared_memory);
+    if (p.jobs == 0) continue;
+    const std::int64_t exchanged = std::int64_t(tiles) * tile * p.stride * shape.number_bytes;
+    const double estimate = grid_cycles(shape, p, double(exchanged));
+    if (best.cycles == 0 || estimate < best.cycles)
+      best = {"",
+              {p.blocks(r.hidden_size), 1, share, tile, p.threads(), p.shared,
+               flag_bytes + p.buffers * exchanged},
+              estimate};
+  }
+  if (best.cycles == 0)
+    best.reason =
+        line("does not fit: W_hh is [", cell.gates * r.hidden_size, ", ", r.hidden_size, "], all ",
+             processors, " blocks have ", processors * offer.shared_memory, " bytes");
+  return best;
 }
 
 Candidate candidate(Schedule schedule, const Request& r, const CellSizes& cell,
@@ -185,9 +198,10 @@ std::string Plan::text() const {
   if (!schedule) return "no CUDA schedule";
   const char* name = schedule_names[std::size_t(*schedule)];
   if (*schedule == Schedule::step) return "step: a product and a fused kernel per step";
-  return line(name, ": whole sequence in one kernel, ", layout.clusters, " x ", layout.cluster,
-              " blocks of ", layout.threads, " threads, ", layout.tile, " sequences and ",
-              layout.shared, " bytes of shared memory each");
+  return line(name, ": whole sequence in one kernel, ",
+              at_once > 1 ? "both directions at once, each " : "", layout.clusters, " x ",
+              layout.cluster, " blocks of ", layout.threads, " threads, ", layout.tile,
+              " sequences and ", layout.shared, " bytes of shared memory each");
 }
 
 const char* schedule_asked() { return asked_names[asked_index]; }
@@ -198,9 +212,11 @@ bool tf32_allowed() { return tf32; }
 
 void allow_tf32(bool allowed) { tf32 = allowed; }
 
-Plan plan(const Request& request, const Offer& offer) {
-  const CellSizes& cell = checked(request, offer);
+namespace {
+
+Plan plan_at_once(const Request& request, const CellSizes& cell, const Offer& offer) {
   Plan result;
+  result.at_once = request.directions;
   result.elements = elements(request, cell);
   std::array<Candidate, schedule_names.size()> found;
   for (std::size_t i = 0; i < found.size(); ++i) {
@@ -213,13 +229,28 @@ Plan plan(const Request& request, const Offer& offer) {
   }
   for (std::size_t i = 0; i < found.size(); ++i) {
     if (result.schedule == Schedule(i))
-      result.layout = found[i].layout;
+      result.layout = found[i].layout, result.cycles = found[i].cycles;
     else if (!found[i].reason.empty())
       result.refused[i] = found[i].reason;
     else
       result.refused[i] = line("slower than ", schedule_names[std::size_t(*result.schedule)]);
   }
   return result;
+}
+
+}  // namespace
+
+Plan plan(const Request& request, const Offer& offer) {
+  const CellSizes& cell = checked(request, offer);
+  const Plan both = plan_at_once(request, cell, offer);
+  if (request.directions == 1) return both;
+  // Steps run one direction after the other anyway; all of the device may be more than twice as
+  // fast as half of it.
+  Request one = request;
+  one.directions = 1;
+  const Plan single = plan_at_once(one, cell, offer);
+  const bool at_once = both.schedule && both.schedule != Schedule::step;
+  return at_once && both.cycles <= 2 * single.cycles ? both : single;
 }
 
 }  // namespace fastrnn::cuda

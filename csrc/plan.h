@@ -34,6 +34,8 @@ struct Request {
 struct Plan {
   std::optional<Schedule> schedule;    // none: no schedule can run it
   Layout layout{};                     // of a persistent schedule
+  int at_once = 1;                     // directions that run side by side, else one by one
+  double cycles = 0;                   // of a step of those, an estimate
   std::int64_t elements = 0;           // of the largest array
   std::array<std::string, 3> refused;  // by schedule; empty for the one that runs
 

@@ -16,15 +16,16 @@ struct Launches {
   }
 
   // Sequences are dealt to as many clusters as run at once, up to 8 each; more clusters queue.
-  static bool layout(bool backward, Index batch, Index hidden_size, int cluster, int processors,
-                     Index shared_limit, Layout* layout) {
-    if (batch < 1 || cluster < 2 || cluster > 16 || processors < cluster) return false;
+  static bool layout(bool backward, Index batch, Index hidden_size, int cluster, int share,
+                     int processors, Index shared_limit, Layout* layout) {
+    if (batch < 1 || share != 1 || cluster < 2 || cluster > 16 || processors < cluster)
+      return false;
     if (batch > INT32_MAX || hidden_size > INT32_MAX / octet) return false;
-    const Index at_once = processors / cluster, share = (batch + at_once - 1) / at_once;
-    const int tile = int(share < columns ? share : columns);
+    const Index at_once = processors / cluster, dealt = (batch + at_once - 1) / at_once;
+    const int tile = int(dealt < columns ? dealt : columns);
     const ClusterPlan p = cluster_plan(shape(backward, hidden_size), cluster, tile, shared_limit);
     if (p.jobs == 0) return false;
-    *layout = {cluster, int((batch + tile - 1) / tile), tile, p.threads(), p.shared, 0};
+    *layout = {cluster, int((batch + tile - 1) / tile), 1, tile, p.threads(), p.shared, 0};
     return true;
   }
 

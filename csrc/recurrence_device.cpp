@@ -116,14 +116,19 @@ void run_persistent(const std::vector<const Pass*>& passes, const Layout& layout
       launch(ways.data(), int(ways.size()), layout, writable(workspace), call.device.stream));
 }
 
-// The directions of a layer: side by side in a persistent kernel, one after the other by steps.
+// The directions of a layer: side by side in a persistent kernel, else one after the other.
 template <class Pass>
 void run(const std::vector<const Pass*>& passes) {
   const Call& call = passes[0]->call;
   if (call.in.rows == 0) return;
   const Plan plan = call.plan(Pass::backward, int(passes.size()));
-  if (plan.schedule == Schedule::step) {
-    for (const Pass* pass : passes) pass->by_steps();
+  if (plan.schedule == Schedule::step || plan.at_once < int(passes.size())) {
+    for (const Pass* pass : passes) {
+      if (plan.schedule == Schedule::step)
+        pass->by_steps();
+      else
+        run<Pass>({pass});
+    }
     return;
   }
   const PersistentKernels& kernels = call.persistent(plan);

@@ -8,27 +8,30 @@ namespace {
 
 template <class T, class Cell>
 struct Launches {
-  static ClusterPlan plan(bool backward, Index batch, Index hidden_size, int blocks,
+  static ClusterPlan plan(bool backward, Index batch, Index hidden_size, int blocks, int share,
                           Index shared_limit) {
     const int tile = int(batch < columns ? batch : columns);
-    const ClusterShape shape{Cell::gates,    Cell::states, Cell::operand_gates,
-                             int(sizeof(T)), backward,     false,
-                             hidden_size,    true,         tiles(batch, tile)};
+    const ClusterShape shape{Cell::gates,        Cell::states, Cell::operand_gates, int(sizeof(T)),
+                             backward,           false,        hidden_size,         true,
+                             tiles(batch, tile), share};
     return cluster_plan(shape, blocks, tile, shared_limit);
   }
   static int tiles(Index batch, int tile) { return int((batch + tile - 1) / tile); }
 
-  static bool layout(bool backward, Index batch, Index hidden_size, int blocks, int processors,
-                     Index shared_limit, Layout* layout) {
-    if (batch < 1 || blocks < 1 || processors < blocks) return false;
-    if (batch > max_batch || hidden_size > INT32_MAX / octet) return false;
-    const ClusterPlan p = plan(backward, batch, hidden_size, blocks, shared_limit);
+  static bool layout(bool backward, Index batch, Index hidden_size, int blocks, int share,
+                     int processors, Index shared_limit, Layout* layout) {
+    if (batch < 1 || share < 1 || share > 8 || blocks < share || processors < blocks) return false;
+    if (batch > max_batch || hidden_size > INT32_MAX / octet || blocks % share) return false;
+    const ClusterPlan p = plan(backward, batch, hidden_size, blocks, share, shared_limit);
     if (p.jobs == 0) return false;
-    // No more blocks than have units.
-    const Index octets = (hidden_size + octet - 1) / octet;
-    const int used = int((octets + p.octets() - 1) / p.octets());
     const Index rows = Index(p.buffers) * tiles(batch, p.tile) * p.tile * p.stride;
-    *layout = {used, 1, p.tile, p.threads(), p.shared, flag_bytes + rows * Index(sizeof(T))};
+    *layout = {p.blocks(hidden_size),
+               1,
+               share,
+               p.tile,
+               p.threads(),
+               p.shared,
+               flag_bytes + rows * Index(sizeof(T))};
     return true;
   }
 
@@ -39,8 +42,9 @@ struct Launches {
                         void* stream) {
     const Index batch = ways->pass.batch;
     const ClusterPlan p =
-        plan(backward, batch, ways->pass.hidden_size, layout.cluster, layout.shared);
-    const Grid grid{unsigned(layout.cluster), unsigned(count), p.threads(), p.shared, 1, true};
+        plan(backward, batch, ways->pass.hidden_size, layout.cluster, layout.share, layout.shared);
+    const Grid grid{
+        unsigned(layout.cluster), unsigned(count), p.threads(), p.shared, layout.share, true};
     return launch(p.held == Held::most ? most : some, grid, stream, Ways<T, Pass>(ways, count), p,
                   tiles(batch, p.tile), static_cast<unsigned char*>(workspace), layout.bytes);
   }

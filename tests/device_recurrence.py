@@ -158,6 +158,7 @@ def run_side_by_side(
     schedule: str,
     cluster: int,
     *,
+    share: int = 1,
     processors: int = 132,
     limit: int = 227 * 1024,
     table: bool | None = None,
@@ -170,6 +171,7 @@ def run_side_by_side(
         ways: of one device, cell, dtype, sizes and width.
         schedule: of emulator.SCHEDULES.
         cluster: blocks of one.
+        share: of them that share k.
         processors: of the device, for each direction.
         limit: bytes of shared memory of a block.
         table: whether the steps are a table, by default if they differ.
@@ -191,7 +193,7 @@ def run_side_by_side(
     for back in (False, True)[: 1 + backward]:
         layout = emulator.Layout()
         fits = kernels.layout(
-            back, p.batch, p.hidden, cluster, processors, limit, ctypes.byref(layout)
+            back, p.batch, p.hidden, cluster, share, processors, limit, ctypes.byref(layout)
         )
         assert fits, "the shape does not fit"
         kind: Any = emulator.WayBackward if back else emulator.WayForward

@@ -105,7 +105,7 @@ class WayBackward(ctypes.Structure):
 
 class Layout(ctypes.Structure):
     _fields_ = [
-        *((name, c_int) for name in ("cluster", "clusters", "tile", "threads")),
+        *((name, c_int) for name in ("cluster", "clusters", "share", "tile", "threads")),
         *((name, c_int64) for name in ("shared", "bytes")),
     ]
 
@@ -130,7 +130,7 @@ class PersistentKernels(ctypes.Structure):
     _fields_ = [
         (
             "layout",
-            CFUNCTYPE(c_bool, c_bool, c_int64, c_int64, c_int, c_int, c_int64, POINTER(Layout)),
+            CFUNCTYPE(c_bool, c_bool, *[c_int64] * 2, *[c_int] * 3, c_int64, POINTER(Layout)),
         ),
         *(
             (

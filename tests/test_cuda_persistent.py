@@ -17,13 +17,9 @@ KINDS = [
     *((s, d, False) for s in ("cluster", "grid") for d in HALVES),
 ]  # schedule, dtype, by TF32
 SIZES = {"T1": [5], "T2B1": [1, 1], "T7": [5] * 7, "ragged": [5, 4, 4, 2, 1], "ended": [3, 3, 0]}
+OF_CLUSTER = {"cluster_arrive's release", "cluster_wait's acquire"}
 BARRIERS = {
-    "cluster": {
-        "__syncthreads",
-        "__syncwarp",
-        "cluster_arrive's release",
-        "cluster_wait's acquire",
-    },
+    "cluster": {"__syncthreads", "__syncwarp", *OF_CLUSTER},
     "grid": {"__syncthreads", "__syncwarp", "add_release's release", "wait_at_least's acquire"},
 }
 # And their states.
@@ -150,7 +146,7 @@ def test_both_directions_in_one_launch(device, schedule, sizes, cell):
         device.clear()
         device.seed(seed)
         ways = [
-            problem(cell, sizes, 33, reverse=reverse, resets=0.2, seed=reverse)
+            problem(cell, sizes, 33, reverse=reverse, resets=0.2, seed=int(reverse))
             for reverse in (False, True)
         ]
         at = [OnDevice(device, p, torch.bfloat16) for p in ways]
@@ -167,29 +163,39 @@ def test_nothing_saved(device, schedule):
     torch.testing.assert_close(output.double(), expected, atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("schedule", BARRIERS)
+@pytest.mark.parametrize(("schedule", "share"), [("cluster", 1), ("grid", 1), ("grid", 2)])
 @pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
-def test_any_order_of_threads(device, schedule, cell):
+def test_any_order_of_threads(device, schedule, share, cell):
     for seed in range(20):
         device.clear()
         device.seed(seed)
         p = problem(cell, [3, 2, 1], 17, reverse=seed % 2 == 1, resets=0.2, seed=seed)
-        check(device, schedule, p, torch.bfloat16, 2 + seed % 2)
+        check(
+            device,
+            schedule,
+            p,
+            torch.bfloat16,
+            2 * share if share > 1 else 2 + seed % 2,
+            share=share,
+        )
 
 
-@pytest.mark.parametrize("schedule", BARRIERS)
+@pytest.mark.parametrize(("schedule", "share"), [("cluster", 1), ("grid", 1), ("grid", 2)])
 @pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
-def test_every_barrier_is_missed(device, schedule, cell):
+def test_every_barrier_is_missed(device, schedule, share, cell):
     """With any one of them taken out, the emulator finds unordered accesses."""
 
     def run():
-        # Several warps share a job, so that every kind of barrier runs.
-        p = problem(cell, [3 if schedule == "cluster" else 9] * 4, 128)
-        check(device, schedule, p, torch.bfloat16, 2, processors=2)
+        # Several warps share a job and a warp has several tiles' gates, so that all are needed.
+        batch = 3 if schedule == "cluster" else 33 if share == 1 else 64
+        p = problem(cell, [batch] * 3, 128 // share)
+        options = {"processors": 2, "share": share}
+        check(device, schedule, p, torch.bfloat16, 2, **options)
 
     run()
     sites = device.sites()
-    assert {site.split(" ", 1)[1] for site in sites} == BARRIERS[schedule]
+    kinds = BARRIERS[schedule] | (OF_CLUSTER if share > 1 else set())
+    assert {site.split(" ", 1)[1] for site in sites} == kinds
     for site in sites:
         device.clear()
         device.remove(site)
@@ -197,10 +203,27 @@ def test_every_barrier_is_missed(device, schedule, cell):
             run()
 
 
-def fits(device, schedule, backward, batch, hidden, blocks, processors=132, dtype=torch.bfloat16):
-    kernels, layout = device.persistent_kernels(schedule, "lstm", dtype), Layout()
+@pytest.mark.parametrize("share", [2, 4])
+@pytest.mark.parametrize("cell", CELLS)
+def test_blocks_share_k(device, cell, share):
+    for seed, (hidden, sizes, dtype) in enumerate(
+        [
+            (33, [5, 4, 4, 2, 1], torch.float16),
+            (40, [10, 10, 3], torch.bfloat16),
+            (160, [17] * 2, torch.bfloat16),
+        ]
+    ):
+        device.clear()
+        device.seed(seed)
+        p = problem(cell, sizes, hidden, reverse=hidden == 33, resets=0.2)
+        if cell != "rnn_relu" or hidden < 100:
+            check(device, "grid", p, dtype, 8 if hidden > 100 else 4, share=share)
+
+
+def fits(device, schedule, backward, batch, hidden, blocks, share=1, processors=132):
+    kernels, layout = device.persistent_kernels(schedule, "lstm", torch.bfloat16), Layout()
     found = kernels.layout(
-        backward, batch, hidden, blocks, processors, 227 * 1024, ctypes.byref(layout)
+        backward, batch, hidden, blocks, share, processors, 227 * 1024, ctypes.byref(layout)
     )
     return layout if found else None
 
@@ -223,6 +246,10 @@ def test_layouts_of_the_grid(device, backward):
     layout = fits(device, "grid", backward, 20, 1500, 132)
     assert (layout.cluster, layout.clusters, layout.tile) == (94, 1, 8)
     assert layout.bytes >= 2 * 20 * 1500 * (4 if backward else 1) * 2
+    layout = fits(device, "grid", backward, 20, 1500, 116, 4)
+    assert (layout.cluster, layout.share) == (96, 4)
+    assert not fits(device, "grid", backward, 20, 1500, 118, 4)
+    assert not fits(device, "cluster", backward, 20, 256, 8, 2)
     assert not fits(device, "grid", backward, 20, 3000, 132)
     assert not fits(device, "grid", backward, 65, 1500, 132)
     assert not fits(device, "grid", backward, 20, 1500, 132, processors=131)

@@ -67,7 +67,8 @@ def test_clusters_share_the_batch_where_the_weights_fit():
     assert found["refused"]["step"] == "slower than cluster"
     # Two directions side by side have half of the device each.
     both = plan("lstm", "bfloat16", 35, 20, 650, directions=2, **H200)
-    assert (both["cluster"], both["clusters"], both["tile"]) == (16, 4, 5)
+    assert (both["cluster"], both["clusters"], both["tile"], both["at_once"]) == (16, 4, 5, 2)
+    assert both["text"].startswith("cluster: whole sequence in one kernel, both directions at once")
     small = plan("lstm", "bfloat16", 35, 20, 200, **H200)
     assert small["schedule"] == "cluster"
     assert small["cluster"] < 16
@@ -89,6 +90,21 @@ def test_the_grid_takes_what_no_cluster_holds():
     assert huge["refused"]["grid"] == (
         "does not fit: W_hh is [20000, 5000], all 132 blocks have 30683136 bytes"
     )
+
+
+def test_directions_that_do_not_fit_side_by_side_take_turns():
+    one = plan("lstm", "bfloat16", 35, 20, 1500, **H200)
+    assert plan("lstm", "bfloat16", 35, 20, 1500, directions=2, **H200) == one
+    assert (one["schedule"], one["at_once"]) == ("grid", 1)
+
+
+def test_blocks_share_k_where_reading_would_set_the_pace():
+    options = {"backward": True, **H200}
+    back = plan("lstm", "bfloat16", 35, 20, 1500, **options)
+    assert (back["schedule"], back["share"], back["cluster"]) == ("grid", 4, 96)
+    assert plan("lstm", "bfloat16", 35, 20, 1500, **H200)["share"] == 1
+    old = plan("lstm", "bfloat16", 35, 20, 1500, backward=True, **A100)
+    assert old["share"] <= 1  # no clusters
 
 
 def test_two_products_a_step():
