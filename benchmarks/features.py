@@ -27,6 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "weight_dropout": {"weight_dropout": 0.3},
     "variational": {"dropout": 0.3, "variational": True},
     "layer_norm": {"layer_norm": True},
+    "proj_size": {"proj_size": WORDS.H // 2},
     "recompute": {"recompute": True},
 }
 FEATURES = ("lengths", "resets", "return_cells", *OPTIONS)
@@ -53,9 +54,13 @@ def feature(name: str, shape: Shape) -> Work:
     options = OPTIONS.get(name, {})
     plain, torch_nn = pair("lstm", shape)
     ours = fastrnn.LSTM(shape.I, shape.H, shape.L, **options)
-    ours.load_state_dict(plain.state_dict(), strict=False)  # gains are its own
+    if name == "proj_size":
+        torch_nn = nn.LSTM(shape.I, shape.H, shape.L, **options)
+        ours.load_state_dict(torch_nn.state_dict())
+    else:
+        ours.load_state_dict(plain.state_dict(), strict=False)  # gains are its own
     x = torch.randn(shape.T, shape.B, shape.I, requires_grad=True)
-    grad = torch.randn(shape.T, shape.B, shape.H)
+    grads = {w: torch.randn(shape.T, shape.B, w) for w in (shape.H, options.get("proj_size", 0))}
     call: dict[str, Any] = {}
     share = 1.0
     peer, peer_name = partial(torch_nn, x), "torch.nn"
@@ -73,10 +78,17 @@ def feature(name: str, shape: Shape) -> Work:
     elif name == "return_cells":
         call["return_cells"] = True
 
+    multiply_adds = forward_multiply_adds("lstm", shape)
+    if name == "proj_size":
+        units = shape.I + (2 * shape.L - 1) * options["proj_size"]
+        projections = shape.L * options["proj_size"]
+        multiply_adds = shape.T * shape.B * shape.H * (4 * units + projections)
+
     def step(module: nn.Module, forward: Any) -> None:
         module.zero_grad()
         x.grad = None
-        forward()[0].backward(grad)
+        output = forward()[0]
+        output.backward(grads[output.size(-1)])
 
     with_it = partial(ours, x, **call)
 
@@ -98,7 +110,7 @@ def feature(name: str, shape: Shape) -> Work:
             peer_name: partial(step, torch_nn, peer),
         },
         check,
-        int(3 * share * forward_multiply_adds("lstm", shape)),
+        int(3 * share * multiply_adds),
         bytes=12 * forward_numbers("lstm", shape),
         barriers=2 * shape.T * shape.L,
     )

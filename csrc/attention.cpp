@@ -1,13 +1,8 @@
-// The operators fastrnn::masked_attention and its backward on CPU tensors; `fastrnn/_attention.py`
-// holds their defaults and says what they compute.
 #include "attention.h"
 
-#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <cmath>
-#include <tuple>
-
-#include "dispatch.h"
 
 namespace fastrnn {
 
@@ -36,22 +31,23 @@ Tensor empty_rows(const Tensor& like, std::int64_t width) {
   return torch::stable::transpose(torch::stable::new_empty(like, {B, L, heads, width}), 1, 2);
 }
 
-std::int64_t work(const Attention& a) {
-  return a.batch * a.heads * a.queries * a.keys * (a.size + a.value_size);
+// Where the logarithms of sums are kept: in what the kernels sum in.
+Tensor empty_statistics(const AttentionInputs& in) {
+  const Attention& a = in.arguments;
+  const bool wide = in.query.scalar_type() == ScalarType::Double;
+  return torch::stable::new_empty(in.query, {a.batch, a.heads, a.queries},
+                                  wide ? ScalarType::Double : ScalarType::Float);
 }
 
-}  // namespace
-
+// The place and strides of a [B, heads, L, width] tensor; 0 along axes of one.
 Heads heads_of(const Tensor& tensor) {
   const auto stride = [&](int axis) { return tensor.size(axis) == 1 ? 0 : tensor.stride(axis); };
   return {tensor.data_ptr(), stride(0), stride(1), stride(2)};
 }
 
-AttentionInputs checked_attention(const Tensor& query, const Tensor& key, const Tensor& value,
-                                  const std::optional<Tensor>& mask,
-                                  const std::optional<Tensor>& seed, bool is_causal,
-                                  double dropout_p, double scale) {
-  check.kernel_dtype(query);
+AttentionInputs checked(const Tensor& query, const Tensor& key, const Tensor& value,
+                        const std::optional<Tensor>& mask, const std::optional<Tensor>& seed,
+                        bool is_causal, double dropout_p, double scale) {
   check(query.dim() == 4, "query must be [B, heads, Lq, E], got ", query);
   check(key.dim() == 4 && value.dim() == 4, "key and value must be [B, heads, Lk, ..], got ", key,
         " and ", value);
@@ -75,74 +71,62 @@ AttentionInputs checked_attention(const Tensor& query, const Tensor& key, const 
     const bool boolean = mask->scalar_type() == ScalarType::Bool;
     check(boolean || mask->scalar_type() == query.scalar_type(),
           "mask must be bool or have the query's dtype");
-    check(mask->is_cpu(), "mask must be on the query's device");
+    check(mask->device() == query.device(), "mask must be on the query's device");
     in.mask = column_stride(*mask) <= 1 ? *mask : torch::stable::contiguous(*mask);
     a.mask_kind = boolean ? Mask::boolean : Mask::additive;
     a.mask = heads_of(*in.mask), a.mask_column = column_stride(*in.mask);
   }
   check(dropout_p >= 0 && dropout_p < 1, "dropout_p must be in [0, 1), got ", dropout_p);
   if (seed) {
-    check(seed->is_cpu() && seed->scalar_type() == ScalarType::Long && seed->numel() == 1,
-          "seed must be a CPU int64 tensor of one value");
+    check(seed->scalar_type() == ScalarType::Long && seed->numel() == 1,
+          "seed must be an int64 tensor of one value");
+    check(seed->device() == query.device(), "seed must be on the query's device");
     a.dropout = dropout_p;
     a.dropped_below = std::uint32_t(std::fmin(std::nearbyint(dropout_p * 0x1p32), 0xFFFFFFFFp0));
-    a.seed = std::uint64_t(*seed->const_data_ptr<std::int64_t>());
+    a.seed = seed->const_data_ptr<std::int64_t>();
   }
   return in;
 }
 
-namespace {
-
-std::tuple<Tensor, Tensor> masked_attention(const Tensor& query, const Tensor& key,
-                                            const Tensor& value, const std::optional<Tensor>& mask,
-                                            const std::optional<Tensor>& seed, bool is_causal,
-                                            double dropout_p, double scale) {
-  const AttentionInputs in =
-      checked_attention(query, key, value, mask, seed, is_causal, dropout_p, scale);
-  const Attention& a = in.arguments;
-  Tensor output = empty_rows(query, a.value_size);
-  Tensor logsumexp = torch::stable::new_empty(query, {a.batch, a.heads, a.queries});
-  const AttentionForward arguments{a, heads_of(output), logsumexp.mutable_data_ptr()};
-  run(instruction_set().attention(int(query.element_size()))->forward, arguments, work(a));
-  return {output, logsumexp};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> masked_attention_backward(
-    const Tensor& grad_output, const Tensor& query, const Tensor& key, const Tensor& value,
-    const std::optional<Tensor>& mask, const std::optional<Tensor>& seed, const Tensor& output,
-    const Tensor& logsumexp, bool is_causal, double dropout_p, double scale, bool mask_grad) {
-  const AttentionInputs in =
-      checked_attention(query, key, value, mask, seed, is_causal, dropout_p, scale);
-  const Attention& a = in.arguments;
-  const Shape rows{a.batch, a.heads, a.queries, a.value_size};
-  const Tensor grad = with_rows("grad_output", grad_output, rows, query);
-  const Tensor out = with_rows("output", output, rows, query);
-  const Tensor logs = check.tensor("logsumexp", logsumexp, {rows[0], rows[1], rows[2]}, query);
-  check(!mask_grad || a.mask_kind == Mask::additive, "mask_grad needs an additive mask");
-  Tensor grad_query = empty_rows(query, a.size), grad_key = empty_rows(key, a.size);
-  Tensor grad_value = empty_rows(value, a.value_size);
-  Tensor grad_mask = torch::stable::new_empty(query, mask_grad ? shape_of(*mask) : Shape{0});
-  AttentionBackward arguments{a,
-                              heads_of(grad),
-                              heads_of(out),
-                              logs.const_data_ptr(),
-                              heads_of(grad_query),
-                              heads_of(grad_key),
-                              heads_of(grad_value)};
-  if (mask_grad) {
-    torch::stable::zero_(grad_mask);
-    arguments.grad_mask = heads_of(grad_mask);
-    arguments.grad_mask_column = column_stride(grad_mask);
-  }
-  run(instruction_set().attention(int(query.element_size()))->backward, arguments, work(a));
-  return {grad_query, grad_key, grad_value, grad_mask};
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
-  m.impl("masked_attention", TORCH_BOX(&masked_attention));
-  m.impl("masked_attention_backward", TORCH_BOX(&masked_attention_backward));
+AttentionForwardCall::AttentionForwardCall(const Tensor& query, const Tensor& key,
+                                           const Tensor& value, const std::optional<Tensor>& mask,
+                                           const std::optional<Tensor>& seed, bool is_causal,
+                                           double dropout_p, double scale)
+    : in(checked(query, key, value, mask, seed, is_causal, dropout_p, scale)),
+      output(empty_rows(query, in.arguments.value_size)),
+      logsumexp(empty_statistics(in)),
+      arguments{in.arguments, heads_of(output), logsumexp.mutable_data_ptr()} {}
+
+AttentionBackwardCall::AttentionBackwardCall(
+    const Tensor& grad_output, const Tensor& query, const Tensor& key, const Tensor& value,
+    const std::optional<Tensor>& mask, const std::optional<Tensor>& seed, const Tensor& output,
+    const Tensor& logsumexp, bool is_causal, double dropout_p, double scale, bool mask_grad)
+    : in(checked(query, key, value, mask, seed, is_causal, dropout_p, scale)),
+      means(empty_statistics(in)) {
+  const Attention& a = in.arguments;
+  const Shape rows{a.batch, a.heads, a.queries, a.value_size};
+  given = {with_rows("grad_output", grad_output, rows, query),
+           with_rows("output", output, rows, query),
+           check.tensor("logsumexp", logsumexp, {rows[0], rows[1], rows[2]}, means)};
+  check(!mask_grad || a.mask_kind == Mask::additive, "mask_grad needs an additive mask");
+  results = {empty_rows(query, a.size), empty_rows(key, a.size), empty_rows(value, a.value_size),
+             torch::stable::new_empty(query, mask_grad ? shape_of(*mask) : Shape{0})};
+  auto& [grad_query, grad_key, grad_value, grad_mask] = results;
+  arguments = {a,
+               heads_of(given[0]),
+               heads_of(given[1]),
+               given[2].const_data_ptr(),
+               heads_of(grad_query),
+               heads_of(grad_key),
+               heads_of(grad_value),
+               {},
+               0};
+  if (!mask_grad) return;
+  torch::stable::zero_(grad_mask);
+  arguments.grad_mask = heads_of(grad_mask);
+  arguments.grad_mask_column = column_stride(grad_mask);
 }
 
 }  // namespace fastrnn

@@ -1,10 +1,14 @@
-// The attention operators' arguments, checked; shared by devices.
+// The attention operators' arguments, checked, and their results; shared by devices.
+// `fastrnn/_attention.py` says what they compute.
 #pragma once
 
+#include <array>
 #include <optional>
+#include <tuple>
+#include <vector>
 
+#include "attention_arguments.h"
 #include "checks.h"
-#include "kernels_cpu.h"
 
 namespace fastrnn {
 
@@ -15,12 +19,30 @@ struct AttentionInputs {
   Attention arguments;
 };
 
-AttentionInputs checked_attention(const Tensor& query, const Tensor& key, const Tensor& value,
-                                  const std::optional<Tensor>& mask,
-                                  const std::optional<Tensor>& seed, bool is_causal,
-                                  double dropout_p, double scale);
+struct AttentionForwardCall {
+  AttentionForwardCall(const Tensor& query, const Tensor& key, const Tensor& value,
+                       const std::optional<Tensor>& mask, const std::optional<Tensor>& seed,
+                       bool is_causal, double dropout_p, double scale);
 
-// The place and strides of a [B, heads, L, width] tensor; 0 along axes of one.
-Heads heads_of(const Tensor& tensor);
+  AttentionInputs in;
+  Tensor output, logsumexp;
+  AttentionForward arguments;
+};
+
+struct AttentionBackwardCall {
+  using Results = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+  AttentionBackwardCall(const Tensor& grad_output, const Tensor& query, const Tensor& key,
+                        const Tensor& value, const std::optional<Tensor>& mask,
+                        const std::optional<Tensor>& seed, const Tensor& output,
+                        const Tensor& logsumexp, bool is_causal, double dropout_p, double scale,
+                        bool mask_grad);
+
+  AttentionInputs in;
+  Tensor means;               // [B, heads, Lq], scratch, of logsumexp's dtype
+  std::vector<Tensor> given;  // grad_output, output, logsumexp
+  Results results;            // gradients of query, key, value and mask
+  AttentionBackward arguments;
+};
 
 }  // namespace fastrnn

@@ -138,7 +138,7 @@ class AttentionTiles {
     alignas(64) std::uint32_t words[4 * quads];
     const T keep = T(1 / (1 - a_.dropout));
     for (Index first = 0; first < count; first += 4 * quads) {
-      philox<quads>(a_.seed, std::uint32_t((key + first) / 4),
+      philox<quads>(std::uint64_t(*a_.seed), std::uint32_t((key + first) / 4),
                     std::uint32_t(batch_ * a_.heads + head_), std::uint32_t(query), 0, words);
       for (Index i = 0; i < 4 * quads; ++i)
         out[first + i] = words[i] < a_.dropped_below ? T(0) : keep;

@@ -40,21 +40,40 @@ struct Lstm {
   static FASTRNN_INLINE void forward(const V* x, const V* h, const V* prev, V* next, V* reserve) {
     const V i = sigmoid(x[0] + h[0]), f = sigmoid(x[1] + h[1]);
     const V g = tanh(x[2] + h[2]), o = sigmoid(x[3] + h[3]);
-    const V c = f * prev[1] + i * g;
-    next[0] = o * tanh(c), next[1] = c;
     reserve[0] = i, reserve[1] = f, reserve[2] = g, reserve[3] = o;
+    next[1] = f * prev[1] + i * g;
+    next[0] = output(reserve, next[1]);
+  }
+
+  // h of c, which layer normalisation may have changed on its way here.
+  template <class V>
+  static FASTRNN_INLINE V output(const V* reserve, V c) {
+    return reserve[3] * tanh(c);
   }
 
   template <class V>
   static FASTRNN_INLINE void backward(const V* reserve, const V* prev, const V* next,
                                       const V* grad_next, V* grad_x, V*, V* grad_prev) {
-    const V i = reserve[0], f = reserve[1], g = reserve[2], o = reserve[3];
-    const V tanh_c = tanh(next[1]);
-    const V grad_c = grad_next[1] + grad_next[0] * o * tanh_slope(tanh_c);
+    const V through_h = output_backward(reserve, next[1], grad_next[0], grad_x);
+    cell_backward(reserve, prev, grad_next[1] + through_h, grad_x, grad_prev);
+  }
+
+  // The gradient of the c that `output` took; writes that of its gate.
+  template <class V>
+  static FASTRNN_INLINE V output_backward(const V* reserve, V c, V grad_h, V* grad_x) {
+    const V o = reserve[3], tanh_c = tanh(c);
+    grad_x[3] = grad_h * tanh_c * sigmoid_slope(o);
+    return grad_h * o * tanh_slope(tanh_c);
+  }
+
+  // The other gates'.
+  template <class V>
+  static FASTRNN_INLINE void cell_backward(const V* reserve, const V* prev, V grad_c, V* grad_x,
+                                           V* grad_prev) {
+    const V i = reserve[0], f = reserve[1], g = reserve[2];
     grad_x[0] = grad_c * g * sigmoid_slope(i);
     grad_x[1] = grad_c * prev[1] * sigmoid_slope(f);
     grad_x[2] = grad_c * i * tanh_slope(g);
-    grad_x[3] = grad_next[0] * tanh_c * sigmoid_slope(o);
     grad_prev[0] = V(0), grad_prev[1] = grad_c * f;
   }
 };

@@ -102,7 +102,8 @@ class CrossEntropyLoop {
   static void tile_of_rows(int used, Index rows, const T* a, Index row_stride, Index k_stride,
                            const T* panel, Index k, T* tile, bool accumulate) {
     if (used == Used)
-      with_rows<T, NR, Used>(rows, a, row_stride, k_stride, panel, k, tile, accumulate, lanes);
+      with_rows<T, NR, Used>(rows, rows, a, row_stride, k_stride, panel, k, tile, accumulate,
+                             lanes);
     else if constexpr (Used > 1)
       tile_of_rows<Used - 1>(used, rows, a, row_stride, k_stride, panel, k, tile, accumulate);
   }

@@ -25,15 +25,6 @@ class NoGrad {
   const bool before_;
 };
 
-inline Dtype dtype_of(const Tensor& tensor) {
-  const ScalarType type = tensor.scalar_type();
-  if (type == ScalarType::Float) return Dtype::float32;
-  if (type == ScalarType::Double) return Dtype::float64;
-  if (type == ScalarType::Half) return Dtype::float16;
-  check(type == ScalarType::BFloat16, "the CUDA kernels take floating-point tensors");
-  return Dtype::bfloat16;
-}
-
 inline Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
 
 // A matrix, and its first rows: as many as a step has sequences.

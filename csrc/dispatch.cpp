@@ -18,15 +18,16 @@ const InstructionSet& instruction_set() {
       {"avx512",
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"),
-       avx512::kernels, avx512::cross_entropy, avx512::attention, avx512::multiply_adds,
-       avx512::read_memory},
+       avx512::kernels, avx512::row_kernels, avx512::cross_entropy, avx512::attention,
+       avx512::multiply_adds, avx512::read_memory},
 #endif
 #ifdef FASTRNN_HAVE_AVX2
       {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::kernels,
-       avx2::cross_entropy, avx2::attention, avx2::multiply_adds, avx2::read_memory},
+       avx2::row_kernels, avx2::cross_entropy, avx2::attention, avx2::multiply_adds,
+       avx2::read_memory},
 #endif
-      {"portable", true, portable::kernels, portable::cross_entropy, portable::attention,
-       portable::multiply_adds, portable::read_memory},
+      {"portable", true, portable::kernels, portable::row_kernels, portable::cross_entropy,
+       portable::attention, portable::multiply_adds, portable::read_memory},
   };
   static const InstructionSet& chosen = []() -> const InstructionSet& {
     const char* asked = std::getenv("FASTRNN_CPU");

@@ -14,6 +14,7 @@ struct InstructionSet {
   const char* name;
   bool supported;
   const CellKernels* (*kernels)(const char* cell, int dtype_bytes);
+  const RowKernels* (*row_kernels)(const char* cell, int dtype_bytes);
   const Kernel<CrossEntropy>* (*cross_entropy)(int dtype_bytes);
   const AttentionKernels* (*attention)(int dtype_bytes);
   double (*multiply_adds)(const Team& team, std::int64_t rounds);

@@ -2,7 +2,7 @@
 // columns, [panels][K][NV * width], so that the inner loop streams one panel while a tile of
 // rows x NV accumulators stays in registers.
 //
-// A sum always runs over k in order, whatever the tile or the number of threads: same bits.
+// A sum takes k in the same order whatever the tile or the number of threads: same bits.
 #pragma once
 
 #include "packing_cpu.h"
@@ -17,15 +17,22 @@ struct RowBlocks {
   const Index count, rows;
 };
 
+// A few rows have too few sums to hide a multiply-add's latency, so each sum is split into several
+// that take k in turns. Their number depends on the rows of the whole product, not on the tile: how
+// rows are cut for threads must not change a bit.
+template <int NV>
+constexpr int splits(Index rows) {
+  return rows * NV >= 8 ? 1 : rows * NV >= 4 ? 2 : 4;
+}
+
 // tile[rows][stride] = a[rows, k] panel[k][NV * width], over the first `Used` vectors of each,
 // or += if `accumulate`: the product is summed before, since a small term rounds against its own
-// sum, not against a larger one. A small tile has too few sums to hide a multiply-add's latency, so
-// each is split into `Split` that take k in turns.
-template <class T, int Rows, int NV, int Used>
+// sum, not against a larger one.
+template <class T, int Rows, int NV, int Used, int Split = 1>
 void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, Index k, T* tile,
                   bool accumulate, Index stride = NV * width<T>) {
   using V = Vec<T>;
-  constexpr int w = V::width, Split = Rows * Used >= 8 ? 1 : Rows * Used >= 4 ? 2 : 4;
+  constexpr int w = V::width;
   V sum[Split][Rows][Used];
 #pragma GCC unroll 4
   for (int s = 0; s < Split; ++s)
@@ -60,16 +67,25 @@ void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, 
     }
 }
 
-// The kernel of this many rows.
+// The kernel of this many rows, which are `among` in the whole product.
 template <class T, int NV, int Used, int Rows = tile_rows<NV>>
-FASTRNN_INLINE void with_rows(Index rows, const T* a, Index row_stride, Index k_stride,
+FASTRNN_INLINE void with_rows(Index rows, Index among, const T* a, Index row_stride, Index k_stride,
                               const T* panel, Index k, T* tile, bool accumulate, Index stride) {
-  if (rows == Rows)
-    return micro_kernel<T, Rows, NV, Used>(a, row_stride, k_stride, panel, k, tile, accumulate,
-                                           stride);
+  if (rows == Rows) {
+    const auto kernel = [&](auto split) __attribute__((always_inline)) {
+      micro_kernel<T, Rows, NV, Used, split()>(a, row_stride, k_stride, panel, k, tile, accumulate,
+                                               stride);
+    };
+    const int split = splits<NV>(among);
+    if constexpr (splits<NV>(Rows) == 4)
+      if (split == 4) return kernel(std::integral_constant<int, 4>());
+    if constexpr (splits<NV>(Rows) >= 2)
+      if (split == 2) return kernel(std::integral_constant<int, 2>());
+    return kernel(std::integral_constant<int, 1>());
+  }
   if constexpr (Rows > 1)
-    with_rows<T, NV, Used, Rows - 1>(rows, a, row_stride, k_stride, panel, k, tile, accumulate,
-                                     stride);
+    with_rows<T, NV, Used, Rows - 1>(rows, among, a, row_stride, k_stride, panel, k, tile,
+                                     accumulate, stride);
 }
 
 // A panel that needs only half of its vectors (the last one, as a rule) does half the work.
@@ -84,12 +100,13 @@ constexpr int vectors_used(Index needed) {
 template <class T, int NV>
 FASTRNN_INLINE void tile_product(int used, Index rows, const T* a, Index row_stride, Index k_stride,
                                  const T* panel, Index k, T* tile, bool accumulate = true,
-                                 Index stride = NV * width<T>) {
+                                 Index stride = NV * width<T>, Index among = 0) {
+  if (among == 0) among = rows;
   if (used == NV)
-    with_rows<T, NV, NV>(rows, a, row_stride, k_stride, panel, k, tile, accumulate, stride);
+    with_rows<T, NV, NV>(rows, among, a, row_stride, k_stride, panel, k, tile, accumulate, stride);
   else
-    with_rows<T, NV, half_panel<NV>>(rows, a, row_stride, k_stride, panel, k, tile, accumulate,
-                                     stride);
+    with_rows<T, NV, half_panel<NV>>(rows, among, a, row_stride, k_stride, panel, k, tile,
+                                     accumulate, stride);
 }
 
 // The tiles of a product, panel by panel, dealt to the threads by the work in them. Half of the
@@ -133,13 +150,15 @@ class Tiles {
 };
 
 // This thread's share of C = A B, A row-major with stride `lda`, B packed and `vectors` wide; each
-// tile goes to finish(tile, row0, rows, panel). A long sum is made of slices.
+// tile goes to finish(tile, row0, rows, panel). A long sum is made of slices. `among`: the rows
+// that these are a part of, if of more.
 constexpr Index sum_slice = 1024;
 
 template <class T, int NV, class Finish>
-void product(const Team& team, Index rows, Index vectors, Index k, const T* a, Index lda,
-             const T* packed, const Finish& finish) {
-  if (rows == 0 || vectors == 0) return;
+FASTRNN_INLINE void product(const Team& team, Index rows, Index vectors, Index k, const T* a,
+                            Index lda, const T* packed, const Finish& finish, Index among = 0) {
+  if (rows <= 0 || vectors == 0) return;
+  among = larger(among, rows);
   constexpr Index panel_row = NV * width<T>;
   alignas(64) T tile[tile_rows<NV> * panel_row];
   const Tiles<NV> tiles(rows, vectors);
@@ -150,7 +169,8 @@ void product(const Team& team, Index rows, Index vectors, Index k, const T* a, I
     for (Index i = 0; i < slices; ++i) {
       const Index begin = k * i / slices, depth = k * (i + 1) / slices - begin;
       tile_product<T, NV>(used, rows_here, a + row0 * lda + begin, lda, 1,
-                          packed + (panel * k + begin) * panel_row, depth, tile, i > 0);
+                          packed + (panel * k + begin) * panel_row, depth, tile, i > 0, panel_row,
+                          among);
     }
     finish(tile, row0, rows_here, panel);
   }
@@ -200,7 +220,7 @@ void add_column_sums(const T* a, Index stride, Index rows, Index n, const T* wei
 // This thread's rows of C = A^T B, or C += A^T B, for several B: `a` is [k, lda] and C's row m is
 // a's column m. `sums` [m], if not null, gets the sums of a's columns, whose row i counts
 // weights[i] times (null: once). `scratch` holds `transposed_scratch` values, the thread's own.
-constexpr Index k_block = 512;
+constexpr Index k_block = 768;
 template <class T, int NV>
 constexpr Index scratch_stride = ceil_div(tile_rows<NV>, width<T>) * width<T>;
 template <class T, int NV>
@@ -212,17 +232,22 @@ void transposed_product(const Team& team, const T* a, Index lda, Index m, Index 
                         T* sums = nullptr, const T* weights = nullptr) {
   constexpr Index w = width<T>, panel_width = NV * w, stride = scratch_stride<T, NV>;
   alignas(64) T tile[tile_rows<NV> * panel_width];
-  const RowBlocks<NV> blocks(m);
-  for (Index block = team.begin(blocks.count); block < team.end(blocks.count); ++block) {
-    const Index row0 = blocks.start(block), rows = blocks.start(block + 1) - row0;
-    for (Index k0 = 0; k0 < k; k0 += k_block) {
-      const Index depth = smaller(k_block, k - k0);
+  const Index first = team.begin(m);
+  const RowBlocks<NV> blocks(team.end(m) - first);
+  const Index slices = ceil_div(k, k_block);
+  // A slice of B stays in the cache for all blocks.
+  for (Index slice = 0; slice < slices; ++slice) {
+    const Index k0 = k * slice / slices, depth = k * (slice + 1) / slices - k0;
+    const bool add = accumulate || slice > 0;
+    for (Index block = 0; block < blocks.count; ++block) {
+      const Index row0 = first + blocks.start(block);
+      const Index rows = first + blocks.start(block + 1) - row0;
       for (Index i = 0; i < depth; ++i)
         for (Index r = 0; r < rows; r += w)
           Vec<T>::load(a + (k0 + i) * lda + row0 + r, rows - r).store(scratch + i * stride + r);
       if (sums)
-        add_column_sums(scratch, stride, depth, rows, weights ? weights + k0 : nullptr,
-                        accumulate || k0 > 0, sums + row0);
+        add_column_sums(scratch, stride, depth, rows, weights ? weights + k0 : nullptr, add,
+                        sums + row0);
       for (const Target<T>* target = targets; target < targets + count; ++target) {
         const Index panels = ceil_div(target->columns, panel_width);
         for (Index panel = 0; panel < panels; ++panel) {
@@ -230,12 +255,12 @@ void transposed_product(const Team& team, const T* a, Index lda, Index m, Index 
           T* out = target->out + row0 * target->columns + panel * panel_width;
           const Index left = target->columns - panel * panel_width;
           tile_product<T, NV>(vectors_used<NV>(ceil_div(left, w)), rows, scratch, 1, stride, b,
-                              depth, tile, false);
+                              depth, tile, false, panel_width, m);
           for (Index r = 0; r < rows; ++r)
             for (Index v = 0; v < NV && v * w < left; ++v) {
               T* const here = out + r * target->columns + v * w;
               Vec<T> sum = Vec<T>::load(tile + (r * NV + v) * w);
-              if (accumulate || k0 > 0) sum = Vec<T>::load(here, left - v * w) + sum;
+              if (add) sum = Vec<T>::load(here, left - v * w) + sum;
               sum.store(here, left - v * w);
             }
         }

@@ -70,6 +70,66 @@ template <class T>
 __device__ __forceinline__ T shuffle_xor(T value, unsigned mask) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
 }
+template <class T>
+__device__ __forceinline__ T shuffle(T value, int lane) {
+  return __shfl_sync(0xFFFFFFFFu, value, lane);
+}
+// Bit i: what lane i says.
+__device__ __forceinline__ unsigned ballot(bool value) { return __ballot_sync(0xFFFFFFFFu, value); }
+// A barrier of the block's threads that also tells whether any of them says so.
+__device__ __forceinline__ bool block_any(bool value) { return __syncthreads_or(value); }
+
+// 2^x, to 2 units in the last place; 0 where that is below the normal numbers.
+__device__ __forceinline__ float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Two numbers in one register, `low` first in memory.
+__device__ __forceinline__ std::uint32_t pair_of(float low, float high, Half) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return reinterpret_cast<const std::uint32_t&>(pair);
+}
+__device__ __forceinline__ std::uint32_t pair_of(float low, float high, BFloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const std::uint32_t&>(pair);
+}
+
+// Four 8 x 8 matrices of 16-bit numbers from shared memory; lane 8 i + r names row r of matrix i,
+// 16 bytes. Lane 4 * group + place ends with numbers 2 * place and 2 * place + 1 of row `group` of
+// each, or (transposed) of column `group`.
+template <bool Transposed>
+__device__ __forceinline__ void load_matrices(std::uint32_t (&to)[4], const void* row) {
+  const auto at = unsigned(__cvta_generic_to_shared(row));
+  if constexpr (Transposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(at)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(at)
+                 : "memory");
+}
+
+// Begins to copy 16 aligned bytes from device to shared memory, or to write zeros there. They are
+// there for the thread itself once it has waited for their group, for others after a barrier.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool zeros) {
+  const auto at = unsigned(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from),
+               "r"(zeros ? 0 : 16)
+               : "memory");
+}
+// Ends a group of copies, and waits for all groups but the last `Left`.
+__device__ __forceinline__ void end_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int Left>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
+}
 
 // The nearest number of TF32, ties away from zero.
 __device__ __forceinline__ float to_tf32(float x) {

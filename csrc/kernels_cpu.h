@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "attention_arguments.h"
 #include "team.h"
 
 namespace fastrnn {
@@ -42,6 +43,9 @@ struct Sequence {
   const void* bias_hh;    // [G*H] or null
   bool resets;            // whether any segment has one
   Zoneout zoneout;
+  std::int64_t projected;  // P, or 0: h is not projected; with it, H is P in what is said of h
+  const void* weight_hr;   // [P, H] or null
+  const void* gains;       // of layer normalisation: [G*H], [G*H], and an LSTM's [H], [H]; or null
 };
 
 struct Forward : Sequence {
@@ -50,13 +54,15 @@ struct Forward : Sequence {
   void* output;   // [N, H]
   void* state_n;  // [S, B, H]
   void* cells;    // [S-1, N, H] or null
-  void* reserve;  // [N, R*H], or with zoneout [N, (R+S)*H]: the states it acted on; or null
+  // [N, slots*H] or null: R slots; with zoneout or a projection of h the S states they acted on;
+  // with layer normalisation the projections of the state and of the input, G each.
+  void* reserve;
 };
 
 // Packing alone; its workspace is the result.
 struct Weights {
-  std::int64_t input_size, hidden_size;
-  const void *weight_ih, *weight_hh;
+  std::int64_t input_size, hidden_size, projected;
+  const void *weight_ih, *weight_hh, *weight_hr;
 };
 
 struct Backward : Sequence {
@@ -72,6 +78,8 @@ struct Backward : Sequence {
   void* grad_weight_hh;      // [G*H, H] or null
   void* grad_bias_ih;        // [G*H] or null
   void* grad_bias_hh;        // [G*H] or null
+  void* grad_weight_hr;      // [P, H] or null
+  void* grad_gains;          // as `gains`, or null
 };
 
 // A kernel sizes its workspace first (bytes, 64-byte aligned), then every thread of a team runs it.
@@ -83,6 +91,12 @@ struct Kernel {
 
 struct CellKernels {
   Kernel<Weights> pack;
+  Kernel<Forward> forward;
+  Kernel<Backward> backward;
+};
+
+// With layer normalisation or a projection of h; packed weights are those of CellKernels.
+struct RowKernels {
   Kernel<Forward> forward;
   Kernel<Backward> backward;
 };
@@ -103,42 +117,6 @@ struct CrossEntropy {
   void* grad_bias;    // [V] or null
 };
 
-// A tensor [B, heads, L, ..] whose rows are contiguous; the strides count values and are 0 along
-// an axis it is broadcast along.
-struct Heads {
-  void* data;
-  std::int64_t batch, head, row;
-};
-
-enum class Mask { none, boolean, additive };
-
-// softmax(scale Q K^T + mask) V of every head.
-struct Attention {
-  std::int64_t batch, heads, queries, keys, size, value_size;  // B, heads, Lq, Lk, E, D
-  Heads query, key, value;                                     // rows of E, E and D
-  Mask mask_kind;
-  Heads mask;                // bytes (0: do not attend) or values to add
-  std::int64_t mask_column;  // its stride along the keys, 1 or 0
-  bool causal;
-  double scale;
-  double dropout;               // 0: none
-  std::uint32_t dropped_below;  // random words that take a weight away
-  std::uint64_t seed;
-};
-
-struct AttentionForward : Attention {
-  Heads output;     // rows of D
-  void* logsumexp;  // [B, heads, Lq]; +inf where a row attends to nothing
-};
-
-struct AttentionBackward : Attention {
-  Heads grad_output, output;
-  const void* logsumexp;
-  Heads grad_query, grad_key, grad_value;
-  Heads grad_mask;  // null data: not wanted
-  std::int64_t grad_mask_column;
-};
-
 struct AttentionKernels {
   Kernel<AttentionForward> forward;
   Kernel<AttentionBackward> backward;
@@ -146,12 +124,14 @@ struct AttentionKernels {
 
 // One translation unit per instruction set.
 //   kernels        null for a cell that has none; `dtype_bytes` is 4 (float) or 8 (double)
+//   row_kernels    the same
 //   cross_entropy  never null, nor is attention
 //   multiply_adds  keeps the team's threads busy; returns the float multiply-adds of one thread
 //   read_memory    reads `count` floats `rounds` times, shared between the threads
 #define FASTRNN_DECLARE(isa)                                                                       \
   namespace isa {                                                                                  \
   const CellKernels* kernels(const char* cell, int dtype_bytes);                                   \
+  const RowKernels* row_kernels(const char* cell, int dtype_bytes);                                \
   const Kernel<CrossEntropy>* cross_entropy(int dtype_bytes);                                      \
   const AttentionKernels* attention(int dtype_bytes);                                              \
   double multiply_adds(const Team& team, std::int64_t rounds);                                     \

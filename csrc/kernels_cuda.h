@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "attention_arguments.h"
 #include "inline.h"
 
 namespace fastrnn::cuda {
@@ -154,5 +155,12 @@ struct PersistentKernels {
 // Null where a cell and dtype have none.
 const PersistentKernels* cluster_kernels(const char* cell, Dtype dtype);  // sm_90 and later
 const PersistentKernels* grid_kernels(const char* cell, Dtype dtype);     // sm_80 and later
+
+// Masked attention, heads of up to 256 units; `shared_limit` is what one block can have.
+struct AttentionGradients : AttentionBackward {
+  void* means;  // sums [B, heads, Lq], scratch: rowsum(grad_output * output)
+};
+int attention_forward(Dtype, const AttentionForward&, std::int64_t shared_limit, void* stream);
+int attention_backward(Dtype, const AttentionGradients&, std::int64_t shared_limit, void* stream);
 
 }  // namespace fastrnn::cuda

@@ -20,23 +20,31 @@ struct PackedWeights {
   static constexpr int first = Cell::operand_gates, last = G - first;  // gates of each product
   static constexpr Index w = width<T>;
 
-  // I is 0 without a projection.
-  PackedWeights(Arena& arena, Index I, Index H) : I(I), H(H) {
+  static constexpr int projection_vectors = 2;  // of a panel of weight_hr
+
+  // I is 0 without a projection of the input, P without one of h.
+  PackedWeights(Arena& arena, Index I, Index H, Index P = 0) : I(I), H(H), P(P) {
+    const Index width_h = P ? P : H;
     ih = arena.take<T>(gate_vectors<G>() * w * I);
-    last_gates = arena.take<T>(gate_vectors<last>() * w * H);
-    if constexpr (first > 0) first_gates = arena.take<T>(gate_vectors<first>() * w * H);
+    last_gates = arena.take<T>(gate_vectors<last>() * w * width_h);
+    if constexpr (first > 0) first_gates = arena.take<T>(gate_vectors<first>() * w * width_h);
+    constexpr Index panel = projection_vectors * w;
+    if (P) projection = arena.take<T>(ceil_div(P, panel) * panel * H);
   }
 
-  // This thread's share of packing weight_ih [G*H, I] (null without a projection) and weight_hh
-  // [G*H, H].
-  void pack(const Team& team, const T* weight_ih, const T* weight_hh) const {
+  // This thread's share of packing weight_ih [G*H, I] (null without a projection), weight_hh
+  // [G*H, H] (or [G*H, P]) and weight_hr [P, H] (or null).
+  void pack(const Team& team, const T* weight_ih, const T* weight_hh,
+            const T* weight_hr = nullptr) const {
+    const Index width_h = P ? P : H;
     if (weight_ih) pack_gates<G>(team, weight_ih, I, ih);
-    if constexpr (first > 0) pack_gates<first>(team, weight_hh, H, first_gates);
-    pack_gates<last>(team, weight_hh + first * H * H, H, last_gates);
+    if constexpr (first > 0) pack_gates<first>(team, weight_hh, width_h, first_gates);
+    pack_gates<last>(team, weight_hh + first * H * width_h, width_h, last_gates);
+    if (weight_hr) pack_transposed<T, projection_vectors>(team, weight_hr, P, H, projection);
   }
 
-  const Index I, H;
-  T *ih, *last_gates, *first_gates = nullptr;
+  const Index I, H, P;
+  T *ih, *last_gates, *first_gates = nullptr, *projection = nullptr;
 
  private:
   template <int Gates>

@@ -13,10 +13,20 @@ CellSizes cell_sizes(const std::string& cell) {
   return {};
 }
 
+std::int64_t projected_size(const Tensor& weight_hr, const std::string& cell,
+                            std::int64_t hidden_size) {
+  check(cell == "lstm", "weight_hr needs cell lstm, got ", cell);
+  check(weight_hr.dim() == 2, "weight_hr must be [P, H], got ", weight_hr);
+  const std::int64_t P = weight_hr.size(0);
+  check(P > 0 && P <= hidden_size, "weight_hr must have 1 to H = ", hidden_size, " rows, got ", P);
+  return P;
+}
+
 Inputs checked_inputs(const Tensor& input, const Tensor& state,
                       const std::optional<Tensor>& weight_ih,
                       const std::optional<Tensor>& weight_hh, const std::optional<Tensor>& bias_ih,
-                      const std::optional<Tensor>& bias_hh, const Tensor& batch_sizes,
+                      const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
+                      const std::optional<Tensor>& gains, const Tensor& batch_sizes,
                       const std::string& cell) {
   using torch::headeronly::ScalarType;
   const CellSizes sizes = cell_sizes(cell);
@@ -33,6 +43,9 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
                          const std::vector<std::int64_t>& shape) {
     return tensor ? std::optional<Tensor>(check.tensor(name, *tensor, shape, input)) : std::nullopt;
   };
+  const std::int64_t P = weight_hr ? projected_size(*weight_hr, cell, H) : 0;
+  check(!gains || cell == "lstm" || cell == "gru", "gains need cell lstm or gru, got ", cell);
+  check(!gains || !weight_hr, "gains must be absent with weight_hr, got both");
   check(batch_sizes.is_cpu() && batch_sizes.dim() == 1 &&
             batch_sizes.scalar_type() == ScalarType::Long,
         "batch_sizes must be a CPU int64 tensor [T]");
@@ -50,14 +63,17 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
   return {input.is_contiguous() ? input : torch::stable::contiguous(input),
           check.tensor("state", state, {sizes.states, batch, H}, input),
           maybe("weight_ih", weight_ih, {GH, I}),
-          maybe("weight_hh", weight_hh, {GH, H}),
+          maybe("weight_hh", weight_hh, {GH, P ? P : H}),
           maybe("bias_ih", bias_ih, {GH}),
           maybe("bias_hh", bias_hh, {GH}),
+          maybe("weight_hr", weight_hr, {P, H}),
+          maybe("gains", gains, {2 * (GH + (sizes.states - 1) * H)}),
           std::move(counts),
           rows,
           batch,
           I,
           H,
+          P,
           sizes};
 }
 
@@ -97,7 +113,9 @@ Extras checked_extras(const Inputs& inputs, const std::optional<Tensor>& resets,
 }
 
 std::int64_t reserve_slots(const Inputs& inputs, const Extras& extras) {
-  return inputs.sizes.reserve + (extras.zoneout.on ? inputs.sizes.states : 0);
+  const bool acted_on = extras.zoneout.on || inputs.projected;
+  return inputs.sizes.reserve + (acted_on ? inputs.sizes.states : 0) +
+         (inputs.gains ? 2 * inputs.sizes.gates : 0);
 }
 
 Saved checked_saved(const Inputs& in, const Extras& extras,
@@ -105,16 +123,16 @@ Saved checked_saved(const Inputs& in, const Extras& extras,
                     const std::optional<Tensor>& grad_state_n,
                     const std::optional<Tensor>& grad_cells, const Tensor& output,
                     const Tensor& cells, const Tensor& reserve) {
-  const std::int64_t N = in.rows, H = in.hidden_size, S = in.sizes.states;
+  const std::int64_t N = in.rows, H = in.hidden_size, P = in.output_size(), S = in.sizes.states;
   const auto maybe = [&](const char* name, const std::optional<Tensor>& tensor,
                          const Shape& shape) {
     return tensor ? std::optional<Tensor>(check.tensor(name, *tensor, shape, in.input))
                   : std::nullopt;
   };
-  return {maybe("grad_output", grad_output, {N, H}),
+  return {maybe("grad_output", grad_output, {N, P}),
           maybe("grad_state_n", grad_state_n, {S, in.batch, H}),
           maybe("grad_cells", grad_cells, {S - 1, N, H}),
-          check.tensor("output", output, {N, H}, in.input),
+          check.tensor("output", output, {N, P}, in.input),
           check.tensor("cells", cells, {S - 1, N, H}, in.input),
           check.tensor("reserve", reserve, {N, reserve_slots(in, extras) * H}, in.input)};
 }
@@ -130,11 +148,14 @@ Gradients empty_gradients(const Inputs& in, bool input_grad, bool weight_grad) {
           like(weight_grad, in.weight_ih),
           like(weight_grad, in.weight_hh),
           like(weight_grad, in.bias_ih),
-          like(weight_grad, in.bias_hh)};
+          like(weight_grad, in.bias_hh),
+          like(weight_grad, in.weight_hr),
+          like(weight_grad, in.gains)};
 }
 
 void no_rows(Gradients& g, const std::optional<Tensor>& grad_state_n) {
-  for (Tensor* tensor : {&g.input, &g.state, &g.weight_ih, &g.weight_hh, &g.bias_ih, &g.bias_hh})
+  for (Tensor* tensor : {&g.input, &g.state, &g.weight_ih, &g.weight_hh, &g.bias_ih, &g.bias_hh,
+                         &g.weight_hr, &g.gains})
     torch::stable::zero_(*tensor);
   if (grad_state_n) torch::stable::copy_(g.state, *grad_state_n);
 }

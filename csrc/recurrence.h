@@ -24,17 +24,24 @@ CellSizes cell_sizes(const std::string& cell);
 // packed ones stand in for them.
 struct Inputs {
   Tensor input, state;
-  std::optional<Tensor> weight_ih, weight_hh, bias_ih, bias_hh;
+  std::optional<Tensor> weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, gains;
   std::vector<std::int64_t> batch_sizes;
   std::int64_t rows, batch, input_size, hidden_size;
+  std::int64_t projected;  // P, or 0 without an output projection
   CellSizes sizes;
+  std::int64_t output_size() const { return projected ? projected : hidden_size; }
 };
 
 Inputs checked_inputs(const Tensor& input, const Tensor& state,
                       const std::optional<Tensor>& weight_ih,
                       const std::optional<Tensor>& weight_hh, const std::optional<Tensor>& bias_ih,
-                      const std::optional<Tensor>& bias_hh, const Tensor& batch_sizes,
+                      const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
+                      const std::optional<Tensor>& gains, const Tensor& batch_sizes,
                       const std::string& cell);
+
+// P of weight_hr [P, H], checked.
+std::int64_t projected_size(const Tensor& weight_hr, const std::string& cell,
+                            std::int64_t hidden_size);
 
 // What may act inside a step besides the cell, checked against the inputs.
 struct Extras {
@@ -47,7 +54,8 @@ Extras checked_extras(const Inputs& inputs, const std::optional<Tensor>& resets,
                       const std::optional<Tensor>& seed, const std::optional<Tensor>& sequences,
                       const std::vector<double>& zoneout);
 
-// Reserve slots of a row: with zoneout, also the states it acted on.
+// Reserve slots of a row: with zoneout or an output projection, also the states they acted on; with
+// layer normalisation also the state's projection and the input's.
 std::int64_t reserve_slots(const Inputs& inputs, const Extras& extras);
 
 // A backward pass's other inputs, contiguous and checked.
@@ -63,9 +71,11 @@ Saved checked_saved(const Inputs& inputs, const Extras& extras,
 
 // A backward pass's results, allocated; one that nobody wants is an empty tensor.
 struct Gradients {
-  Tensor input, state, weight_ih, weight_hh, bias_ih, bias_hh;
-  using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-  Tuple tuple() const { return {input, state, weight_ih, weight_hh, bias_ih, bias_hh}; }
+  Tensor input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, gains;
+  using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+  Tuple tuple() const {
+    return {input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, gains};
+  }
 };
 Gradients empty_gradients(const Inputs& inputs, bool input_grad, bool weight_grad);
 // Of a batch without rows.

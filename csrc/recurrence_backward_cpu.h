@@ -6,7 +6,8 @@
 #include "cells.h"
 #include "gemm_cpu.h"
 #include "kernels_cpu.h"
-#include "recurrence_forward_cpu.h"
+#include "packed_weights_cpu.h"
+#include "share_cpu.h"
 #include "workspace.h"
 #include "zoneout_cpu.h"
 
@@ -19,6 +20,7 @@ class BackwardLoop {
   static constexpr int first = Cell::operand_gates;
   static constexpr int NV = 2;
   static constexpr Index w = V::width;
+  static constexpr Index input_rows = 256;  // whose gates' gradients stay in the cache
 
  public:
   BackwardLoop(const Backward& args, char* workspace, int threads)
@@ -49,22 +51,26 @@ class BackwardLoop {
   void run(const Team& team) {
     pack(team);
     team.wait();
+    const Share share(s_, team, GH_ * H_ * Index(sizeof(T)));
     for (Index step = s_.steps - 1; step >= 0; --step) {
       const Segment* begin = s_.segments + s_.step_begin[step];
       const Segment* end = s_.segments + s_.step_begin[step + 1];
-      for (const Segment* segment = begin; segment < end; ++segment) step_(team, *segment);
-      team.wait();
+      for (const Segment* segment = begin; segment < end; ++segment)
+        step_(share.team, share.of(*segment));
+      share.team.wait();
       if constexpr (first > 0) {
-        for (const Segment* segment = begin; segment < end; ++segment) operand_step(team, *segment);
-        team.wait();
+        for (const Segment* segment = begin; segment < end; ++segment)
+          operand_step(share.team, share.of(*segment));
+        share.team.wait();
       }
     }
+    finish_state(share);
+    team.wait();
     if (packed_operand_) {
       pack_rows<T, NV>(
           team, H_, s_.rows, [&](Index row) { return operand_ + row * H_; }, packed_operand_);
       team.wait();
     }
-    finish_state(team);
     if (packed_ih_) finish_input(team);
     if (s_.grad_weight_hh) finish_weights(team);
   }
@@ -128,28 +134,28 @@ class BackwardLoop {
   // finish(row in segment, unit, lanes, grad). The product's many small terms are summed before
   // the larger base is added: summed onto it, they would lose seven times more digits.
   template <class Finish>
-  void unit_product(const Team& team, Index rows, Index k, const T* a, const T* packed,
+  void unit_product(const Team& team, const Part& part, Index k, const T* a, const T* packed,
                     const T* base, const Finish& finish) const {
-    product<T, NV>(team, rows, ceil_div(H_, w), k, a, GH_, packed,
-                   [&](const T* tile, Index row0, Index count, Index panel) {
-                     for (Index v = 0; v < NV; ++v) {
-                       const Index unit = (panel * NV + v) * w, lanes = H_ - unit;
-                       if (lanes <= 0) break;
-                       for (Index r = 0; r < count; ++r) {
-                         V grad = V::load(tile + (r * NV + v) * w);
-                         if (base) grad = grad + V::load(base + (row0 + r) * H_ + unit, lanes);
-                         finish(row0 + r, unit, lanes, grad);
-                       }
-                     }
-                   });
+    const auto finish_tile = [&](const T* tile, Index row0, Index count, Index panel) {
+      for (Index v = 0; v < NV; ++v) {
+        const Index unit = (panel * NV + v) * w, lanes = H_ - unit;
+        if (lanes <= 0) break;
+        for (Index r = 0; r < count; ++r) {
+          V grad = V::load(tile + (r * NV + v) * w);
+          if (base) grad = grad + V::load(base + (row0 + r) * H_ + unit, lanes);
+          finish(row0 + r, unit, lanes, grad);
+        }
+      }
+    };
+    product<T, NV>(team, part.rows, ceil_div(H_, w), k, a, GH_, packed, finish_tile, part.among);
   }
 
-  void step_(const Team& team, const Segment& segment) const {
+  void step_(const Team& team, const Part& segment) const {
     // What the step after sends back through W_hh: all gates, or those before the operand.
     const Index k = segment.next < 0 || segment.next_reset ? 0 : first ? first * H_ : GH_;
     const T* grad_output = s_.grad_output ? at(s_.grad_output, segment.row) : nullptr;
     unit_product(
-        team, segment.rows, k, grad_h_ + (segment.next < 0 ? 0 : segment.next * GH_), packed_hh_,
+        team, segment, k, grad_h_ + (segment.next < 0 ? 0 : segment.next * GH_), packed_hh_,
         carry(0, segment.sequence), [&](Index r, Index unit, Index lanes, V grad) {
           const Index row = segment.row + r, sequence = segment.sequence + r;
           V kept[at_least_one<R>], prev[S], next[S], grad_next[S], grad_x[G], grad_h[G], back[S];
@@ -188,8 +194,8 @@ class BackwardLoop {
         });
   }
 
-  void operand_step(const Team& team, const Segment& segment) const {
-    unit_product(team, segment.rows, GH_ - first * H_, grad_x_ + segment.row * GH_ + first * H_,
+  void operand_step(const Team& team, const Part& segment) const {
+    unit_product(team, segment, GH_ - first * H_, grad_x_ + segment.row * GH_ + first * H_,
                  packed_last_, nullptr, [&](Index r, Index unit, Index lanes, V grad) {
                    const Index row = segment.row + r;
                    V kept[at_least_one<R>], prev[S], grad_x[at_least_one<first>], back[1];
@@ -206,33 +212,41 @@ class BackwardLoop {
   }
 
   // The gradient of the initial states: one more product for each sequence's first row.
-  void finish_state(const Team& team) const {
+  void finish_state(const Share& share) const {
     const auto grad_state = [&](int i, Index sequence) {
       return static_cast<T*>(s_.grad_state) + (i * s_.batch + sequence) * H_;
     };
     const Segment* const end = s_.segments + s_.step_begin[s_.steps];
-    for (const Segment* segment = s_.segments; segment < end; ++segment)
-      if (segment->prev < 0)
-        unit_product(team, segment->rows,
-                     segment->reset ? 0
-                     : first        ? first * H_
-                                    : GH_,
-                     grad_h_ + segment->row * GH_, packed_hh_, carry(0, segment->sequence),
-                     [&](Index r, Index unit, Index lanes, V grad) {
-                       grad.store(grad_state(0, segment->sequence + r) + unit, lanes);
-                     });
-    const Index begin = s_.batch * H_, count = (S - 1) * s_.batch * H_;
-    for (Index i = begin + team.begin(count); i < begin + team.end(count); ++i)
-      grad_state(0, 0)[i] = carry_[i];
+    for (const Segment* segment = s_.segments; segment < end; ++segment) {
+      if (segment->prev >= 0) continue;
+      const Part part = share.of(*segment);
+      unit_product(share.team, part,
+                   part.reset ? 0
+                   : first    ? first * H_
+                              : GH_,
+                   grad_h_ + part.row * GH_, packed_hh_, carry(0, part.sequence),
+                   [&](Index r, Index unit, Index lanes, V grad) {
+                     grad.store(grad_state(0, part.sequence + r) + unit, lanes);
+                   });
+    }
+    const Index count = (share.end - share.begin) * H_;
+    for (int i = 1; i < S; ++i)
+      for (Index j = share.team.begin(count); j < share.team.end(count); ++j)
+        grad_state(i, share.begin)[j] = carry(i, share.begin)[j];
   }
 
   void finish_input(const Team& team) const {
-    const Index I = s_.input_size;
-    T* const out = static_cast<T*>(s_.grad_input);
-    product<T, NV>(team, s_.rows, ceil_div(I, w), GH_, grad_x_, GH_, packed_ih_,
-                   [&](const T* tile, Index row0, Index rows, Index panel) {
-                     store_tile<T, NV>(tile, rows, panel, out + row0 * I, I, I);
-                   });
+    const Index I = s_.input_size, end = team.end(s_.rows);
+    for (Index row = team.begin(s_.rows), rows; row < end; row += rows) {
+      rows = smaller(end - row, input_rows);
+      T* const out = static_cast<T*>(s_.grad_input) + row * I;
+      product<T, NV>(
+          team.alone(), rows, ceil_div(I, w), GH_, grad_x_ + row * GH_, GH_, packed_ih_,
+          [&](const T* tile, Index row0, Index count, Index panel) {
+            store_tile<T, NV>(tile, count, panel, out + row0 * I, I, I);
+          },
+          s_.rows);
+    }
   }
 
   void finish_weights(const Team& team) const {

@@ -15,11 +15,12 @@ class Packing {
   Packing(const Weights& weights, char* workspace, int)
       : weights_(weights),
         arena_(workspace),
-        packed_(arena_, weights.input_size, weights.hidden_size) {}
+        packed_(arena_, weights.input_size, weights.hidden_size, weights.projected) {}
   Index bytes() const { return arena_.bytes(); }
   void run(const Team& team) const {
     packed_.pack(team, static_cast<const T*>(weights_.weight_ih),
-                 static_cast<const T*>(weights_.weight_hh));
+                 static_cast<const T*>(weights_.weight_hh),
+                 static_cast<const T*>(weights_.weight_hr));
   }
 
  private:

@@ -1,4 +1,4 @@
-// The recurrence operators on CUDA tensors.
+// The operators on CUDA tensors.
 #ifdef FASTRNN_CUDA
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 
+#include "attention_device.h"
 #include "device.h"
 #include "recurrence_device.h"
 
@@ -56,6 +57,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
   m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
   m.impl("recurrence_both", TORCH_BOX(&recurrence_both));
   m.impl("recurrence_both_backward", TORCH_BOX(&recurrence_both_backward));
+  m.impl("masked_attention", TORCH_BOX(&masked_attention));
+  m.impl("masked_attention_backward", TORCH_BOX(&masked_attention_backward));
   m.impl("cuda_barriers", TORCH_BOX(&barriers));
 }
 

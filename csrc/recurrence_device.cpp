@@ -4,6 +4,15 @@
 
 namespace fastrnn::cuda {
 
+Dtype dtype_of(const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  if (type == ScalarType::Float) return Dtype::float32;
+  if (type == ScalarType::Double) return Dtype::float64;
+  if (type == ScalarType::Half) return Dtype::float16;
+  check(type == ScalarType::BFloat16, "the CUDA kernels take floating-point tensors");
+  return Dtype::bfloat16;
+}
+
 namespace {
 
 // A direction's forward pass: its arguments checked, its results allocated, its input projected.
@@ -80,14 +89,14 @@ struct BackwardPass {
   }
   void by_steps() const { backward_by_steps(call, arguments(), grad_x, grad_h); }
 
-  Gradients::Tuple finished() {
+  const Gradients& finished() {
     if (in.rows == 0) {
       no_rows(grads, saved.grad_state_n);
-      return grads.tuple();
+      return grads;
     }
     if (in.weight_ih && input_grad) call.product(grads.input, grad_x, *in.weight_ih);
     if (weight_grad) weight_gradients(call, grads, grad_x, grad_h, previous, operand);
-    return grads.tuple();
+    return grads;
   }
 };
 
@@ -143,18 +152,31 @@ void check_both(const Inputs& a, const Inputs& b) {
         " and ", b.hidden_size);
 }
 
+// Inputs of the recurrences that there are CUDA kernels for.
+Inputs plain_inputs(const Tensor& input, const Tensor& state,
+                    const std::optional<Tensor>& weight_ih, const Tensor& weight_hh,
+                    const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
+                    const std::optional<Tensor>& weight_hr, const std::optional<Tensor>& gains,
+                    const Tensor& batch_sizes, const std::string& cell) {
+  check(!weight_hr, "the CUDA kernels have no projection of h: weight_hr must be absent");
+  check(!gains, "the CUDA kernels have no layer normalisation: gains must be absent");
+  return checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, gains,
+                        batch_sizes, cell);
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
     const Tensor& input, const Tensor& state, const std::optional<Tensor>& weight_ih,
     const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
-    const std::optional<Tensor>& bias_hh, const Tensor& batch_sizes,
+    const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
+    const std::optional<Tensor>& gains, const Tensor& batch_sizes,
     const std::optional<Tensor>& resets, const std::optional<Tensor>& seed,
     const std::optional<Tensor>& sequences, const std::vector<double>& zoneout,
     const std::string& cell, bool reverse, bool save) {
   const NoGrad no_grad;
-  const Inputs in =
-      checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell);
+  const Inputs in = plain_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
+                                 gains, batch_sizes, cell);
   const fastrnn::Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
   const Current current = cuda::current(in.input);
   const ForwardPass pass(in, extras, current.device, cell, reverse, save);
@@ -173,9 +195,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
     const std::vector<double>& zoneout, const std::string& cell, bool save) {
   const NoGrad no_grad;
   const Inputs in =
-      checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell);
-  const Inputs back = checked_inputs(in.input, state_reverse, weight_ih_reverse, weight_hh_reverse,
-                                     bias_ih_reverse, bias_hh_reverse, batch_sizes, cell);
+      plain_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, {}, {}, batch_sizes, cell);
+  const Inputs back = plain_inputs(in.input, state_reverse, weight_ih_reverse, weight_hh_reverse,
+                                   bias_ih_reverse, bias_hh_reverse, {}, {}, batch_sizes, cell);
   check_both(in, back);
   const Current current = cuda::current(in.input);
   const ForwardPass a(in, checked_extras(in, resets, seed, sequences, zoneout), current.device,
@@ -191,21 +213,22 @@ Gradients::Tuple recurrence_backward(
     const std::optional<Tensor>& grad_cells, const Tensor& input, const Tensor& state,
     const std::optional<Tensor>& weight_ih, const Tensor& weight_hh,
     const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
+    const std::optional<Tensor>& weight_hr, const std::optional<Tensor>& gains,
     const Tensor& batch_sizes, const std::optional<Tensor>& resets,
     const std::optional<Tensor>& seed, const std::optional<Tensor>& sequences,
     const std::vector<double>& zoneout, const Tensor& output, const Tensor& cells,
     const Tensor& reserve, const std::string& cell, bool reverse, bool input_grad,
     bool weight_grad) {
   const NoGrad no_grad;
-  const Inputs in =
-      checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell);
+  const Inputs in = plain_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
+                                 gains, batch_sizes, cell);
   const fastrnn::Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
   const Saved saved =
       checked_saved(in, extras, grad_output, grad_state_n, grad_cells, output, cells, reserve);
   const Current current = cuda::current(in.input);
   BackwardPass pass(in, extras, saved, current.device, cell, reverse, input_grad, weight_grad);
   run<BackwardPass>({&pass});
-  return pass.finished();
+  return pass.finished().tuple();
 }
 
 BothGradients recurrence_both_backward(
@@ -225,9 +248,9 @@ BothGradients recurrence_both_backward(
     const Tensor& reserve_reverse, const std::string& cell, bool input_grad, bool weight_grad) {
   const NoGrad no_grad;
   const Inputs in =
-      checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell);
-  const Inputs back = checked_inputs(in.input, state_reverse, weight_ih_reverse, weight_hh_reverse,
-                                     bias_ih_reverse, bias_hh_reverse, batch_sizes, cell);
+      plain_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, {}, {}, batch_sizes, cell);
+  const Inputs back = plain_inputs(in.input, state_reverse, weight_ih_reverse, weight_hh_reverse,
+                                   bias_ih_reverse, bias_hh_reverse, {}, {}, batch_sizes, cell);
   check_both(in, back);
   const fastrnn::Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
   const fastrnn::Extras extras_back =
@@ -242,7 +265,9 @@ BothGradients recurrence_both_backward(
                                grad_cells_reverse, output_reverse, cells_reverse, reserve_reverse),
                  current.device, cell, true, input_grad, weight_grad);
   run<BackwardPass>({&a, &b});
-  return std::tuple_cat(a.finished(), b.finished());
+  const Gradients &one = a.finished(), &other = b.finished();
+  return {one.input,   one.state,   one.weight_ih,   one.weight_hh,   one.bias_ih,   one.bias_hh,
+          other.input, other.state, other.weight_ih, other.weight_hh, other.bias_ih, other.bias_hh};
 }
 
 void barriers(const Tensor& space, std::int64_t cluster, std::int64_t rounds) {

@@ -6,7 +6,6 @@
 
 #include <memory>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include "plan.h"
@@ -28,18 +27,22 @@ struct Device {
   const char* (*error_text)(int error);
 };
 
-// The device that a tensor is on, current for as long as `guard` lives. recurrence_device.cpp calls
-// it; whoever links that file defines it.
+// The device that a tensor is on, current for as long as `guard` lives. recurrence_device.cpp and
+// attention_device.cpp call it; whoever links those files defines it.
 struct Current {
   Device device;
   std::shared_ptr<void> guard;
 };
 Current current(const Tensor& tensor);
 
+// Throws for what the kernels do not take.
+Dtype dtype_of(const Tensor& tensor);
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
     const Tensor& input, const Tensor& state, const std::optional<Tensor>& weight_ih,
     const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
-    const std::optional<Tensor>& bias_hh, const Tensor& batch_sizes,
+    const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
+    const std::optional<Tensor>& gains, const Tensor& batch_sizes,
     const std::optional<Tensor>& resets, const std::optional<Tensor>& seed,
     const std::optional<Tensor>& sequences, const std::vector<double>& zoneout,
     const std::string& cell, bool reverse, bool save);
@@ -49,6 +52,7 @@ Gradients::Tuple recurrence_backward(
     const std::optional<Tensor>& grad_cells, const Tensor& input, const Tensor& state,
     const std::optional<Tensor>& weight_ih, const Tensor& weight_hh,
     const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
+    const std::optional<Tensor>& weight_hr, const std::optional<Tensor>& gains,
     const Tensor& batch_sizes, const std::optional<Tensor>& resets,
     const std::optional<Tensor>& seed, const std::optional<Tensor>& sequences,
     const std::vector<double>& zoneout, const Tensor& output, const Tensor& cells,
@@ -67,8 +71,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
     const std::optional<Tensor>& seed_reverse, const std::optional<Tensor>& sequences,
     const std::vector<double>& zoneout, const std::string& cell, bool save);
 
-using BothGradients =
-    decltype(std::tuple_cat(std::declval<Gradients::Tuple>(), std::declval<Gradients::Tuple>()));
+// Those of one direction without weight_hr and gains, which it has not, then the other's.
+using BothGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                                 Tensor, Tensor, Tensor, Tensor>;
 BothGradients recurrence_both_backward(
     const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_state_n,
     const std::optional<Tensor>& grad_cells, const std::optional<Tensor>& grad_output_reverse,

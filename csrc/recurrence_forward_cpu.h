@@ -6,6 +6,7 @@
 #include "gemm_cpu.h"
 #include "kernels_cpu.h"
 #include "packed_weights_cpu.h"
+#include "share_cpu.h"
 #include "workspace.h"
 #include "zoneout_cpu.h"
 
@@ -56,21 +57,33 @@ class ForwardLoop {
     if (zeros_)
       for (Index i = team.begin(s_.batch * H_); i < team.end(s_.batch * H_); ++i) zeros_[i] = T(0);
     team.wait();
-    Index projected = 0;  // steps
+    const Share share(s_, team, G * H_ * H_ * Index(sizeof(T)));
+    if (share.own) {
+      const Index begin = chunk_rows_ * share.begin / s_.batch;
+      x_proj_ += begin * ceil_div(H_, w) * G * w;
+      chunk_rows_ = chunk_rows_ * share.end / s_.batch - begin;
+    }
+    Index projected = 0, taken = 0;  // steps, rows of the chunk
     for (Index step = 0; step < s_.steps; ++step) {
-      if (s_.projects && step == projected) projected = project(team, step);
+      if (s_.projects && step == projected) projected = project(share, step), taken = 0;
+      if (share.own) {
+        const Part rows = share.of_step(step);
+        chunk_begin_ = rows.row - taken, taken += rows.rows;
+      }
       const Segment* begin = s_.segments + s_.step_begin[step];
       const Segment* end = s_.segments + s_.step_begin[step + 1];
       if constexpr (first > 0) {
-        for (const Segment* segment = begin; segment < end; ++segment) operand_step(team, *segment);
-        team.wait();
+        for (const Segment* segment = begin; segment < end; ++segment)
+          operand_step(share.team, share.of(*segment));
+        share.team.wait();
       }
-      for (const Segment* segment = begin; segment < end; ++segment) step_(team, *segment);
-      team.wait();
+      for (const Segment* segment = begin; segment < end; ++segment)
+        step_(share.team, share.of(*segment));
+      share.team.wait();
     }
     for (const Segment* segment = s_.segments; segment < s_.segments + s_.step_begin[s_.steps];
          ++segment)
-      if (segment->next < 0) copy_last(team, *segment);
+      if (segment->next < 0) copy_last(share.team, share.of(*segment));
   }
 
  private:
@@ -83,28 +96,31 @@ class ForwardLoop {
     return segment.prev < 0 ? state(0) + segment.sequence * H_ : output(segment.prev);
   }
 
-  // Projects the rows of the steps from `step` on that fit into the buffer; returns the step after
-  // them. So many at a time stay in the cache until they are read: storing the whole projection
-  // took a third of the product's time. A part of it is dealt to the thread that reads it.
-  Index project(const Team& team, Index step) {
+  // Projects the share's rows of the steps from `step` on that fit into the buffer; returns the
+  // step after them. So many at a time stay in the cache until they are read: storing the whole
+  // projection took a third of the product's time. The thread that reads a part of it makes it.
+  Index project(const Share& share, Index step) {
+    const auto product_of = [&](Index row, Index rows, Index place) {
+      gate_product<G>(share.team, rows, s_.rows, s_.input_size,
+                      static_cast<const T*>(s_.input) + row * s_.input_size, packed_.ih,
+                      static_cast<const T*>(s_.bias_ih),
+                      [&](Index r, Index unit, Index, const V* x) __attribute__((always_inline)) {
+                        store_blocks<G>(x, w, w, projected_(place + r, unit));
+                      });
+    };
     Index rows = 0;
     chunk_begin_ = s_.rows;
     for (; step < s_.steps; ++step) {  // a step may have no rows: all its sequences have ended
-      const Segment* const begin = s_.segments + s_.step_begin[step];
-      const Segment* const end = s_.segments + s_.step_begin[step + 1];
-      Index more = 0;
-      for (const Segment* segment = begin; segment < end; ++segment) more += segment->rows;
-      if (rows + more > chunk_rows_) break;
-      if (more > 0) chunk_begin_ = smaller(chunk_begin_, begin->row);
-      rows += more;
+      const Part more = share.of_step(step);
+      if (rows + more.rows > chunk_rows_) break;
+      if (share.own)
+        product_of(more.row, more.rows, rows);
+      else if (more.rows > 0)
+        chunk_begin_ = smaller(chunk_begin_, more.row);
+      rows += more.rows;
     }
-    gate_product<G>(team, rows, s_.input_size,
-                    static_cast<const T*>(s_.input) + chunk_begin_ * s_.input_size, packed_.ih,
-                    static_cast<const T*>(s_.bias_ih),
-                    [&](Index row, Index unit, Index, const V* x) {
-                      store_blocks<G>(x, w, w, projected_(row, unit));
-                    });
-    team.wait();
+    if (!share.own) product_of(chunk_begin_, rows, 0);
+    share.team.wait();
     return step;
   }
 
@@ -124,27 +140,27 @@ class ForwardLoop {
   }
 
   // Gates * H columns of bias + a [rows, k] W; finish(row, unit, lanes, gates) gets each vector of
-  // units once.
+  // units once. These are rows `among` others.
   template <int Gates, class Finish>
-  void gate_product(const Team& team, Index rows, Index k, const T* a, const T* packed,
+  void gate_product(const Team& team, Index rows, Index among, Index k, const T* a, const T* packed,
                     const T* bias, const Finish& finish) const {
     constexpr int Units = panel_units<Gates>, NV = Gates * Units;
-    product<T, NV>(team, rows, ceil_div(H_, w) * Gates, k, a, k, packed,
-                   [&](const T* tile, Index row0, Index count, Index panel) {
-                     for (Index u = 0; u < Units; ++u) {
-                       const Index unit = (panel * Units + u) * w, lanes = H_ - unit;
-                       if (lanes <= 0) break;
-                       V biases[Gates];
-                       load_blocks<Gates>(bias + unit, H_, bias ? lanes : 0, biases);
-                       for (Index r = 0; r < count; ++r) {
-                         V gates[Gates];
+    const auto finish_tile = [&](const T* tile, Index row0, Index count, Index panel) {
+      for (Index u = 0; u < Units; ++u) {
+        const Index unit = (panel * Units + u) * w, lanes = H_ - unit;
+        if (lanes <= 0) break;
+        V biases[Gates];
+        load_blocks<Gates>(bias + unit, H_, bias ? lanes : 0, biases);
+        for (Index r = 0; r < count; ++r) {
+          V gates[Gates];
 #pragma GCC unroll 4
-                         for (int g = 0; g < Gates; ++g)
-                           gates[g] = V::load(tile + (r * NV + u * Gates + g) * w) + biases[g];
-                         finish(row0 + r, unit, lanes, gates);
-                       }
-                     }
-                   });
+          for (int g = 0; g < Gates; ++g)
+            gates[g] = V::load(tile + (r * NV + u * Gates + g) * w) + biases[g];
+          finish(row0 + r, unit, lanes, gates);
+        }
+      }
+    };
+    product<T, NV>(team, rows, ceil_div(H_, w) * Gates, k, a, k, packed, finish_tile, among);
   }
 
   const T* bias_hh(int gate) const {
@@ -152,15 +168,15 @@ class ForwardLoop {
   }
 
   // Where a cell with an operand leaves its first gates for the second product.
-  T* stage(const Segment& segment, Index r) const {
+  T* stage(const Part& segment, Index r) const {
     return s_.reserve ? reserve(segment.row + r) : stage_ + (segment.sequence + r) * first * H_;
   }
 
-  void operand_step(const Team& team, const Segment& segment) const {
+  void operand_step(const Team& team, const Part& segment) const {
     const T* prev_h = previous(segment);
     gate_product<at_least_one<first>>(
-        team, segment.rows, H_, prev_h, packed_.first_gates, bias_hh(0),
-        [&](Index r, Index unit, Index lanes, const V* h) {
+        team, segment.rows, segment.among, H_, prev_h, packed_.first_gates, bias_hh(0),
+        [&](Index r, Index unit, Index lanes, const V* h) __attribute__((always_inline)) {
           V x[G], prev[S], kept[at_least_one<first>];
           load_projected<first>(segment.row + r, unit, lanes, 0, x);
           prev[0] = V::load(prev_h + r * H_ + unit, lanes);
@@ -170,12 +186,12 @@ class ForwardLoop {
         });
   }
 
-  void step_(const Team& team, const Segment& segment) const {
+  void step_(const Team& team, const Part& segment) const {
     const T* prev_h = previous(segment);
     const T* a = first > 0 ? operand_ + segment.sequence * H_ : prev_h;
     gate_product<last>(
-        team, segment.rows, H_, a, packed_.last_gates, bias_hh(first),
-        [&](Index r, Index unit, Index lanes, const V* h) {
+        team, segment.rows, segment.among, H_, a, packed_.last_gates, bias_hh(first),
+        [&](Index r, Index unit, Index lanes, const V* h) __attribute__((always_inline)) {
           const Index row = segment.row + r, sequence = segment.sequence + r;
           V x[last], prev[S], next[S], kept[at_least_one<R>];
           load_projected<last>(row, unit, lanes, first, x);
@@ -203,7 +219,7 @@ class ForwardLoop {
         });
   }
 
-  void copy_last(const Team& team, const Segment& segment) const {
+  void copy_last(const Team& team, const Part& segment) const {
     const T* from = output(segment.row);
     T* to = state_n(0) + segment.sequence * H_;
     for (Index i = team.begin(segment.rows * H_); i < team.end(segment.rows * H_); ++i)

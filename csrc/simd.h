@@ -201,13 +201,19 @@ struct Larger {
 template <class T>
 FASTRNN_INLINE Vec<T> clamp(Vec<T> x, T limit) {
   const Vec<T> high(limit), low(-limit);
+#ifdef __AVX512F__
+  if constexpr (sizeof(T) == 4)  // where the first is NaN or the second, the second
+    return typename Vec<T>::Register(_mm512_maskz_max_ps(
+        0xFFFF, __m512(low.v), _mm512_maskz_min_ps(0xFFFF, __m512(high.v), __m512(x.v))));
+#endif
   x.v = x.v > high.v ? high.v : x.v;
   x.v = x.v < low.v ? low.v : x.v;
   return x;
 }
 
 // exp(x) = scale * (1 + fraction), fraction = exp(r) - 1 exact near 0: x = n ln 2 + r,
-// |r| <= ln(2) / 2, Taylor's series to the power that reaches T's precision.
+// |r| <= ln(2) / 2, Taylor's series to the power that reaches T's precision, by Estrin's scheme: a
+// short chain of operations, since few rows fit into the reorder buffer at once.
 template <class T>
 FASTRNN_INLINE void split_exp(Vec<T> x, Vec<T>& scale, Vec<T>& fraction) {
   using C = Constants<T>;
@@ -216,12 +222,20 @@ FASTRNN_INLINE void split_exp(Vec<T> x, Vec<T>& scale, Vec<T>& fraction) {
   const V shifted = x * V(T(1.4426950408889634)) + round;
   const V n = shifted - round;
   const V r = (x - n * V(C::ln2_high)) - n * V(C::ln2_low);
-  T inverse_factorial[C::degree + 1] = {T(1)};
-  for (int k = 1; k <= C::degree; ++k) inverse_factorial[k] = inverse_factorial[k - 1] / T(k);
-  V series(inverse_factorial[C::degree]);
+  constexpr int terms = C::degree - 1;
+  V sum[terms];  // of r^2 / 2! + r^3 / 3! + .., over r^2
+  T factorial(1);
 #pragma GCC unroll 16
-  for (int k = C::degree - 1; k >= 2; --k) series = series * r + V(inverse_factorial[k]);
-  fraction = r * r * series + r;
+  for (int k = 0; k < terms; ++k) sum[k] = V(T(1) / (factorial *= T(k + 2)));
+  V power = r;
+#pragma GCC unroll 4
+  for (int n = terms; n > 1; n = (n + 1) / 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n / 2; ++i) sum[i] = sum[2 * i] + sum[2 * i + 1] * power;
+    if (n % 2) sum[n / 2] = sum[n - 1];
+    power = power * power;
+  }
+  fraction = r * r * sum[0] + r;
   using Bits = typename C::Bits;
   const Bits exponent = Bits(shifted.v) - Bits(round.v) + C::bias;
   scale.v = typename V::Register(exponent << C::mantissa);

@@ -20,6 +20,9 @@ class Team {
   std::int64_t begin(std::int64_t count) const { return count * rank / size; }
   std::int64_t end(std::int64_t count) const { return count * (rank + 1) / size; }
 
+  // A team of this thread alone.
+  Team alone() const { return Team(0, 1, nullptr); }
+
   const int rank, size;
 
  private:

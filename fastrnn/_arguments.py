@@ -61,6 +61,8 @@ def tensors(
         "weight_hh", weight_hh, "[G*H, P]" if weight_hr is not None else "[G*H, H]", (rows, width)
     )
     if weight_hr is not None:
+        if cell.states == 1:
+            raise ValueError("recurrence: weight_hr must be None for a cell of one state")
         expect("weight_hr", weight_hr, "[P, H]", (width, hidden))
     if weight_ih is None:
         expect("input", input, "[..., G*H] (x_proj)", (*input.shape[:-1], rows))

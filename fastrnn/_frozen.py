@@ -48,7 +48,8 @@ class Freezable(Stack):
         reason = self.packing_refusal()
         if reason is not None:
             raise RuntimeError(f"{op}.freeze: the native backend must run the module: {reason}")
-        self._frozen = Frozen(weights, [pack(self.cell_name, *each) for each in weights])
+        packs = [pack(self.cell_name, **named) for named in self._named(weights)]
+        self._frozen = Frozen(weights, packs)
         return self
 
     def unfreeze(self: Self) -> Self:

@@ -20,7 +20,6 @@ from fastrnn._rows import PADDED, Layout, by_length, permute, resets_backwards, 
 from fastrnn.bidirectional import run_both, side_by_side
 from fastrnn.functional import run
 from fastrnn.packed import run_packed
-from fastrnn.regularisers import LayerNorm
 from fastrnn.streaming import Stream
 
 __all__ = ["Layers", "Pair", "Recurrent", "Tensors", "unwrap"]
@@ -254,14 +253,10 @@ class Layers(Freezable):
         device: torch.device,
     ) -> list[dict[str, Any]]:
         """What each layer and direction passes to `run` besides its rows and states."""
-        kinds = self._kinds
-        every: list[dict[str, Any]] = [dict(zip(kinds, each, strict=True)) for each in weights]
         if self._frozen is not None:
-            every = [{"packed": packed} for packed in self._frozen.packs]
-        if self.layer_norm:
-            for named in every:
-                gains = [named.pop(name) for name in LayerNorm._fields if name in named]
-                named["layer_norm"] = LayerNorm(*gains)
+            every: list[dict[str, Any]] = [{"packed": packed} for packed in self._frozen.packs]
+        else:
+            every = self._named(weights)
         if resets is not None:
             ways = [resets]
             if self.bidirectional:

@@ -12,9 +12,12 @@ import torch
 # The definitions live as long as this object does.
 LIBRARY = torch.library.Library("fastrnn", "DEF")
 
+# With weight_hr [P, H] the output is [N, P], and h is the first P units of its state [B, H] (zeros
+# follow in state_n). gains: those of layer normalisation one after the other, [2*G*H], an LSTM's
+# [2*G*H + 2*H]; `LayerNorm.joined` makes them.
 _INPUTS = (
     "Tensor input, Tensor state, Tensor? weight_ih, Tensor weight_hh, "
-    "Tensor? bias_ih, Tensor? bias_hh"
+    "Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_hr, Tensor? gains"
 )
 # Everything about a recurrence that no gradient flows to.
 _ROWS = "Tensor batch_sizes, Tensor? resets, Tensor? seed, Tensor? sequences, float[] zoneout"
@@ -36,7 +39,7 @@ _SCHEMAS = (
     f"{_INPUTS}, {_ROWS}, Tensor output, Tensor cells, Tensor reserve, "
     "str cell, bool reverse, bool input_grad, bool weight_grad)"
     " -> (Tensor grad_input, Tensor grad_state, Tensor grad_weight_ih, Tensor grad_weight_hh,"
-    " Tensor grad_bias_ih, Tensor grad_bias_hh)",
+    " Tensor grad_bias_ih, Tensor grad_bias_hh, Tensor grad_weight_hr, Tensor grad_gains)",
     # Both directions of a layer: the results of `recurrence` for the one, then for the other.
     f"recurrence_both({_BOTH_INPUTS}, {_BOTH_ROWS}, str cell, bool save)"
     " -> (Tensor output, Tensor state_n, Tensor cells, Tensor reserve, Tensor output_reverse,"
@@ -56,13 +59,16 @@ _SCHEMAS = (
     f"Tensor logsumexp, {_ATTENTION_OPTIONS}, bool mask_grad)"
     " -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_mask)",
     # Inference with weights packed beforehand: what packing gives is for this process only.
-    "pack_weights(Tensor weight_ih, Tensor weight_hh, str cell) -> Tensor packed",
+    "pack_weights(Tensor weight_ih, Tensor weight_hh, Tensor? weight_hr, str cell)"
+    " -> Tensor packed",
+    # proj_size: P, or 0 without a projection.
     "recurrence_packed(Tensor input, Tensor state, Tensor packed, Tensor? bias_ih, "
-    f"Tensor? bias_hh, {_ROWS}, str cell, bool reverse, bool return_cells)"
-    " -> (Tensor output, Tensor state_n, Tensor cells)",
-    # One step of L layers: their states [L, S, B, H] change in place; biases [L, 2, G*H].
+    f"Tensor? bias_hh, Tensor? gains, {_ROWS}, str cell, int proj_size, bool reverse, "
+    "bool return_cells) -> (Tensor output, Tensor state_n, Tensor cells)",
+    # One step of L layers: their states [L, S, B, H] change in place; biases [L, 2, G*H], gains
+    # [L, ...].
     "recurrence_step(Tensor input, Tensor(a!) states, Tensor packed, Tensor? biases, "
-    "float[] zoneout, str cell) -> Tensor output",
+    "Tensor? gains, float[] zoneout, str cell, int proj_size) -> Tensor output",
     "cpu_instruction_set() -> str",
     "cpu_peak() -> float",
     "cpu_bandwidth(Tensor memory) -> float",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -168,6 +168,17 @@ class Stack(Recurrent):
     def all_weights(self) -> list[list[Tensor]]:
         """The parameters, one list per layer and direction."""
         return [[getattr(self, name) for name in names] for names in self._all_weights]
+
+    def _named(self, weights: list[list[Tensor]]) -> list[dict[str, Any]]:
+        """`all_weights` as arguments of `recurrence`."""
+        every = []
+        for each in weights:
+            named: dict[str, Any] = dict(zip(self._kinds, each, strict=True))
+            if self.layer_norm:
+                gains = [named.pop(name) for name in LayerNorm._fields if name in named]
+                named["layer_norm"] = LayerNorm(*gains)
+            every.append(named)
+        return every
 
     @property
     def _flat_weights(self) -> list[Tensor]:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import _attention, triton_attention
+from fastrnn import _attention, _library, triton_attention
 from fastrnn._autocast import lower_dtype
-from fastrnn.backends import chosen
+from fastrnn.backends import choose, chosen
 
+_WIDEST = 256  # units of a head in the CUDA kernels
 # Of each backend with kernels: the operator, and the autograd Function around it.
 _OPERATORS: dict[str, tuple[Any, Any]] = {
     "native": (torch.ops.fastrnn.masked_attention.default, _attention.MaskedAttention),
@@ -33,7 +34,8 @@ def masked_attention(
 ) -> Tensor:
     """softmax(scale query key^T + mask) value, nothing of size Lq x Lk in memory.
 
-    On CPUs float32 and float64 run as they are, float16 and bfloat16 in float32.
+    On CPUs float32 and float64 run as they are, float16 and bfloat16 in float32. On CUDA devices
+    the C++ kernels take all four, or else the Triton kernels; products of float32 are exact.
 
     Args:
         query: [B, heads, Lq, E], or any other leading axes.
@@ -71,8 +73,7 @@ def masked_attention(
     seed = torch.randint(2**63 - 1, (1,), device=query.device) if dropout_p else None
     scale = query.size(-1) ** -0.5 if scale is None else scale
     args: Any = (*tensors, mask, seed, is_causal, float(dropout_p), float(scale))
-    in_cpp = "attention has no CUDA kernels in C++" if query.is_cuda else None
-    backend = chosen(tensors[0], triton_attention.lacking(query, value), in_cpp)
+    backend = chosen(tensors[0], None, *_lacking(query, value))
     if backend == "reference":
         output = _attention.reference(*args)[0]
     else:
@@ -83,6 +84,26 @@ def masked_attention(
             output = _attention.below_autograd(op, *args)[0]
     result: Tensor = output.reshape(*lead, *output.shape[-2:]).to(dtype)
     return result
+
+
+def _lacking(query: Tensor, value: Tensor) -> tuple[str | None, str | None]:
+    """Why the C++ kernels, and the Triton kernels, cannot run heads of these widths."""
+    widest = max(query.size(-1), value.size(-1))
+    in_cpp = f"the CUDA kernels take heads of at most {_WIDEST} units, got {widest}"
+    refused = query.is_cuda and widest > _WIDEST
+    return in_cpp if refused else None, triton_attention.lacking(query, value)
+
+
+def explained(query: Tensor) -> list[str]:
+    """Which backend attends with such queries and values, and why not the others, a line each."""
+    choice = choose(query, None, *_lacking(query, query))
+    how = {
+        "native": "tiles on the GPU" if query.is_cuda else f"tiles, {_library.instruction_set}",
+        "triton": "fused Triton kernels",
+        "reference": "products and softmax in torch",
+    }
+    lines = [f"{choice.backend}: runs masked attention ({how[choice.backend]})"]
+    return lines + [f"{name}: no, {reason}" for name, reason in choice.refused.items()]
 
 
 def _four_axes(tensor: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from fastrnn._version import __version__
 from fastrnn.cells import COMPILED
 
 BACKENDS = ("native", "triton", "reference")
-# Options of a recurrence that the compiled kernels do not have.
-NOT_COMPILED = ("proj_size", "layer_norm")
+# Options of a recurrence that the kernels for GPUs do not have.
+NOT_ON_GPUS = ("proj_size", "layer_norm")
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -67,28 +67,19 @@ class use_backend:  # noqa: N801 (reads as a function)
         _current = self._previous
 
 
-def lacking(cell: str, features: Collection[str]) -> str | None:
-    """Why the compiled kernels cannot run a recurrence, whatever its tensors.
-
-    Args:
-        cell: a key of `CELLS`.
-        features: names of the options in use.
-
-    Returns:
-        A reason, or None.
-    """
-    for name in NOT_COMPILED:
-        if name in features:
-            return f"the compiled kernels have no {name}"
+def lacking(cell: str) -> str | None:
+    """Why no kernels can run a cell; None if some can."""
     return None if cell in COMPILED else f"no compiled kernel for cell {cell!r}"
 
 
-def _native_refusal(input: Tensor, lacks: str | None) -> str | None:
+def _native_refusal(input: Tensor, features: Collection[str], lacks: str | None) -> str | None:
     if _library.unavailable is not None:
         return _library.unavailable
     device = input.device
     if device.type == "cuda":
         if reason := _cuda.refusal(device.index or 0, input.dtype):
+            return reason
+        if reason := _not_on_gpus("CUDA", features):
             return reason
     elif device.type != "cpu":
         return f"the compiled kernels take cpu and cuda tensors, got {device.type}"
@@ -99,7 +90,14 @@ def _native_refusal(input: Tensor, lacks: str | None) -> str | None:
     return lacks
 
 
-def _triton_refusal(input: Tensor, lacks: str | None) -> str | None:
+def _not_on_gpus(kernels: str, features: Collection[str]) -> str | None:
+    for name in NOT_ON_GPUS:
+        if name in features:
+            return f"the {kernels} kernels have no {name}"
+    return None
+
+
+def _triton_refusal(input: Tensor, features: Collection[str], lacks: str | None) -> str | None:
     if _kernels.TRITON is None:
         return "the triton package is not installed"
     # Interpreted kernels are for tests: they run on CPU tensors where they are asked for by name.
@@ -110,16 +108,24 @@ def _triton_refusal(input: Tensor, lacks: str | None) -> str | None:
         return f"the Triton kernels take 16, 32 and 64 bit floating point, got {input.dtype}"
     if forward_ad._current_level >= 0:
         return "the Triton kernels have no forward-mode derivative"
-    return lacks
+    return _not_on_gpus("Triton", features) or lacks
 
 
-def choose(input: Tensor, lacks: str | None = None, native_lacks: str | None = None) -> Choice:
+def choose(
+    input: Tensor,
+    lacks: str | None = None,
+    native_lacks: str | None = None,
+    triton_lacks: str | None = None,
+    features: Collection[str] = (),
+) -> Choice:
     """Pick the backend of a recurrence.
 
     Args:
         input: any tensor of the recurrence's dtype and device.
-        lacks: why no kernels can run it, from `lacking`; default None: some can.
+        lacks: why no kernels can run it; default None: some can.
         native_lacks: why the C++ kernels alone cannot; default None.
+        triton_lacks: the same of the Triton kernels; default None.
+        features: names of the options in use; default none.
 
     Returns:
         The choice, with the reasons against every other backend.
@@ -128,8 +134,8 @@ def choose(input: Tensor, lacks: str | None = None, native_lacks: str | None = N
         RuntimeError: the backend that `use_backend` or FASTRNN_BACKEND asked for cannot run.
     """
     refusals = {
-        "native": _native_refusal(input, lacks or native_lacks),
-        "triton": _triton_refusal(input, lacks),
+        "native": _native_refusal(input, features, lacks or native_lacks),
+        "triton": _triton_refusal(input, features, lacks or triton_lacks),
         "reference": None,
     }
     possible = [name for name, reason in refusals.items() if reason is None]
@@ -184,11 +190,18 @@ def scheduled(
     return Choice(choice.backend, plan["text"], choice.refused | refused)
 
 
-def chosen(input: Tensor, lacks: str | None = None, native_lacks: str | None = None) -> str:
+def chosen(
+    input: Tensor,
+    lacks: str | None = None,
+    native_lacks: str | None = None,
+    triton_lacks: str | None = None,
+    features: Collection[str] = (),
+) -> str:
     """The backend that `choose` picks, found faster; same arguments and errors."""
-    if _current in ("auto", "native") and _native_refusal(input, lacks or native_lacks) is None:
+    lacking = lacks or native_lacks
+    if _current in ("auto", "native") and _native_refusal(input, features, lacking) is None:
         return "native"
-    return choose(input, lacks, native_lacks).backend
+    return choose(input, lacks, native_lacks, triton_lacks, features).backend
 
 
 def show_config() -> str:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 Dims = tuple[int | None, ...]
 # Places in the operators' arguments.
-_WEIGHTS = (2, 3, 4, 5)
-_ROWS_FROM = 6  # batch_sizes, resets, seed, sequences, zoneout
+_WEIGHTS = (2, 3, 4, 5, 6, 7)
+_ROWS_FROM = 8  # batch_sizes, resets, seed, sequences, zoneout
+_ROWS_TO = _ROWS_FROM + 5
 
 
 def _folded(tensor: Tensor | None, dim: int | None, at: int, samples: int) -> Tensor | None:
@@ -83,8 +84,8 @@ def forward(op: Any, info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
         _folded(args[0], dims[0], 0, samples),
         _folded(args[1], dims[1], 1, samples),
         *args[2:_ROWS_FROM],
-        *_folded_rows(dims[_ROWS_FROM:], args[_ROWS_FROM:11], batch, samples),
-        *args[11:],
+        *_folded_rows(dims[_ROWS_FROM:], args[_ROWS_FROM:_ROWS_TO], batch, samples),
+        *args[_ROWS_TO:],
     )
     places = (0, 1, 1, 0)
     results = zip((output, state_n, cells, reserve), places, strict=True)
@@ -99,11 +100,12 @@ def backward(op: Any, info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
     if weight_grad or not _foldable(dims, 3 + _ROWS_FROM):
         return one_by_one(op, samples, dims, args)
     batch = _batch(args[4], dims[4])
-    folds = dict.fromkeys((0, 3, 14, 16), 0) | dict.fromkeys((1, 2, 4, 15), 1)
+    rows, saved = slice(3 + _ROWS_FROM, 3 + _ROWS_TO), 3 + _ROWS_TO  # output, cells, reserve
+    folds = dict.fromkeys((0, 3, saved, saved + 2), 0) | dict.fromkeys((1, 2, 4, saved + 1), 1)
     folded = [
         _folded(a, dims[i], folds[i], samples) if i in folds else a for i, a in enumerate(args)
     ]
-    folded[9:14] = _folded_rows(dims[9:14], args[9:14], batch, samples)
+    folded[rows] = _folded_rows(dims[rows], args[rows], batch, samples)
     grad_input, grad_state, *rest = op(*folded)
     by_sample = (_unfolded(grad_input, 0, samples), _unfolded(grad_state, 1, samples))
     return (*by_sample, *rest), (1, 2, *(None for _ in rest))

@@ -27,6 +27,7 @@ _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _ROWS = ("resets", "zoneout", "seed", "sequences")
 _CELL = 18  # its place among the arguments
 _BACKWARD = 6  # where those of the forward pass begin among the backward operator's
+_GRADIENTS = 6  # of one direction: it has neither weight_hr nor gains
 
 
 def _way(args: Sequence[Any], way: int) -> tuple[Any, ...]:
@@ -34,7 +35,7 @@ def _way(args: Sequence[Any], way: int) -> tuple[Any, ...]:
     first = 1 + 5 * way
     batch_sizes, *rows, sequences, zoneout, cell = args[11 : _CELL + 1]
     options = (batch_sizes, rows[way], rows[2 + way], sequences, zoneout, cell, bool(way))
-    return (args[0], *args[first : first + 5], *options)
+    return (args[0], *args[first : first + 5], None, None, *options)
 
 
 def _way_backward(args: Sequence[Any], way: int) -> tuple[Any, ...]:
@@ -50,7 +51,7 @@ def _twice(of_one: Any, way_of: Any) -> Any:
     """An operator's function, made of what does one direction."""
 
     def of_both(*args: Any) -> tuple[Tensor, ...]:
-        return tuple(t for way in (0, 1) for t in of_one(*way_of(args, way)))
+        return tuple(t for way in (0, 1) for t in of_one(*way_of(args, way))[:_GRADIENTS])
 
     return of_both
 
@@ -68,7 +69,7 @@ def _batched(op: Any, rule: Any, way_of: Any) -> Any:
             # The direction is no argument, so it has no axis.
             axes = [None if isinstance(d, bool) else d for d in way_of(dims, way)]
             results, places = rule(op, info, tuple(axes), *way_of(args, way))
-            found += zip(results, places, strict=True)
+            found += list(zip(results, places, strict=True))[:_GRADIENTS]
         results, places = zip(*found, strict=True)
         return results, places
 

@@ -98,6 +98,36 @@ def register(name: str, cell: Cell) -> None:
     CELLS[name] = cell
 
 
+def widened(states: Tensors) -> Tensor:
+    """States as the operators take them, [S, B, H]: zeros follow an h of P units."""
+    h, *others = states
+    return torch.stack((F.pad(h, (0, others[0].size(1) - h.size(1))), *others))
+
+
+def narrowed(stacked: Tensor, width: int) -> Tensors:
+    """The states that `widened` stacked; width: P."""
+    h, *others = stacked.unbind()
+    return (h[..., :width], *others)
+
+
+def projected(
+    input: Tensor, weight_ih: Tensor | None, bias_ih: Tensor | None, norm: LayerNorm | None
+) -> tuple[Tensor, Tensor]:
+    """The input's projection [N, G*H] as steps take it, and as layer normalisation found it.
+
+    Args:
+        input: [N, I], or without `weight_ih` the projection itself.
+        weight_ih: [G*H, I] or None.
+        bias_ih: [G*H] or None; without `weight_ih` it counts after a norm only.
+        norm: of the projection; None: no normalisation.
+    """
+    if norm is None:
+        x_proj = input if weight_ih is None else F.linear(input, weight_ih, bias_ih)
+        return x_proj, x_proj
+    product = input if weight_ih is None else F.linear(input, weight_ih)
+    return norm.input(product, bias_ih), product
+
+
 def step(
     cell: Cell,
     x_proj: Tensor,
@@ -117,12 +147,15 @@ def step(
         norm: of the state's projection, and of the LSTM's c; default None.
 
     Returns:
-        The S next states and the R reserve slots, [B, H] each.
+        The S next states and the R reserve slots, [B, H] each; with a norm, G more slots: the
+        state's projection.
     """
     x = x_proj.chunk(cell.gates, dim=1)
     if norm is not None:
-        h = norm.hidden(F.linear(prev[0], weight_hh), bias_hh).chunk(cell.gates, dim=1)
-        return cell.forward(x, h, prev, *([] if norm.ln_c_weight is None else [norm]))
+        h_proj = F.linear(prev[0], weight_hh)
+        h = norm.hidden(h_proj, bias_hh).chunk(cell.gates, dim=1)
+        next_, reserve = cell.forward(x, h, prev, *([] if norm.ln_c_weight is None else [norm]))
+        return next_, (*reserve, *h_proj.chunk(cell.gates, dim=1))
     if cell.operand is None:
         h = F.linear(prev[0], weight_hh, bias_hh).chunk(cell.gates, dim=1)
         return cell.forward(x, h, prev)
@@ -161,8 +194,9 @@ def recurrence(
 
     Returns:
         output [N, H] (or [N, P]), the S last states, cells [S-1, N, H] (every step's states
-        beyond the first) and reserve [N, R*H], or [N, (R+S)*H] with zoneout, which keeps the
-        states that it acted on.
+        beyond the first) and reserve [N, R*H]: after the R slots come, with zoneout or
+        `weight_hr`, the S states that they acted on, and with layer normalisation the state's
+        projection, G slots.
 
     Source: Hochreiter and Schmidhuber 1997 with Gers et al. 2000 (LSTM); Cho et al. 2014, eq. 5-8
     (GRU, reset before the product); Elman 1990 (RNN); Sak et al. 2014 (projection).
@@ -180,10 +214,11 @@ def recurrence(
         if extras.resets is not None:
             prev = tuple(s.masked_fill(extras.resets[rows, None], 0) for s in prev)
         next_, reserve = step(cell, x_proj[rows], prev, weight_hh, bias_hh, extras.layer_norm)
+        if kept or weight_hr is not None:
+            reserve = (*reserve[: cell.reserve], *next_, *reserve[cell.reserve :])
         if weight_hr is not None:
             next_ = (F.linear(next_[0], weight_hr), *next_[1:])
         if kept:
-            reserve += next_
             masks = (m[rows] if isinstance(m, Tensor) else m for m in kept)
             next_ = tuple(map(keep, prev, next_, masks))
         state = tuple(torch.cat((n, s[b:])) for n, s in zip(next_, state, strict=True))

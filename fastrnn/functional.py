@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastrnn import _arguments, cells, ops, triton_ops
 from fastrnn._arguments import Rates
 from fastrnn._autocast import autocasts
 from fastrnn._cell import Tensors
+from fastrnn.attention import explained
 from fastrnn.attention import masked_attention as masked_attention
 from fastrnn.backends import choose, chosen, lacking, scheduled
 from fastrnn.cells import CELLS, COMPILED
@@ -68,13 +68,16 @@ def run(
     if return_cells and CELLS[cell].states != 2:
         raise ValueError(f"recurrence: return_cells needs a cell of two states, got {cell!r}")
     extras, lacks = PLAIN, None
+    features: tuple[str, ...] = ()
     plain = resets is None and zoneout is None and layer_norm is None and weight_hr is None
     if not plain or cell not in COMPILED:
         extras = _arguments.extras(
             cell, input, states, weight_hr, resets, zoneout, seed, sequences, layer_norm
         )
-        projected = () if weight_hr is None else ("proj_size",)
-        lacks = lacking(cell, (*projected, *extras.names))
+        features = (*(() if weight_hr is None else ("proj_size",)), *extras.names)
+        lacks = lacking(cell)
+    if weight_hr is not None and weight_hr.size(0) > weight_hr.size(1):
+        lacks = "the compiled kernels project to at most H units"
     if 0 in (states[-1].size(1), input.size(-1)):
         lacks = "the compiled kernels need at least one unit of input and state"
     steps = input.size(0)
@@ -84,12 +87,19 @@ def run(
     else:
         _arguments.sizes(batch_sizes, steps, states[0].size(0))
         rows = input
-    backend = chosen(input, lacks)
+    backend = chosen(input, lacks, features=features)
     if backend != "reference":
         op, function = _OPERATORS[backend]
-        stacked = state if isinstance(state, Tensor) else torch.stack(state)
+        stacked, gains = state, None
+        if weight_hr is not None:
+            stacked = cells.widened(states)
+        elif isinstance(state, tuple):
+            stacked = torch.stack(state)
+        if extras.layer_norm is not None:
+            gains = extras.layer_norm.joined()
         args = (
-            *(rows, stacked, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes),
+            *(rows, stacked, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, gains),
+            batch_sizes,
             *(extras.resets, extras.seed, extras.sequences, list(extras.zoneout or ())),
             *(cell, reverse),
         )
@@ -97,14 +107,11 @@ def run(
             output, state_n, every, _ = function.apply(*args)
         else:
             output, state_n, every, _ = ops.below_autograd(op, *args, return_cells)
+        if weight_hr is not None:
+            state_n = cells.narrowed(state_n, weight_hr.size(0))
     else:
         sizes = [input.size(1)] * steps if padded else batch_sizes.tolist()
-        norm = extras.layer_norm
-        if norm is not None:
-            projection = rows if weight_ih is None else F.linear(rows, weight_ih)
-            x_proj = norm.input(projection, bias_ih)
-        else:
-            x_proj = rows if weight_ih is None else F.linear(rows, weight_ih, bias_ih)
+        x_proj, _ = cells.projected(rows, weight_ih, bias_ih, extras.layer_norm)
         output, last, every, _ = cells.recurrence(
             CELLS[cell], x_proj, states, weight_hh, bias_hh, sizes, reverse, weight_hr, extras
         )
@@ -199,7 +206,7 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
     """Say which backend and schedule a module runs on, and why the others do not.
 
     Args:
-        module: one of this package's recurrent modules.
+        module: one of this package's recurrent modules, or a `MultiHeadAttention`.
         input: what it will be called with; default None: a tensor like its weights.
 
     Returns:
@@ -208,6 +215,9 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
     Raises:
         TypeError: `module` is not one of ours.
     """
+    if isinstance(projection := getattr(module, "q_proj", None), torch.nn.Linear):
+        like, n_heads = projection.weight if input is None else input, getattr(module, "n_heads", 1)
+        return "\n".join(explained(like.new_empty(1, projection.out_features // n_heads)))
     name = getattr(module, "cell_name", None)
     if name not in CELLS:
         raise TypeError(f"explain: module must be a fastrnn module, got {type(module).__name__}")
@@ -218,7 +228,8 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
         "zoneout": zoneout is not None,
         "layer_norm": getattr(module, "layer_norm", False),
     }
-    choice = choose(tensor, lacking(name, [option for option, used in options.items() if used]))
+    used = [option for option, on in options.items() if on]
+    choice = choose(tensor, lacking(name), features=used)
     schedule = choice.schedule
     if choice.backend == "triton":
         schedule = triton_ops.schedule(name, int(getattr(module, "hidden_size", 0)), tensor)

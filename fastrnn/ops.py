@@ -13,14 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import functional as F
 
 from fastrnn import _cuda, batching, cells
 from fastrnn._library import LIBRARY
-from fastrnn.regularisers import Extras
+from fastrnn.regularisers import Extras, LayerNorm
 
 Named = dict[str, Tensor]
-_INPUTS = ("input", "state", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_INPUTS = (
+    *("input", "state", "weight_ih", "weight_hh", "bias_ih", "bias_hh"),
+    *("weight_hr", "gains"),
+)
+_TENSORS = len(_INPUTS)
+_ROWS = _TENSORS + 5  # where batch_sizes, resets, seed, sequences and zoneout end
 _OUTPUTS = ("output", "state_n", "cells")
 
 
@@ -31,6 +35,8 @@ def reference(
     weight_hh: Tensor,
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+    gains: Tensor | None,
     batch_sizes: Tensor,
     resets: Tensor | None,
     seed: Tensor | None,
@@ -40,17 +46,26 @@ def reference(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The recurrence in differentiable torch, with the operator's arguments and results."""
+    c, states = cells.CELLS[cell], state.unbind()
+    if weight_hr is not None:
+        states = cells.narrowed(state, weight_hr.size(0))
+    norm = None if gains is None else LayerNorm.split(gains, c.gates, c.states)
+    x_proj, product = cells.projected(input, weight_ih, bias_ih, norm)
     output, state_n, cells_, reserve = cells.recurrence(
-        cells.CELLS[cell],
-        input if weight_ih is None else F.linear(input, weight_ih, bias_ih),
-        state.unbind(),
+        c,
+        x_proj,
+        states,
         weight_hh,
         bias_hh,
         batch_sizes.tolist(),
         reverse,
-        extras=Extras(resets, tuple(zoneout) or None, seed, sequences),
+        weight_hr,
+        Extras(resets, tuple(zoneout) or None, seed, sequences, norm),
     )
-    return output, torch.stack(state_n), cells_, reserve
+    if norm is not None:
+        reserve = torch.cat((reserve, product), dim=1)
+    stacked = torch.stack(state_n) if weight_hr is None else cells.widened(state_n)
+    return output, stacked, cells_, reserve
 
 
 def _outputs(inputs: Named, *options: Any) -> Named:
@@ -63,6 +78,11 @@ def _named(names: tuple[str, ...], tensors: Any) -> Named:
     return {name: t for name, t in zip(names, tensors, strict=True) if t is not None}
 
 
+def _split(args: tuple[Any, ...]) -> tuple[Named, tuple[Any, ...]]:
+    """The inputs by name, and what follows up to zoneout, of the operator's arguments."""
+    return _named(_INPUTS, args[:_TENSORS]), args[_TENSORS:_ROWS]
+
+
 def _default_forward(*args: Any) -> tuple[Tensor, ...]:
     *inputs, save = args
     detached: Any = [a.detach() if isinstance(a, Tensor) else a for a in inputs]
@@ -73,8 +93,8 @@ def _default_forward(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _default_backward(*args: Any) -> tuple[Tensor, ...]:
-    grads, inputs = _named(_OUTPUTS, args[:3]), _named(_INPUTS, args[3:9])
-    rows, (cell, reverse, input_grad, weight_grad) = args[9:14], args[17:]
+    grads, (inputs, rows) = _named(_OUTPUTS, args[:3]), _split(args[3:])
+    cell, reverse, input_grad, weight_grad = args[-4:]
     # Below a dispatch mode autograd is switched off in this thread; the gradient needs it.
     autograd_on = torch._C._SetExcludeDispatchKeyGuard(
         torch._C.DispatchKey.AutogradFunctionality, False
@@ -84,26 +104,31 @@ def _default_backward(*args: Any) -> tuple[Tensor, ...]:
         outputs = _outputs(leaves, *rows, cell, reverse)
         if outputs["cells"].numel() == 0:  # a cell of one state
             grads.pop("cells", None)
-        found = torch.autograd.grad(
+        grads_of = torch.autograd.grad(
             [outputs[name] for name in grads],
             list(leaves.values()),
             [g.detach() for g in grads.values()],
             materialize_grads=True,
         )
-    by_name = dict(zip(leaves, found, strict=True))
+    by_name = dict(zip(leaves, grads_of, strict=True))
     wanted = dict.fromkeys(_INPUTS, weight_grad) | {"input": input_grad, "state": True}
-    none = args[3].new_empty(0)
-    return tuple(by_name.get(name, none) if wanted[name] else none.clone() for name in _INPUTS)
+    found = (by_name.get(name) if wanted[name] else None for name in _INPUTS)
+    return tuple(args[3].new_empty(0) if g is None else g for g in found)
 
 
 def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
-    input, state, (zoneout, cell, _, save) = args[0], args[1], args[10:]
+    input, state, weight_hr, gains = args[0], args[1], *args[_TENSORS - 2 : _TENSORS]
+    zoneout, cell, _, save = args[_ROWS - 1 :]
     c = cells.CELLS[cell]
-    slots = c.reserve + (c.states if zoneout else 0)
+    slots = c.reserve
+    if zoneout or weight_hr is not None:
+        slots += c.states
+    if gains is not None:
+        slots += 2 * c.gates
     hidden, rows = state.size(2), input.size(0)
     saved = rows if save else 0
     return (
-        input.new_empty(rows, hidden),
+        input.new_empty(rows, hidden if weight_hr is None else weight_hr.size(0)),
         input.new_empty(state.shape),
         input.new_empty(c.states - 1, saved, hidden),
         input.new_empty(saved, slots * hidden),
@@ -111,8 +136,8 @@ def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
-    inputs, (input_grad, weight_grad) = args[3:9], args[19:]
-    wanted = (input_grad, True, *[weight_grad] * 4)
+    inputs, (input_grad, weight_grad) = args[3 : 3 + _TENSORS], args[-2:]
+    wanted = (input_grad, True, *[weight_grad] * (_TENSORS - 2))
     return tuple(
         args[3].new_empty(a.shape if w and a is not None else (0,))
         for a, w in zip(inputs, wanted, strict=True)
@@ -153,10 +178,10 @@ class Recurrence(torch.autograd.Function):
 def gradients(backward: Any, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
     """Of a `Recurrence`'s inputs, by the Function around its backward operator."""
     if all(g is None for g in grads[:3]):
-        return (None,) * 13
+        return (None,) * (_ROWS + 2)
     needs = ctx.needs_input_grad
     *tensors, out, cells_, reserve = ctx.saved_tensors
-    wanted = needs[0], any(needs[2:6])
+    wanted = needs[0], any(needs[2:_TENSORS])
     args = (
         *(*grads[:3], *tensors, ctx.zoneout),
         *(out, cells_, reserve, ctx.cell, ctx.reverse, *wanted),
@@ -167,8 +192,8 @@ def gradients(backward: Any, ctx: Any, grads: tuple[Tensor | None, ...]) -> tupl
     twice = twice and not torch.compiler.is_compiling()
     found = backward.apply(*args) if twice else backward.forward(*args)
     return (
-        *(g if need else None for g, need in zip(found, needs[:6], strict=True)),
-        *(None,) * 7,
+        *(g if need else None for g, need in zip(found, needs[:_TENSORS], strict=True)),
+        *(None,) * (_ROWS + 2 - _TENSORS),
     )
 
 
@@ -184,30 +209,30 @@ class RecurrenceBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:13])
-        ctx.options = (inputs[13], *inputs[17:19])  # zoneout, cell, reverse
+        *tensors, ctx.zoneout = inputs[: 3 + _ROWS]
+        ctx.save_for_backward(*tensors)
+        ctx.options = inputs[-4:-2]  # cell, reverse
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        tensors, rows = ctx.saved_tensors[:9], ctx.saved_tensors[9:]
+        given, (inputs, rows) = ctx.saved_tensors[:3], _split(ctx.saved_tensors[3:])
         second = _named(_INPUTS, grads)
         if not second:
-            return (None,) * 21
+            return (None,) * (_ROWS + 10)
 
         def gradients(grads: Named, inputs: Named) -> Named:
             """The first gradients that `second` flows back from."""
 
             def outputs(inputs: Named) -> Named:
-                found = _outputs(inputs, *rows, *ctx.options)
+                found = _outputs(inputs, *rows, ctx.zoneout, *ctx.options)
                 return {name: found[name] for name in grads}
 
             pullback: Any = torch.func.vjp(outputs, inputs)[1]
             (found,) = pullback(grads)
             return {name: found[name] for name in second}
 
-        firsts = _named(_OUTPUTS, tensors[:3]), _named(_INPUTS, tensors[3:])
-        pullback: Any = torch.func.vjp(gradients, *firsts)[1]
+        pullback: Any = torch.func.vjp(gradients, _named(_OUTPUTS, given), inputs)[1]
         by_output, by_input = pullback(second)
         return (*map(by_output.get, _OUTPUTS), *map(by_input.get, _INPUTS), *(None,) * 12)
 

@@ -34,6 +34,17 @@ class LayerNorm(NamedTuple):
     ln_c_weight: Tensor | None = None
     ln_c_bias: Tensor | None = None
 
+    @classmethod
+    def split(cls, gains: Tensor, gates: int, states: int) -> LayerNorm:
+        """What `joined` put together, for a cell of so many gates and states."""
+        others = 2 * (states - 1)
+        hidden = gains.size(0) // (2 * gates + others)
+        return cls(*torch.split(gains, [gates * hidden] * 2 + [hidden] * others))
+
+    def joined(self) -> Tensor:
+        """The gains one after the other, as the operators take them."""
+        return torch.cat([gain for gain in self if gain is not None])
+
     def input(self, projection: Tensor, bias: Tensor | None) -> Tensor:
         """[N, G*H] normalised, plus the bias."""
         return _normalised(projection, self.ln_ih_weight, bias)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastrnn import _arguments, _checks
 from fastrnn._frozen import Freezable
 from fastrnn._recurrent import Tensors, unwrap
+from fastrnn.cells import narrowed
 from fastrnn.packed import pack
 
 
@@ -34,14 +35,19 @@ class Stream:
         # Without compiled kernels the module itself steps: a copy, in evaluation.
         self._module: Freezable | None = None
         if module.packing_refusal() is None:
-            self._packed = torch.cat([pack(self._cell, *each[:2]).weights for each in weights])
-            self._biases: Tensor | None = None
-            if module.bias:  # [L, 2, G*H]
-                self._biases = torch.stack([torch.stack(each[2:]) for each in weights]).detach()
+            packs = [pack(self._cell, **named) for named in module._named(weights)]
+            self._packed = torch.cat([packed.weights for packed in packs])
+            self._biases = _stacked([b for p in packs for b in (p.bias_ih, p.bias_hh)])
+            if self._biases is not None:
+                self._biases = self._biases.view(layers, 2, -1)
+            self._gains = _stacked([packed.gains for packed in packs])
+            self._proj_size = module.proj_size
             states = module._states
             self._zoneout = _arguments.rates("stream", module.zoneout, states) or ()
             self._states = like.new_zeros(layers, states, batch_size, module.hidden_size)
             self._hx: Tensors = self._states.unbind(1)
+            if module.proj_size:
+                self._hx = narrowed(self._states.transpose(0, 1), module.proj_size)
         else:
             self._module = copy.deepcopy(module).eval()
             hidden = module.hidden_size
@@ -55,7 +61,7 @@ class Stream:
             x_t: [B, I], in the weights' dtype.
 
         Returns:
-            The last layer's output, [B, H].
+            The last layer's output, [B, H] (with `proj_size` [B, P]).
 
         Raises:
             ValueError: `x_t` has another shape, dtype or device.
@@ -69,7 +75,14 @@ class Stream:
         if self._module is None:
             with torch._C._AutoDispatchBelowAutograd():
                 output: Tensor = torch.ops.fastrnn.recurrence_step.default(
-                    x_t, self._states, self._packed, self._biases, self._zoneout, self._cell
+                    x_t,
+                    self._states,
+                    self._packed,
+                    self._biases,
+                    self._gains,
+                    self._zoneout,
+                    self._cell,
+                    self._proj_size,
                 )
             return output
         with torch.no_grad():
@@ -118,3 +131,8 @@ class Stream:
             )
         for part in self._hx:
             part.masked_fill_(sequences[:, None], 0)
+
+
+def _stacked(tensors: list[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(present) if present else None

@@ -21,6 +21,13 @@ def fitting(name: str, tensor: Tensor | None, like: Tensor, *shape: int) -> Tens
     return tensor.contiguous()
 
 
+def absent(**tensors: Tensor | None) -> None:
+    """Raise unless tensors that only other kernels know are None."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            raise ValueError(f"recurrence: {name} must be None for the Triton kernels")
+
+
 def known_cell(name: str) -> None:
     """Raise unless there are kernels for a cell."""
     if name not in CELLS:

@@ -69,6 +69,8 @@ def recurrence(
     weight_hh: Tensor,
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+    gains: Tensor | None,
     batch_sizes: Tensor,
     resets: Tensor | None,
     seed: Tensor | None,
@@ -79,6 +81,7 @@ def recurrence(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output, last states, cells and reserve, as `fastrnn.cells.recurrence` defines them."""
+    checks.absent(weight_hr=weight_hr, gains=gains)
     rows = (batch_sizes, resets, seed, sequences, zoneout, cell, reverse)
     layer = _layer(input, state, weight_hh, bias_hh, *rows)
     gates, hidden = layer.cell.gates * layer.hidden, layer.hidden
@@ -110,6 +113,8 @@ def recurrence_backward(
     weight_hh: Tensor,
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+    gains: Tensor | None,
     batch_sizes: Tensor,
     resets: Tensor | None,
     seed: Tensor | None,
@@ -123,7 +128,8 @@ def recurrence_backward(
     input_grad: bool,
     weight_grad: bool,
 ) -> tuple[Tensor, ...]:
-    """Gradients of input, state, weight_ih, weight_hh, bias_ih, bias_hh; empty if not wanted."""
+    """Gradients of the tensors from input to gains; empty if not wanted."""
+    checks.absent(weight_hr=weight_hr, gains=gains)
     rows = (batch_sizes, resets, seed, sequences, zoneout, cell, reverse)
     layer = _layer(input, state, weight_hh, bias_hh, *rows)
     n, hidden, more = layer.rows, layer.hidden, layer.cell.states - 1
@@ -153,7 +159,7 @@ def recurrence_backward(
     grad_input = none
     if input_grad:
         grad_input = grad_x if weight_ih is None else grad_x @ weight_ih
-    grads = [none.clone() for _ in range(4)]
+    grads = [none.clone() for _ in range(6)]
     if weight_grad:
         if weight_ih is not None:
             grads[0] = grad_x.T @ input

@@ -1,10 +1,11 @@
-// The CUDA operators on CPU tensors, in the namespace fastrnn_emulated: recurrence_device.cpp with
+// The CUDA operators on CPU tensors, in the namespace fastrnn_emulated: *_device.cpp with
 // the emulator's kernels (csrc/emulator/) and torch's CPU product in place of a GPU's.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 
 #include <string>
 
+#include "../csrc/attention_device.h"
 #include "../csrc/recurrence_device.h"
 
 extern "C" const char* emulator_report();
@@ -32,6 +33,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CPU, m) {
   m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
   m.impl("recurrence_both", TORCH_BOX(&recurrence_both));
   m.impl("recurrence_both_backward", TORCH_BOX(&recurrence_both_backward));
+  m.impl("masked_attention", TORCH_BOX(&masked_attention));
+  m.impl("masked_attention_backward", TORCH_BOX(&masked_attention_backward));
   m.impl("cuda_barriers", TORCH_BOX(&barriers));
 }
 

@@ -1,4 +1,4 @@
-"""The CUDA operators on CPU tensors: csrc/recurrence_device.cpp over the emulated kernels."""
+"""The CUDA operators on CPU tensors: csrc/*_device.cpp over the emulated kernels."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 
 from build_tools import runner, toolchain, torch_location
 from build_tools.plan import STABLE_ABI
-from fastrnn import _library, bidirectional, ops
+from fastrnn import _attention, _library, bidirectional, ops
 from tests import emulator
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
-    *(f"csrc/{name}.cpp" for name in ("recurrence_device", "recurrence", "checks", "plan", "walk")),
+    *(f"csrc/{name}_device.cpp" for name in ("attention", "recurrence")),
+    *(f"csrc/{name}.cpp" for name in ("attention", "recurrence", "checks", "plan", "walk")),
     "tests/emulated.cpp",
 )
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-DFASTRNN_CUDA=1"]
@@ -48,6 +49,7 @@ def operators() -> Any:
     path = build()
     definitions = torch.library.Library("fastrnn_emulated", "DEF")
     names = ("recurrence", "recurrence_backward", "recurrence_both", "recurrence_both_backward")
+    names += ("masked_attention", "masked_attention_backward")
     wanted = tuple(f"{n}(" for n in (*names, "use_cuda_schedule", "use_cuda_tf32", "cuda_barriers"))
     for schema in _library._SCHEMAS:
         if schema.startswith(wanted):
@@ -58,6 +60,8 @@ def operators() -> Any:
         "recurrence_backward": ops._fake_backward,
         "recurrence_both": bidirectional.fake_forward,
         "recurrence_both_backward": bidirectional.fake_backward,
+        "masked_attention": _attention._fake_forward,
+        "masked_attention_backward": _attention._fake_backward,
     }
     for name, fake in fakes.items():
         torch.library.register_fake(f"fastrnn_emulated::{name}", fake, lib=definitions)

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from fastrnn.cells import CELLS
 
-NAMES = ("input", "state", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+NAMES = (
+    *("input", "state", "weight_ih", "weight_hh", "bias_ih", "bias_hh"),
+    *("weight_hr", "gains"),
+)
 
 
 @dataclass
@@ -76,9 +79,14 @@ def random_layer(
     bias: bool = True,
     projected: bool = False,
     reverse: bool = False,
+    proj_size: int = 0,
+    norm: bool = False,
     seed: int = 0,
 ) -> Layer:
-    """A float64 layer with torch.nn's initialisation; `projected` leaves out weight_ih."""
+    """A float64 layer with torch.nn's initialisation.
+
+    `projected` leaves out weight_ih, `proj_size` projects h, `norm` brings gains.
+    """
     c = CELLS[cell]
     generator = torch.Generator().manual_seed(seed)
 
@@ -90,10 +98,15 @@ def random_layer(
         draw(sum(batch_sizes), rows if projected else input_size, bound=2),
         draw(c.states, batch_sizes[0], hidden_size),
         None if projected else draw(rows, input_size, bound=bound),
-        draw(rows, hidden_size, bound=bound),
-        draw(rows, bound=bound) if bias and not projected else None,
+        draw(rows, proj_size or hidden_size, bound=bound),
+        # Without weight_ih a bias counts after a norm only.
+        draw(rows, bound=bound) if bias and (norm or not projected) else None,
         draw(rows, bound=bound) if bias else None,
+        draw(proj_size, hidden_size, bound=bound) if proj_size else None,
+        None,
     ]
+    if norm:
+        tensors[7] = 1 + draw(2 * (rows + (c.states - 1) * hidden_size), bound=0.3)
     return Layer(cell, tensors, torch.tensor(batch_sizes), reverse).to(torch.float64)
 
 

@@ -14,12 +14,12 @@ T, B, H, I = 5, 3, 4, 6  # noqa: E741 (the letters of fastrnn.cells)
 
 def run_reference(cell: str) -> tuple[list[Tensor], Tensor, tuple[Tensor, ...]]:
     layer = random_layer(cell, [B] * T, I, H)
-    x, state, w_ih, w_hh, b_ih, b_hh = layer.tensors
+    x, state, w_ih, w_hh, b_ih, b_hh = layer.present
     x_proj = torch.nn.functional.linear(x, w_ih, b_ih)
     output, state_n, _, _ = recurrence(
         CELLS[cell], x_proj, state.unbind(), w_hh, b_hh, [B] * T, False
     )
-    return layer.tensors, output.unflatten(0, (T, B)), state_n
+    return layer.present, output.unflatten(0, (T, B)), state_n
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,24 @@ def test_packed_sequences_of_any_lengths(name):
     assert counter.frame_count == first
 
 
+def test_lengths_resets_and_recomputation_through_several_layers():
+    module = build("GRU", num_layers=2, bidirectional=True, recompute=True)
+    # The partitioner of inductor, which decides what is computed again.
+    counter = CompileCounterWithBackend("aot_eager_decomp_partition")
+    run = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
+    for lengths in ([2, 5, 3], [1, 1, 4], [5, 5, 5]):
+        x, options = tensor(T, B, IN), {"lengths": torch.tensor(lengths)}
+        options["resets"] = torch.rand(T, B) < 0.3
+        found, expected = run(x, **options), module(x, **options)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        targets = [x, *module.parameters()]
+        grads = [torch.autograd.grad(y.square().sum(), targets) for y, _ in (found, expected)]
+        torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+        if lengths == [2, 5, 3]:
+            first = counter.frame_count
+    assert counter.frame_count == first
+
+
 def test_unsorted_packing_inside_a_compiled_model():
     module = build("LSTM")
 

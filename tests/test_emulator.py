@@ -141,7 +141,9 @@ def test_narrow_numbers_are_torchs(device, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", [name for name in SANITIZERS if name])
-@pytest.mark.parametrize("file", ["test_cuda_step.py", "test_cuda_persistent.py"])
+@pytest.mark.parametrize(
+    "file", ["test_cuda_step.py", "test_cuda_persistent.py", "test_cuda_attention.py"]
+)
 def test_kernels_under_a_sanitizer(file, sanitizer):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     environment = os.environ | {SANITIZER: sanitizer}

@@ -21,6 +21,9 @@ KINDS = [
     (fastrnn.GRU, {"reset_after": False}),
     (fastrnn.RNN, {"nonlinearity": "relu", "bias": False}),
     (fastrnn.LSTM, {"num_layers": 2, "bidirectional": True, "dropout": 0.5, "zoneout": 0.3}),
+    (fastrnn.LSTM, {"num_layers": 2, "bidirectional": True, "proj_size": 3, "zoneout": 0.3}),
+    (fastrnn.LSTM, {"num_layers": 2, "layer_norm": True}),
+    (fastrnn.GRU, {"layer_norm": True, "bias": False}),
 ]
 
 

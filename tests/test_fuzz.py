@@ -1,10 +1,12 @@
-"""Random calls: torch.nn and ours agree on results, gradients, and on what they refuse."""
+"""Random calls: torch.nn (or the reference) and ours agree on results, gradients and refusals."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from fastrnn import _library
 from tests.fuzz_cases import calls, compare
 from tests.fuzz_mistakes import compare_mistake, mistakes
+from tests.fuzz_options import compare_backends, option_calls
 
 pytestmark = pytest.mark.filterwarnings("ignore:dropout option adds dropout")
 # The same cases in every run.
@@ -16,6 +18,8 @@ FIXED = {
 }
 SIZES = [200, pytest.param(2000, marks=pytest.mark.slow)]
 KINDS = {"calls": (calls, compare), "mistakes": (mistakes, compare_mistake)}
+if _library.unavailable is None:  # or there is nothing to compare
+    KINDS["options"] = (option_calls, compare_backends)
 
 
 @pytest.mark.parametrize("cases", SIZES)

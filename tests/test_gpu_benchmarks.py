@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,17 @@ import torch
 
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu import correctness, library, measure, report
+from benchmarks.gpu.attention import measurement
 from benchmarks.gpu.budget import Budget
-from benchmarks.gpu.cases import Case, Shape, cases
+from benchmarks.gpu.cases import AttentionCase, AttentionShape, Case, Shape, cases
 from benchmarks.gpu.clock import Clock, Contender
 from benchmarks.gpu.measure import LostDevice, Measurement
 from benchmarks.gpu.supervise import Supervisor
-from fastrnn import _library, ops
-from tests import gpu_checks
+from fastrnn import _attention, _library, ops
+from tests import gpu_attention, gpu_checks
 from tests.conftest import pytest_runtest_setup
 
+ATTENTION = AttentionCase(AttentionShape(2, 3, 10, 4), "causal", "float32", "train", "eager")
 TINY = Case("lstm", Shape(3, 2, 4, 5, 2), "float32", "train", "eager")
 
 
@@ -30,7 +33,10 @@ def test_cases_have_names_of_their_own_and_the_wanted_shapes():
     assert len({case.name for case in every}) == len(every)
     shapes = {tuple(case.shape) for case in every}
     assert shapes >= {(35, 20, h, h, 2) for h in (200, 650, 1500)}
-    assert {c.precision for c in every if c.shape.T == 1024} == {"float16"}
+    layers = [c for c in every if isinstance(c, Case)]
+    assert {c.precision for c in layers if c.shape.T == 1024} == {"float16"}
+    attentions = [c for c in every if isinstance(c, AttentionCase)]
+    assert {c.mask for c in attentions} == {"boolean", "causal"}
     assert {c.precision for c in every} == {"float32", "tf32", "float16", "bfloat16"}
     assert {c.mode for c in every} == {"forward", "train"}
 
@@ -42,6 +48,7 @@ def test_operations_and_chain():
     assert case.chain == 70
     assert TINY.operations == 3 * 2 * 3 * 2 * 20 * (4 + 5 + 5 + 5)
     assert TINY.chain == 12
+    assert ATTENTION.operations == 7 * 2 * 2 * 3 * 10 * 10 * 4 / 2
 
 
 def test_budget(monkeypatch):
@@ -100,6 +107,17 @@ def test_our_schedules_take_part(monkeypatch):
     assert row["best"] in ("auto", "grid", "step")
     assert row["ratio"]["torch.nn"] > 0
     assert row["error"]["step"] <= 1
+
+
+@pytest.mark.parametrize("mask", ["boolean", "causal"])
+def test_attention_on_the_cpu(monkeypatch, mask):
+    monkeypatch.setattr(measure, "refusal", lambda name, *_: "no" if name == "triton" else None)
+    row = measurement(replace(ATTENTION, mask=mask), "cpu", {}).run(5, 0.1)
+    assert row["sdpa"] in ("flash", "math") and "efficient" in row["refused"]
+    assert row["error"]["auto"] <= 1 and not row["errors"]
+    assert (row["best"], row["ratio"]["torch.nn"] > 0) == ("auto", True)
+    line = " ".join(report.table([row]).splitlines()[1].split())
+    assert line.startswith(f"attention-2x3x10x4-{mask}-float32-train-eager")
 
 
 def test_a_contender_that_fails_leaves_the_others(monkeypatch):
@@ -318,12 +336,25 @@ def test_error_is_in_units_of_what_is_allowed():
     assert measure.error_of([right[0] * torch.nan], right, near, 1.0) == float("inf")
 
 
+class Off:
+    """An attention that is off by a thousandth."""
+
+    @staticmethod
+    def apply(*args):
+        output, *rest = _attention.reference(*args)
+        return output + 1e-3, *rest
+
+
 @pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
 def test_the_checks_for_a_gpu_can_fail(monkeypatch):
     """Their own code, with the CPU in the GPU's place."""
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor.detach().clone())
     gpu_checks.agrees("step", torch.float32, "lstm", "small")
     gpu_checks.agrees("step", torch.float64, "gru", "small", extras=True)
+    gpu_attention.attention_agrees(torch.float64, 1e-12, "small", "added")
+    with pytest.raises(AssertionError, match="added 0: error"):
+        monkeypatch.setattr(_attention, "MaskedAttention", Off)
+        gpu_attention.attention_agrees(torch.float64, 1e-12, "small", "added")
     names = gpu_checks.checks()
     assert {"cluster-lstm-bfloat16-padded", "grid-gru-graph", "they-run", "devices"} <= set(names)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fastrnn
+from fastrnn import _library
 from fastrnn.cells import CELLS
 from fastrnn.regularisers import LayerNorm
 from tests.layers import random_layer
@@ -32,7 +33,7 @@ def norm_by_hand(x):
 
 
 def by_hand(layer, norm):
-    x, state, w_ih, w_hh, b_ih, b_hh = layer.tensors
+    x, state, w_ih, w_hh, b_ih, b_hh = layer.present
     h, outputs = state[0], []
     c = state[-1]
     for x_t in x.unflatten(0, (T, B)):
@@ -53,7 +54,7 @@ def by_hand(layer, norm):
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_formula(cell):
     layer, norm = random_layer(cell, [B] * T, I, H), gains(cell, H)
-    found = fastrnn.recurrence(cell, *layer.tensors, batch_sizes=layer.batch_sizes, layer_norm=norm)
+    found = fastrnn.recurrence(cell, *layer.present, batch_sizes=layer.batch_sizes, layer_norm=norm)
     expected = by_hand(layer, norm)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     leaves = [*layer.present, *present(norm)]
@@ -124,9 +125,11 @@ def test_module_has_the_parameters_of_every_layer_and_direction(name):
     other.load_state_dict(module.float().state_dict())
 
 
-def test_explain_says_why_native_does_not_run():
+@pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
+def test_explain_says_that_native_runs_it_and_why_triton_does_not():
     text = fastrnn.explain(fastrnn.LSTM(I, H, layer_norm=True))
-    assert text.startswith("reference: runs lstm")
+    assert text.startswith("native: runs lstm")
+    assert fastrnn.explain(fastrnn.LSTM(I, H, layer_norm=True).half()).startswith("reference:")
 
 
 @pytest.mark.parametrize(
@@ -158,11 +161,11 @@ def test_modules_that_cannot_have_it(build, message):
 def test_bad_gains(cell, norm, message):
     layer = random_layer(cell, [B] * T, I, H)
     with pytest.raises(ValueError, match=message) as raised:
-        fastrnn.recurrence(cell, *layer.tensors, batch_sizes=layer.batch_sizes, layer_norm=norm)
+        fastrnn.recurrence(cell, *layer.present, batch_sizes=layer.batch_sizes, layer_norm=norm)
     assert "\n" not in str(raised.value)
 
 
 def test_gains_have_a_type():
     layer = random_layer("gru", [B] * T, I, H)
     with pytest.raises(TypeError, match="must be a fastrnn.regularisers.LayerNorm, got bool"):
-        fastrnn.recurrence("gru", *layer.tensors, batch_sizes=layer.batch_sizes, layer_norm=True)
+        fastrnn.recurrence("gru", *layer.present, batch_sizes=layer.batch_sizes, layer_norm=True)

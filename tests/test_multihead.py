@@ -192,3 +192,13 @@ def test_forty_steps_agree_with_torchs_attention():
     ours, theirs = losses
     assert theirs[-5:].mean() < theirs[0] - 0.5  # it learns
     torch.testing.assert_close(ours, theirs, rtol=0.01, atol=0)
+
+
+def test_explain_names_every_backend():
+    attention = fastrnn.MultiHeadAttention(8, 2)
+    text = fastrnn.explain(attention).splitlines()
+    assert "runs masked attention (" in text[0]
+    assert {line.split(":")[0] for line in text} == {"native", "triton", "reference"}
+    with fastrnn.use_backend("reference"):
+        lines = fastrnn.explain(attention, torch.zeros(1, 3, 8)).splitlines()
+    assert lines[0] == "reference: runs masked attention (products and softmax in torch)"

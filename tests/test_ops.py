@@ -55,7 +55,7 @@ def test_opcheck(cell, default, extras):
     grads = (output.cos(), None, cells.cos())
     for wanted in ((True, True), (False, True), (True, False)):
         torch.library.opcheck(
-            backward, (*grads, *args[:11], output, cells, reserve, cell, False, *wanted)
+            backward, (*grads, *args[:13], output, cells, reserve, cell, False, *wanted)
         )
 
 
@@ -88,7 +88,7 @@ def test_default_equals_native(cell, extras):
     default = ops._default_forward(*args, True)
     torch.testing.assert_close(ours, default, rtol=1e-12, atol=1e-12)
     grads = (ours[0].cos(), ours[1].sin(), ours[2].cos())
-    saved = (*grads, *args[:11], ours[0], ours[2], ours[3], cell, False)
+    saved = (*grads, *args[:13], ours[0], ours[2], ours[3], cell, False)
     for wanted in ((True, True), (False, True), (True, False)):
         torch.testing.assert_close(
             torch.ops.fastrnn.recurrence_backward.default(*saved, *wanted),
@@ -146,14 +146,14 @@ def test_hessian_equals_the_reference():
 def test_wrong_shapes_to_the_raw_operator_raise():
     layer = small_layer("lstm")
     forward = torch.ops.fastrnn.recurrence.default
-    for position, tensor in enumerate(layer.tensors):
+    for position, tensor in enumerate(layer.present):
         args = list(layer.arguments)
         args[position] = tensor.detach()[..., :-1]
         with pytest.raises((RuntimeError, ValueError)):
             forward(*args, True)
     for sizes in ([], [3, 3, 2], [1, 3, 3, 2], [4, 3, 2], [3, 7, -1]):
         args = list(layer.arguments)
-        args[6] = torch.tensor(sizes, dtype=torch.int64)
+        args[8] = torch.tensor(sizes, dtype=torch.int64)
         with pytest.raises((RuntimeError, ValueError, IndexError)):
             forward(*args, True)
 
@@ -165,6 +165,6 @@ def test_raw_operator_names_argument_expected_and_got():
     args[3] = args[3].detach().T
     with pytest.raises(RuntimeError, match=r"recurrence: weight_hh must be \[8, 2\], got \[2, 8\]"):
         torch.ops.fastrnn.recurrence.default(*args, True)
-    args = [*layer.arguments[:11], "lstmm", False]
+    args = [*layer.arguments[:13], "lstmm", False]
     with pytest.raises(RuntimeError, match="no compiled cell is called 'lstmm'"):
         torch.ops.fastrnn.recurrence.default(*args, True)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed as dist
 
 pytest.importorskip("tyro")
 
 from fastrnn.lm.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from fastrnn.lm.command_line import parse  # noqa: E402
 from fastrnn.lm.errors import UserError  # noqa: E402
-from fastrnn.lm.parallel import check_shares  # noqa: E402
+from fastrnn.lm.parallel import World, check_shares  # noqa: E402
 from fastrnn.train import main  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +83,7 @@ def start(arguments: list[str], size: int) -> list[subprocess.Popen[str]]:
 def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     ended = []
     for process in processes:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         ended.append((process.returncode, out, err))
     return ended
 
@@ -122,24 +123,97 @@ def test_torchrun_with_dropout_stops_together_at_sigterm_and_continues(
     more = ("--dropout", "0.3", "--accumulate", "2", "--epochs", "40", "--sentences")
     assert [e[0] for e in finish(start(arguments(text, straight, *more), 2))] == [0, 0]
     processes = start(arguments(text, out, *more), 2)
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 120
     while not (out / "best").is_dir() and time.monotonic() < limit:
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
     assert [e[0] for e in finish(processes)] == [143, 143]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launch, "--master-port", str(free_port()), "-m", "fastrnn.train"]
-        + ["--out", str(out), "--resume"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    launch = torchrun("--nproc-per-node", "2", "--master-port", str(free_port()))
+    again = launched([*launch, "--out", str(out), "--resume"])
+    _, said = again.communicate(timeout=300)
+    assert again.returncode == 0, said
     one, other = load_checkpoint(straight / "last"), load_checkpoint(out / "last")
     for name, weight in one.weights.items():
         assert weight.equal(other.weights[name]), name
+
+
+def torchrun(*options: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", *options, "-m", "fastrnn.train"]
+
+
+def launched(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_from_the_last_checkpoint(text: Path, tmp_path: Path) -> None:
+    straight, out = tmp_path / "straight", tmp_path / "run"
+    more = ("--dropout", "0.3", "--epochs", "5", "--checkpoint-interval", "5")
+    assert [e[0] for e in finish(start(arguments(text, straight, *more), 2))] == [0, 0]
+    launch = torchrun("--standalone", "--nproc-per-node", "2", "--max-restarts", "2")
+    running = launched([*launch, *arguments(text, out, *more), "--resume"])
+    limit = time.monotonic() + 120
+    while not (out / "best").is_dir() and time.monotonic() < limit:
+        time.sleep(0.01)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    said, errors = running.communicate(timeout=300)
+    assert running.returncode == 0, errors
+    assert "continuing after step" in said
+    one, other = load_checkpoint(straight / "last"), load_checkpoint(out / "last")
+    for name, weight in one.weights.items():
+        assert weight.equal(other.weights[name]), name
+
+
+@pytest.mark.slow
+def test_two_hosts_train_as_one_process(text: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    meet = (
+        "--rdzv-id",
+        "7",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        f"127.0.0.1:{free_port()}",
+    )
+    launch = torchrun("--nnodes", "2", "--nproc-per-node", "1", *meet)
+    stop = ("--max-steps", "25")  # in the middle of an epoch, with a hidden state
+    for host in [launched([*launch, *arguments(text, two, *stop)]) for _ in range(2)]:
+        _, said = host.communicate(timeout=300)
+        assert host.returncode == 0, said
+    assert main(arguments(text, one, *stop)) == 0
+    assert_alike(load_checkpoint(one / "last"), load_checkpoint(two / "last"))
+
+
+@pytest.mark.slow
+def test_a_process_that_is_gone_is_told_in_one_line(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first, second = start(arguments(text, out, "--epochs", "2000"), 2)
+    limit = time.monotonic() + 120
+    while not (out / "metrics.jsonl").is_file() and time.monotonic() < limit:
+        time.sleep(0.01)
+    second.kill()
+    second.communicate()
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 2 and said.count("\n") == 1, said
+    assert "rank 0 of 2: another process is gone, --resume continues from the last" in said
+
+
+def test_processes_on_gpus_meet_over_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *a, **k: asked.append((*a, k)))
+    for name, value in environment(1, 2, 1).items():
+        monkeypatch.setenv(name, value)
+    device = torch.device("cuda", 1)
+    assert not World(device).leads
+    World(torch.device("cpu"))
+    assert asked == [("nccl", {"device_id": device}), ("gloo", {})]
 
 
 def test_mistakes_of_several_processes_are_told(
@@ -163,3 +237,6 @@ def test_work_that_cannot_be_shared_is_told(text: Path, tmp_path: Path) -> None:
         check_shares(config, 2)
     with pytest.raises(UserError, match="several processes need --out"):
         check_shares(parse([]), 2)
+    config.run.cuda_graphs = True
+    with pytest.raises(UserError, match="--cuda-graphs needs a single process, got 4"):
+        check_shares(config, 4)

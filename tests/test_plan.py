@@ -250,6 +250,17 @@ def test_native_refuses_a_device_with_a_reason(monkeypatch, known, dtype, reason
 
 
 @native
+@pytest.mark.parametrize("feature", ["proj_size", "layer_norm"])
+def test_what_the_kernels_for_gpus_lack_is_named(monkeypatch, feature):
+    monkeypatch.setattr(_cuda, "_known", {3: _cuda.Facts(**H200)})
+    choice = backends.choose(OnGpu(torch.float32), features=[feature])
+    assert choice.backend == "reference"
+    assert choice.refused["native"] == f"the CUDA kernels have no {feature}"
+    if _kernels.TRITON is not None:
+        assert choice.refused["triton"] == f"the Triton kernels have no {feature}"
+
+
+@native
 def test_a_device_without_code_is_named(monkeypatch):
     class Operator:
         @staticmethod

@@ -105,7 +105,8 @@ def test_grid_on_lower_instruction_sets(name):
 @pytest.mark.parametrize("extras", [False, True])
 def test_same_bits_for_any_number_of_threads_and_run(cell, extras):
     before = torch.get_num_threads()
-    layer = random_layer(cell, [20] * 4 + [13], 50, 200).to(torch.float32)
+    # Sequences enough for two threads to take some each, not for seven; then fewer, then one.
+    layer = random_layer(cell, [20] * 3 + [13, 5, 1], 50, 200).to(torch.float32)
     layer = layer.with_extras(drawn=True) if extras else layer
     try:
         results = []
@@ -137,12 +138,12 @@ def test_inference_equals_training(cell):
 def test_packed_weights_give_the_same_bits(cell, shape):
     for dtype in FLOORS:
         layer = random_layer(cell, *SHAPES[shape], reverse=True).to(dtype)
-        x, state, w_ih, w_hh, b_ih, b_hh = (t.detach() for t in layer.tensors)
-        packed = torch.ops.fastrnn.pack_weights.default(w_ih, w_hh, cell)
+        x, state, w_ih, w_hh, b_ih, b_hh = (t.detach() for t in layer.present)
+        packed = torch.ops.fastrnn.pack_weights.default(w_ih, w_hh, None, cell)
         run = torch.ops.fastrnn.recurrence_packed.default
         for extras in (False, True):
             layer = layer.with_extras(drawn=True) if extras else layer
-            rest = (*layer.rows, cell, True, True)
+            rest = (None, *layer.rows, cell, 0, True, True)
             output, state_n, cells = run(x, state, packed, b_ih, b_hh, *rest)
             expected = torch.ops.fastrnn.recurrence.default(*layer.arguments, True)
             assert torch.equal(output, expected[0])
@@ -211,7 +212,7 @@ def test_empty_batch(cell):
 @native
 def test_strided_arguments():
     layer = random_layer("gru", [4] * 3, 6, 16)
-    x, state, w_ih, w_hh, b_ih, b_hh = layer.tensors
+    x, state, w_ih, w_hh, b_ih, b_hh = layer.present
     expected = ops.reference(*layer.arguments)[0]
     output, _ = fastrnn.recurrence(
         "gru",
@@ -273,6 +274,7 @@ def call(**changes):
         ({"state": torch.zeros(1, 5)}, r"each state must be \[B, H\], got \[5\]"),
         ({"weight_hh": torch.zeros(15, 5).double()}, r"weight_hh must have the input's dtype"),
         ({"bias_ih": torch.zeros(15, device="meta")}, r"bias_ih must be on the input's device cpu"),
+        ({"weight_hr": torch.zeros(5, 5)}, r"weight_hr must be None for a cell of one state"),
         ({"batch_sizes": torch.tensor([2, 2])}, r"input must be \[N, I\], got \[4, 2, 3\]"),
     ],
 )  # fmt: skip

@@ -221,7 +221,7 @@ def test_opcheck(schedule, cell):
     for wanted in ((True, True), (False, True), (True, False)):
         torch.library.opcheck(
             run.recurrence_backward.default,
-            (output.cos(), None, None, *arguments[:11], output, cells, reserve, cell, False)
+            (output.cos(), None, None, *arguments[:13], output, cells, reserve, cell, False)
             + wanted,
             test_utils=tests,
         )
@@ -233,7 +233,7 @@ def test_gradients_nobody_wants_are_empty(schedule, cell):
     arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in layer.arguments]
     run = emulated.operators()
     output, _, cells, reserve = run.recurrence.default(*arguments, True)
-    saved = (*arguments[:11], output, cells, reserve, cell, False)
+    saved = (*arguments[:13], output, cells, reserve, cell, False)
     every = run.recurrence_backward.default(output.cos(), None, None, *saved, True, True)
     for input_grad, weight_grad in ((False, True), (True, False), (False, False)):
         some = run.recurrence_backward.default(
@@ -250,7 +250,7 @@ def test_empty_batch(schedule):
     x, state = torch.zeros(0, 5), torch.zeros(1, 0, 4)
     w_ih, w_hh, b = torch.ones(12, 5), torch.ones(12, 4), torch.ones(12)
     rows = (torch.zeros(3, dtype=torch.int64), None, None, None, [])
-    args = (x, state, w_ih, w_hh, b, b, *rows)
+    args = (x, state, w_ih, w_hh, b, b, None, None, *rows)
     output, state_n, cells, reserve = run.recurrence.default(*args, "gru", False, True)
     assert (output.shape, state_n.shape, reserve.shape) == ((0, 4), (1, 0, 4), (0, 16))
     grads = run.recurrence_backward.default(
@@ -272,9 +272,11 @@ def test_strided_and_mistaken_arguments(schedule):
     for place, mistake, message in (
         (3, args[3][:, 1:], r"weight_hh must be \[32, 8\], got \[32, 7\]"),
         (3, args[3].double(), "weight_hh must have the input's dtype"),
-        (6, torch.tensor([3, 4]), "batch_sizes must not increase"),
-        (7, torch.zeros(6, dtype=torch.bool), r"resets must be bool \[7\] on the input's device"),
-        (10, [2.0, 0.0], r"zoneout must be in \[0, 1\], got 2"),
+        (6, torch.ones(4, 8), "the CUDA kernels have no projection of h"),
+        (7, torch.ones(80), "the CUDA kernels have no layer normalisation"),
+        (8, torch.tensor([3, 4]), "batch_sizes must not increase"),
+        (9, torch.zeros(6, dtype=torch.bool), r"resets must be bool \[7\] on the input's device"),
+        (12, [2.0, 0.0], r"zoneout must be in \[0, 1\], got 2"),
         (0, args[0].to(torch.int32), "take floating-point tensors|must have the input's dtype"),
     ):
         with pytest.raises(RuntimeError, match=f"recurrence: .*({message})"):

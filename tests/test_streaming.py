@@ -14,6 +14,7 @@ KINDS = [
     (fastrnn.RNN, {"num_layers": 2}),
     (fastrnn.LSTM, {"proj_size": 3, "num_layers": 2}),
     (fastrnn.GRU, {"layer_norm": True, "num_layers": 2}),
+    (fastrnn.LSTM, {"layer_norm": True, "zoneout": 0.2, "bias": False}),
 ]
 
 
@@ -55,7 +56,7 @@ def test_steps_equal_the_sequence(kind, options, backend):
             torch.testing.assert_close(part, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("kind", "options"), KINDS[:3])
+@pytest.mark.parametrize(("kind", "options"), [*KINDS[:3], KINDS[5]])
 def test_states_can_be_taken_and_put_back(kind, options):
     module = made(kind, options)
     stream, x = module.stream(B), torch.randn(T, B, IN, dtype=torch.float64)

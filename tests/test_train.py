@@ -373,6 +373,10 @@ def error_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ("--device meta", "--device meta: cannot be used"),
         ("--backend triton", "--backend triton"),
         ("--data nowhere", "--data nowhere: no such folder or file, nor one of python-docs, ptb"),
+        ("--data wikitext2", "tiny-shakespeare, did you mean 'wikitext-2'?"),
+        ("--lr x", "fastrnn.train: --lr: expected FLOAT, got 'x'\n"),
+        ("--bptt 1.5", "fastrnn.train: --bptt: expected INT, got '1.5'\n"),
+        ("--cell lsmt", "fastrnn.train: invalid choice 'lsmt' for argument '--cell'"),
         ("--config nowhere.toml", "nowhere.toml: cannot be read: No such file"),
         ("--resume --force", "--resume continues a run and --force replaces it"),
     ],
@@ -452,8 +456,12 @@ def test_resume_mistakes(text: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "no checkpoint yet, starting afresh" in capsys.readouterr().out
     again = ["--out", str(out), "--resume", "--max-steps", "4"]
     said = error_line(capsys, [*again, "--hidden-size", "32", "--emb-size", "32", "--bptt", "11"])
-    assert "does not fit its config" in said
+    assert "config.toml: the run was made with other options" in said
     assert "hidden_size 16 -> 32" in said and "bptt 10 -> 11" in said
+    # All are told, not the first that does not go with the others.
+    assert "hidden_size 16 -> 32" in error_line(capsys, [*again, "--hidden-size", "32"])
+    said = error_line(capsys, [*again, "--preset", "word-lm"])
+    assert "cell 'gru' -> 'lstm'" in said and "bptt 10 -> 35" in said
     text.write_text(text.read_text() + "g\n")
     assert "made from another text" in error_line(capsys, again)
     metrics = out / "metrics.jsonl"

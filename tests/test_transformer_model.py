@@ -8,8 +8,11 @@ import torch
 pytest.importorskip("tyro")
 
 from fastrnn.lm.command_line import parse  # noqa: E402
+from fastrnn.lm.dynamic import Adaptation, evaluate_dynamically  # noqa: E402
 from fastrnn.lm.evaluate import evaluate  # noqa: E402
+from fastrnn.lm.generate import Sampling, stream  # noqa: E402
 from fastrnn.lm.model import LanguageModel, count_parameters  # noqa: E402
+from fastrnn.lm.saved import open_run  # noqa: E402
 from fastrnn.train import main  # noqa: E402
 from tests.test_training_options import options_of  # noqa: E402
 from tests.test_ways_of_training import one_thread, run, text  # noqa: E402, F401
@@ -79,6 +82,33 @@ def test_course_transformer_has_its_size() -> None:
 def test_it_learns(text: Path, tmp_path: Path, more: str) -> None:  # noqa: F811
     options = f"--cell transformer --heads 2 --num-layers 2 --epochs 4 --dropout 0.1 {more}"
     assert run(text, tmp_path / "a", options)[-1]["ppl"] < 2.6
+
+
+def test_it_writes_what_all_at_once_gives(text: Path, tmp_path: Path) -> None:  # noqa: F811
+    run(text, tmp_path / "a", "--cell transformer --heads 2 --epochs 2 --dropout 0")
+    saved = open_run(str(tmp_path / "a"))
+    none, steps = torch.empty(0, dtype=torch.int64), 25  # beyond the context, 10
+    drawn = torch.cat(list(stream(saved.model, saved.vocabulary, none, steps, 1, Sampling(0.0))))
+    tokens = torch.cat((torch.tensor([saved.vocabulary.eos]), drawn))
+    never = [n for n in (saved.vocabulary.unknown, saved.vocabulary.document) if n is not None]
+    for place in range(steps):
+        scores, _ = saved.model(tokens[max(0, place - 9) : place + 1].unsqueeze(1))
+        scores[:, never] = -torch.inf
+        assert int(scores[-1].argmax()) == int(drawn[place])
+
+
+@pytest.mark.parametrize("rule", ["rms", "sgd"])
+def test_it_follows_the_text_it_is_scored_on(rule: str) -> None:
+    model = small(context=6)
+    tokens = torch.arange(9, dtype=torch.int32).repeat(60)
+    before = [p.detach().clone() for p in model.parameters()]
+    still = evaluate_dynamically(model, tokens, 0, tokens, Adaptation("sgd", 1e-12, 0.0))
+    rate = 5e-5 if rule == "rms" else 0.1
+    moving = evaluate_dynamically(model, tokens, 0, tokens, Adaptation(rule, rate, 0.0))
+    assert still == pytest.approx(evaluate(model, tokens, 0, 10)[0], rel=0.05)
+    assert moving < still - 0.3
+    for parameter, value in zip(model.parameters(), before, strict=True):
+        assert parameter.equal(value)
 
 
 @pytest.mark.parametrize(

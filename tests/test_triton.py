@@ -175,7 +175,7 @@ def test_opcheck(device):
     forward = torch.ops.fastrnn.triton_recurrence.default
     torch.library.opcheck(forward, (*args, True))
     output, _, cells, reserve = forward(*args, True)
-    saved = (output.cos(), None, cells.cos(), *args[:11], output, cells, reserve, *args[11:])
+    saved = (output.cos(), None, cells.cos(), *args[:13], output, cells, reserve, *args[13:])
     torch.library.opcheck(
         torch.ops.fastrnn.triton_recurrence_backward.default, (*saved, True, True)
     )
@@ -264,11 +264,13 @@ def test_non_finite_input_reaches_the_output_and_no_other_sequence(schedule, dev
         (1, lambda t: t.double(), r"state must be \[1, 3, 4\] torch.float32 .* got .*float64"),
         (3, lambda t: t.T, r"weight_hh must be \[12, 4\] .* got \[4, 12\]"),
         (5, lambda t: t[:-1], r"bias_hh must be \[12\] .* got \[11\]"),
-        (6, lambda t: t + 1, r"batch_sizes must be non-increasing from B = 3 .* got \[4, 4, 2\]"),
-        (7, lambda t: t[1:], r"resets must be \[7\] torch.bool .* got \[6\]"),
-        (9, lambda t: t.int(), r"sequences must be \[3\] torch.int64 .* got .*int32"),
-        (10, lambda _: [1.5], r"zoneout must be S = 1 numbers in \[0, 1\] or none, got \[1.5\]"),
-        (11, lambda _: "lstmm", r"cell must be one of .*, got 'lstmm'"),
+        (6, lambda _: torch.ones(1), "weight_hr must be None for the Triton kernels"),
+        (7, lambda _: torch.ones(1), "gains must be None for the Triton kernels"),
+        (8, lambda t: t + 1, r"batch_sizes must be non-increasing from B = 3 .* got \[4, 4, 2\]"),
+        (9, lambda t: t[1:], r"resets must be \[7\] torch.bool .* got \[6\]"),
+        (11, lambda t: t.int(), r"sequences must be \[3\] torch.int64 .* got .*int32"),
+        (12, lambda _: [1.5], r"zoneout must be S = 1 numbers in \[0, 1\] or none, got \[1.5\]"),
+        (13, lambda _: "lstmm", r"cell must be one of .*, got 'lstmm'"),
     ],
 )
 def test_raw_operator_names_argument_expected_and_got(place, change, message, device):
@@ -283,8 +285,8 @@ def test_raw_operator_names_argument_expected_and_got(place, change, message, de
 @on_devices
 def test_empty_batch(device):
     layer = random_layer("lstm", [1], 3, 4).to(torch.float32, device)
-    x, state, *weights = (t.detach().requires_grad_() for t in layer.tensors)
-    args = x[:0], state[:, :0], *weights, torch.tensor([0, 0]), None, None, None, []
+    x, state, *weights = (t.detach().requires_grad_() for t in layer.present)
+    args = x[:0], state[:, :0], *weights, None, None, torch.tensor([0, 0]), None, None, None, []
     output, state_n, *_ = TritonRecurrence.apply(*args, "lstm", False)
     assert output.shape == (0, 4) and state_n.shape == (2, 0, 4)
     (grad,) = torch.autograd.grad(output.sum(), weights[:1])

@@ -36,7 +36,7 @@ def compile_layer(layer, capability, schedule, config, inference=True):
             recurrence.recurrence(*args, False)
         output, state_n, cells, reserve = recurrence.recurrence(*args, True)
         given = output, state_n, cells if cells.numel() else None
-        saved = *args[:11], output, cells, reserve, *args[11:]
+        saved = *args[:13], output, cells, reserve, *args[13:]
         recurrence.recurrence_backward(*given, *saved, True, True)
     return device
 

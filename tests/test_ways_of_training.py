@@ -15,6 +15,7 @@ from fastrnn.lm.checkpoint import load_checkpoint  # noqa: E402
 from fastrnn.lm.evaluate import evaluate  # noqa: E402
 from fastrnn.lm.model import LanguageModel  # noqa: E402
 from fastrnn.train import main  # noqa: E402
+from tests.test_data import dataset  # noqa: E402
 from tests.test_training_options import options_of  # noqa: E402
 
 
@@ -92,6 +93,19 @@ def test_compiled_steps_are_the_same_to_rounding(text: Path, tmp_path: Path) -> 
         metrics = run(text, tmp_path / name, options)
         losses.append([m["loss"] for m in metrics])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_five_layers_are_better_than_one(tmp_path: Path) -> None:
+    losses = []
+    for layers in (1, 5):
+        out = tmp_path / str(layers)
+        more = f"--hidden-size 32 --num-layers {layers} --residual --epochs 2 --out {out}"
+        data = ["--data", str(dataset("time_machine.txt"))]
+        assert main(["--preset", "time-machine-gru128", *data, *more.split()]) == 0
+        metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses.append(metrics[-1]["loss"])
+    assert losses[1] < losses[0] - 0.1
 
 
 def test_bfloat16_is_close_to_float32() -> None:

@@ -23,13 +23,17 @@ def kept(state, p, steps, batch):
 
 def call(layer, **options):
     return fastrnn.recurrence(
-        layer.cell, *layer.tensors, batch_sizes=layer.batch_sizes, reverse=layer.reverse, **options
+        layer.cell,
+        *layer.tensors[:6],
+        batch_sizes=layer.batch_sizes,
+        reverse=layer.reverse,
+        **options,
     )
 
 
 def by_hand(layer, rates, training):
     """The recurrence step by step, with s = m * s_prev + (1 - m) * s_new."""
-    x, state, w_ih, w_hh, b_ih, b_hh = layer.tensors
+    x, state, w_ih, w_hh, b_ih, b_hh = layer.tensors[:6]
     steps = len(layer.batch_sizes)
     masks = [kept(s, p, steps, B).double() if training else p for s, p in enumerate(rates)]
     states, outputs = list(state), [None] * steps

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.gpu import correctness, library, report
 from benchmarks.gpu.budget import Budget
-from benchmarks.gpu.cases import Case, cases
+from benchmarks.gpu.cases import AttentionCase, Case, cases
 from benchmarks.gpu.supervise import ROOT, Supervisor
 
 Row = dict[str, Any]
@@ -47,7 +47,7 @@ def append(rows: list[Row], path: Path) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def chosen(pattern: str) -> list[Case]:
+def chosen(pattern: str) -> list[Case | AttentionCase]:
     """The cases whose name holds `pattern`."""
     return [case for case in cases() if pattern in case.name]
 

@@ -67,12 +67,63 @@ class Case:
         return steps if self.mode == "forward" else 2 * steps
 
 
+class AttentionShape(NamedTuple):
+    """B sequences, heads, positions of queries and keys, units of a head."""
+
+    B: int
+    heads: int
+    positions: int
+    size: int
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """One row of attention; precision, mode and how as in `Case`.
+
+    Args:
+        shape: of queries, keys and values.
+        mask: "boolean" (three in ten keys are left out) or "causal".
+    """
+
+    shape: AttentionShape
+    mask: str
+    precision: str
+    mode: str
+    how: str = "graph"
+    chain = 0  # of steps that wait for each other
+
+    @property
+    def name(self) -> str:
+        """On the command line, and in the table."""
+        sizes = "x".join(map(str, self.shape))
+        return f"attention-{sizes}-{self.mask}-{self.precision}-{self.mode}-{self.how}"
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """In a row."""
+        named = {"mask": self.mask, "precision": self.precision, "mode": self.mode, "how": self.how}
+        return named | self.shape._asdict()
+
+    @property
+    def operations(self) -> float:
+        """Of two products forward and five more backward; half of each under the causal rule."""
+        B, heads, positions, size = self.shape  # noqa: N806
+        product = 2.0 * B * heads * positions**2 * size
+        count = 2 if self.mode == "forward" else 7
+        return count * product / (2 if self.mask == "causal" else 1)
+
+
 PENN = [Shape(35, 20, 200, 200, 2), Shape(35, 20, 650, 650, 2), Shape(35, 20, 1500, 1500, 2)]
 # Where cuDNN's persistent kernels run.
 ITS_OWN_GROUND = [Shape(1024, 16, 768, 768, 1), Shape(1024, 16, 1024, 1024, 1)]
+ATTENTION = [
+    (AttentionShape(4, 16, 2048, 64), ("boolean", "causal")),
+    (AttentionShape(2, 16, 4096, 128), ("boolean", "causal")),
+    (AttentionShape(128, 16, 35, 32), ("boolean",)),
+]
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[Case | AttentionCase]:
     """All, the most telling first: what time does not suffice for is left out at the end."""
     both = [(mode, how) for how in ("graph", "eager") for mode in ("forward", "train")]
     for mode, how in both:
@@ -80,6 +131,10 @@ def cases() -> Iterator[Case]:
             yield Case("lstm", shape, "bfloat16", mode, how)
         for shape in ITS_OWN_GROUND:
             yield Case("lstm", shape, "float16", mode, how)
+        if how == "graph":
+            for attention, masks in ATTENTION:
+                for mask in masks:
+                    yield AttentionCase(attention, mask, "bfloat16", mode)
     for precision in ("tf32", "float32", "float16"):
         for mode, how in both:
             for shape in PENN:

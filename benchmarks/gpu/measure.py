@@ -119,6 +119,8 @@ class Measurement:
         without: contenders that are to stay out -> why.
     """
 
+    ours: tuple[str, ...] = OURS
+
     def __init__(self, case: Case, device: str, without: dict[str, str]) -> None:
         self.case, self.device, self.without = case, device, without
         self.clock = Clock(device)
@@ -172,7 +174,7 @@ class Measurement:
             module, x, run = self._made(PEER)
             theirs = results(module, x, run)
             contenders: dict[str, Contender] = {}
-            for name in (PEER, *OURS):
+            for name in (PEER, *self.ours):
                 if why := self.without.get(name) or refusal(name, self.case, self.device):
                     self.row["errors" if name in self.without else "refused"][name] = why
                     continue

@@ -50,13 +50,13 @@ def table(rows: Sequence[Row]) -> str:
             continue
         ratio = row.get("ratio", {}).get("torch.nn")
         of_floor = row.get("floor_fraction")
-        steps = row["T"] * row["L"]
+        steps = row["T"] * row["L"] if "T" in row else 0  # attention has none
         body.append(
             (
                 row["case"],
                 *(_cell(row, name) for name in CONTENDERS),
                 f"{ratio:.2f}x" if ratio else "-",
-                f"{row[row['best']]['p50'] * 1e3 / steps:.2f}" if "best" in row else "-",
+                f"{row[row['best']]['p50'] * 1e3 / steps:.2f}" if "best" in row and steps else "-",
                 f"{of_floor:.0%}" if of_floor else "-",
             )
         )

@@ -12,9 +12,10 @@ import sys
 from typing import Any
 
 from benchmarks.gpu import peaks
+from benchmarks.gpu.attention import measurement
 from benchmarks.gpu.cases import cases
 from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.measure import LostDevice, Measurement
+from benchmarks.gpu.measure import LostDevice
 
 PEAKS = "peaks"
 
@@ -62,7 +63,7 @@ def main() -> int:
             say(measured_peaks(options.device))
             continue
         try:
-            case = Measurement(known[task], options.device, without.get(task, {}))
+            case = measurement(known[task], options.device, without.get(task, {}))
             say(case.run(options.rounds, options.seconds))
         except LostDevice as lost:
             name, why = lost.args

@@ -93,6 +93,73 @@ T shuffle_xor(T value, unsigned mask) {
   return emulator::of_lane(emulator::exchange(value), emulator::current->lane ^ mask);
 }
 
+template <class T>
+T shuffle(T value, int lane) {
+  return emulator::of_lane(emulator::exchange(value), unsigned(lane) % emulator::lanes);
+}
+
+inline unsigned ballot(bool value) {
+  const bool* const all = emulator::exchange(value);
+  unsigned votes = 0;
+  for (unsigned lane = 0; lane < emulator::lanes; ++lane)
+    votes |= unsigned(emulator::of_lane(all, lane)) << lane;
+  return votes;
+}
+
+inline bool block_any(bool value, const Place& where = Place::current()) {
+  const bool orders = !emulator::removed("block_any", where);
+  emulator::Block& block = *emulator::current->block;
+  // Three in turn: this one, the last, which others may still read, and the next, now free.
+  const unsigned vote = emulator::current->votes++ % 3;
+  block.votes[(vote + 1) % 3] = false;
+  block.votes[vote] = block.votes[vote] || value;
+  emulator::wait(block.barrier, emulator::arrive(block.barrier, orders), orders);
+  return block.votes[vote];
+}
+
+inline float power_of_two(float x) { return ::exp2f(x); }
+
+template <class T>
+std::uint32_t pair_of(float low, float high, T) {
+  T first, second;
+  narrow(low, &first), narrow(high, &second);
+  return first.bits | std::uint32_t(second.bits) << 16;
+}
+
+template <bool Transposed>
+void load_matrices(std::uint32_t (&to)[4], const void* row) {
+  const auto* const all = emulator::exchange(static_cast<const std::uint16_t*>(row));
+  const unsigned group = emulator::current->lane / 4, place = emulator::current->lane % 4;
+  for (unsigned i = 0; i < 4; ++i) {
+    std::uint32_t found[2];
+    for (unsigned j = 0; j < 2; ++j) {
+      const unsigned r = Transposed ? 2 * place + j : group, c = Transposed ? group : 2 * place + j;
+      found[j] = emulator::of_lane(all, 8 * i + r)[c];
+    }
+    to[i] = found[0] | found[1] << 16;
+  }
+}
+
+// Nothing is there before the wait, and what was is not to be read any more.
+inline void copy_async(void* to, const void* from, bool zeros) {
+  emulator::begin_copy(to, 16);
+  emulator::current->copies.back().push_back({to, zeros ? nullptr : from});
+}
+
+inline void end_copies() { emulator::current->copies.emplace_back(); }
+
+template <int Left>
+void wait_copies(const Place& where = Place::current()) {
+  if (emulator::removed("wait_copies", where)) return;
+  auto& groups = emulator::current->copies;
+  for (; groups.size() > Left + 1; groups.erase(groups.begin()))
+    for (const emulator::Copy& copy : groups.front()) {
+      const auto* const from = static_cast<const std::uint64_t*>(copy.from);
+      auto* const to = static_cast<std::uint64_t*>(copy.to);
+      for (int i = 0; i < 2; ++i) to[i] = from ? from[i] : 0;
+    }
+}
+
 inline unsigned cluster_rank() { return emulator::current->block->rank; }
 
 template <class T>

@@ -43,6 +43,12 @@ struct Warp {
 
 struct Block;
 
+// An asynchronous one, of 16 bytes, or zeros from null.
+struct Copy {
+  void* to;
+  const void* from;
+};
+
 struct Thread {
   Dim index;
   unsigned lane = 0, number = 0;  // in its warp, in the group
@@ -57,7 +63,10 @@ struct Thread {
   unsigned parity = 0;         // of the warp's exchanges
   unsigned cluster_phase = 0;  // it has arrived at
   bool met_cluster = false;    // has passed a cluster barrier
-  std::uint32_t epoch = 0;     // stamps its accesses; grows whenever it publishes them
+  unsigned votes = 0;          // of the block's it has taken part in
+  std::vector<std::vector<Copy>> copies = std::vector<std::vector<Copy>>(1);  // groups; the last
+                                                                              // is still open
+  std::uint32_t epoch = 0;  // stamps its accesses; grows whenever it publishes them
   SharedClock clock;
 };
 
@@ -67,6 +76,7 @@ struct Block {
   Block* cluster = nullptr;             // its first block
   unsigned char* shared = nullptr;
   Barrier barrier;
+  bool votes[3] = {};
   Barrier* cluster_barrier = nullptr;
   std::vector<Warp> warps;
   std::vector<Thread> threads;

@@ -151,6 +151,12 @@ void close_shared(unsigned char* shared) {
   mark(offset(shared), current_launch->shared, outside);
 }
 
+void begin_copy(void* to, std::size_t bytes) {
+  access(to, bytes, true, __builtin_return_address(0));
+  const std::size_t at = offset(to) / grain;
+  for (std::size_t i = at; i < at + bytes / grain; ++i) records[i].write.epoch = unwritten;
+}
+
 void touch_flag(const void* flag, std::size_t bytes) {
   const std::size_t at = offset(flag);
   for (std::size_t i = at / grain; at < arena_bytes && i < (at + bytes) / grain; ++i)

@@ -23,6 +23,9 @@ void release_all();
 unsigned char* open_shared(std::size_t number, std::size_t bytes);
 void close_shared(unsigned char* shared);
 
+// The current thread begins to write: until it has, nothing that can be read is there.
+void begin_copy(void* to, std::size_t bytes);
+
 // An access of a flag: in bounds, but not recorded, as threads may touch it at once.
 void touch_flag(const void* flag, std::size_t bytes);
 

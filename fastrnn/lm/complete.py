@@ -150,6 +150,15 @@ def _check_run(config: Config) -> None:
         raise UserError("--resume continues a run and --force replaces it: pass one of them")
     if run.precision == "tf32" and not run.device.startswith("cuda"):
         raise UserError(f"--precision tf32 needs a CUDA device, got --device {run.device}")
+    if run.cuda_graphs and not run.device.startswith("cuda"):
+        raise UserError(f"--cuda-graphs needs a CUDA device, got --device {run.device}")
+    corpus = config.corpus
+    varying = corpus.sentences or corpus.documents is not None or config.training.random_bptt
+    if run.cuda_graphs and varying:
+        raise UserError(
+            "--cuda-graphs needs windows that are all alike: it goes without --sentences, "
+            "--documents and --random-bptt"
+        )
 
 
 def flag(name: str) -> str:

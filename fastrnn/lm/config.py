@@ -188,6 +188,8 @@ class RunOptions:
     """Of the products: bfloat16 through autocast, tf32 on GPUs. Weights stay float32."""
     compile: bool = False
     """Compile model and loss with torch.compile."""
+    cuda_graphs: bool = False
+    """Launch each step as one CUDA graph, where windows are of one length."""
     out: Annotated[str | None, _unset("DIR", "runs/ and the date and time")] = None
     """Folder of the run: config.toml, metrics.jsonl, curves, log.txt, last/ and best/."""
     resume: bool = False

@@ -9,6 +9,7 @@ from fastrnn.lm.datasets import DATASETS
 from fastrnn.lm.download import cache_folder, fetch
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.manual import manual_splits
+from fastrnn.lm.settings import suggest
 from fastrnn.lm.texts import Text, TextFile, Words, split_lines
 
 SPLITS = ("train", "valid", "test")
@@ -50,8 +51,11 @@ def _locate(data: str) -> Path:
     if data not in DATASETS:
         path = Path(data)
         if not data or not path.exists():
-            known = ", ".join((DEFAULT, *DATASETS))
-            raise UserError(f"--data {data}: no such folder or file, nor one of {known}")
+            known = [DEFAULT, *DATASETS]
+            raise UserError(
+                f"--data {data}: no such folder or file, nor one of {', '.join(known)}"
+                + suggest(data, known)
+            )
         return path
     dataset = DATASETS[data]
     own = os.environ.get("FASTRNN_DATA")

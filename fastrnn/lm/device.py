@@ -30,6 +30,8 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"--device {name}: cannot be used: {reason}") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # what asks for the current one means this
     return device
 
 

@@ -22,11 +22,21 @@ def divergence(loss: float, norm: float, usual: float, step: int, explosion: flo
         return f"the training loss is {loss}"
     if not math.isfinite(norm):
         return f"the gradient's norm is {norm}"
-    if explosion and step >= _WARM and norm > explosion * usual:
+    if norm > limit(step, explosion) * usual:
         return f"the gradient's norm is {norm:.3g}, its running mean {usual:.3g}"
     return None
 
 
+def limit(step: int, explosion: float) -> float:
+    """The multiple of the usual norm that is too much at a step; infinite: none is."""
+    return explosion if explosion and step >= _WARM else math.inf
+
+
 def running_mean(usual: float, norm: float, step: int) -> float:
     """The running mean with one more norm in it."""
-    return usual + (norm - usual) * max(_SHARE, 1 / (step + 1))
+    return usual + (norm - usual) * newest_share(step)
+
+
+def newest_share(step: int) -> float:
+    """The newest norm's share in the running mean."""
+    return max(_SHARE, 1 / (step + 1))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrnn.lm.batches import Columns, Sentences
+from fastrnn.lm.captured import make_step
 from fastrnn.lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fastrnn.lm.config import Config
 from fastrnn.lm.data import Corpus
@@ -23,7 +24,6 @@ from fastrnn.lm.parallel import World
 from fastrnn.lm.report import Reporter
 from fastrnn.lm.run import Run
 from fastrnn.lm.snapshot import Counters, Progress
-from fastrnn.lm.step import Step
 
 TRIM_INTERVAL = 10  # steps; each could add 100 MB where the heap grows
 
@@ -62,7 +62,7 @@ class Trainer:
             self.batches = Columns(corpus.train, options, vocabulary.document)
         self.steps = sum(self.batches.count(epoch) for epoch in range(1, options.epochs + 1))
         self.steps = min(self.steps, options.max_steps or self.steps)
-        self._step = Step(config, self.progress, self.world, self.steps)
+        self._step = make_step(config, self.progress, self.world, self.steps)
         self.journal = Journal(run, reporter, self.progress, self.steps)
 
     @property
@@ -82,31 +82,40 @@ class Trainer:
             self._save(self.run.last)  # what a run that diverges early goes back to
         with StopOnSignal() as stop:
             while self.counters.step < self.steps and not self.stopped_by:
-                self._advance()
+                self.advance()
                 self.stopped_by = self.world.largest(stop.asked)
         if self.counters.step == self.steps:
             self.stopped_by = 0
-        elif self.stopped_by:
+        elif self.stopped_by and not self._rewound(self._step.settle()):
             self._save(self.run.last)
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
         """One step, and what is due after it."""
         counters, options = self.counters, self.config.run
-        reason = self.step()
-        if reason is not None:
-            self._rewind(reason)
+        if self._rewound(self.step()):
             return
         if counters.step % TRIM_INTERVAL == 0:
             trim_free_memory()
         last = counters.step == self.steps
         epoch_ends = counters.batch == self.batches.count(counters.epoch)
-        if counters.interval_tokens and (counters.step % options.log_interval == 0 or last):
+        logs = counters.step % options.log_interval == 0 or last
+        every = options.checkpoint_interval
+        saves = bool(every) and counters.step % every == 0
+        if (epoch_ends or logs or saves) and self._rewound(self._step.settle()):
+            return
+        if counters.interval_tokens and logs:
             self.journal.log()
         if epoch_ends or last:
             with self.journal.pause():
                 self._validate(epoch_ends)
-        elif options.checkpoint_interval and counters.step % options.checkpoint_interval == 0:
+        elif saves:
             self._save(self.run.last)
+
+    def _rewound(self, reason: str | None) -> bool:
+        """Go back if there is a reason to."""
+        if reason is not None:
+            self._rewind(reason)
+        return reason is not None
 
     def step(self) -> str | None:
         """One step, and no more; or why it was not made: it would have spoilt the weights."""
@@ -214,4 +223,6 @@ class Trainer:
                 f"{self.config.corpus.data} holds now"
             )
         self.progress.restore(checkpoint, source)
+        # Its recording would go on with the tensors that were there before.
+        self._step = make_step(self.config, self.progress, self.world, self.steps)
         self.journal.begin()

@@ -14,6 +14,13 @@ from fastrnn.lm.errors import UserError
 from fastrnn.lm.settings import suggest
 
 Options = TypeVar("Options")
+# What tyro says of a value of another type, and what we say.
+_TYRO = {
+    r"Error parsing (--[\w-]+)": r"\1",
+    r"no type matching {None}\|(\w+) could be instantiated from \[(.*)\]\.": r"expected \1, got \2",
+    r"invalid literal for int\(\) with base 10: ": "expected INT, got ",
+    r"could not convert string to float: ": "expected FLOAT, got ",
+}
 
 
 def read_options(
@@ -62,7 +69,17 @@ def _names(kind: Any) -> list[str]:
 
 
 def _unboxed(box: str) -> str:
-    """The first paragraph of the box that tyro draws around a message, as one line."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    end = next((i for i, line in enumerate(lines) if re.fullmatch("─+", line)), len(lines))
-    return " ".join(lines[:end]) or " ".join(box.split())
+    """What the box that tyro draws around a message says first, as one line; where the locale is
+    not UTF-8 the box is of spaces and dashes."""
+    _, *rows = [line.strip("│ ") for line in box.strip().splitlines()] or [""]  # without its title
+    if rows and _is_rule(rows[0]):
+        del rows[0]
+    end = next((i for i, row in enumerate(rows) if not row or _is_rule(row)), len(rows))
+    text = " ".join(rows[:end]) or " ".join(box.split())
+    for pattern, expected in _TYRO.items():
+        text = re.sub(pattern, expected, text)
+    return text
+
+
+def _is_rule(row: str) -> bool:
+    return re.fullmatch("[─-]+", row) is not None

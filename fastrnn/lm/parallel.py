@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -28,12 +30,15 @@ class World:
         self._device = device
         if self.size > 1:
             try:
-                dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+                if device.type == "cuda":
+                    dist.init_process_group("nccl", device_id=device)
+                else:
+                    dist.init_process_group("gloo")
             except (RuntimeError, ValueError) as error:
                 place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-                reason = str(error).strip().partition("\n")[0]
                 raise UserError(
-                    f"rank {self.rank} of {self.size}: no connection at {place}: {reason}"
+                    f"rank {self.rank} of {self.size}: no connection at {place}: "
+                    f"{_first_line(error)}"
                 ) from error
 
     def __enter__(self) -> World:
@@ -48,12 +53,24 @@ class World:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Around what all processes do together: one that is gone is told in one line."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise UserError(
+                f"rank {self.rank} of {self.size}: another process is gone, --resume continues "
+                f"from the last checkpoint: {_first_line(error)}"
+            ) from error
+
     def sum_gradients(self, gradients: list[Tensor]) -> None:
         """Replace every process's gradients by their sum, the same bits everywhere."""
         if self.size == 1:
             return
         flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
+        with self._together():
+            dist.all_reduce(flat)
         parts = torch.split(flat, [g.numel() for g in gradients])
         torch._foreach_copy_(
             gradients, [p.view_as(g) for p, g in zip(parts, gradients, strict=True)]
@@ -64,7 +81,8 @@ class World:
         if self.size == 1:
             return list(values)
         summed = torch.tensor(values, dtype=torch.float64, device=self._device)
-        dist.all_reduce(summed)
+        with self._together():
+            dist.all_reduce(summed)
         return [float(v) for v in summed.tolist()]
 
     def largest(self, value: int) -> int:
@@ -72,13 +90,15 @@ class World:
         if self.size == 1:
             return value
         found = torch.tensor(value, device=self._device)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
+        with self._together():
+            dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
     def wait(self) -> None:
         """Go on when every process has come here."""
         if self.size > 1:
-            dist.barrier()
+            with self._together():
+                dist.barrier()
 
     def from_leader(self, *values: float) -> list[float]:
         """The values that the leading process has."""
@@ -91,8 +111,13 @@ class World:
             return [tensor]
         mine = tensor.to(self._device).contiguous()
         found = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(found, mine)
+        with self._together():
+            dist.all_gather(found, mine)
         return found
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def check_shares(config: Config, size: int) -> None:
@@ -100,6 +125,8 @@ def check_shares(config: Config, size: int) -> None:
     columns, parts = config.training.batch_size, size * config.training.accumulate
     if size > 1 and config.run.out is None:
         raise UserError("several processes need --out, one folder that all of them can read")
+    if size > 1 and config.run.cuda_graphs:
+        raise UserError(f"--cuda-graphs needs a single process, got {size}")
     if columns % parts:
         raise UserError(
             f"--batch-size must be a multiple of processes x --accumulate = {parts}, got {columns}"

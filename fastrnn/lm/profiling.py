@@ -146,8 +146,8 @@ def profile(arguments: list[str]) -> None:
     if not 1 <= options.steps <= 10**6:
         raise UserError(f"--steps must be from 1 to 1000000, got {options.steps}")
     config = parse(_trainers(arguments))
-    if config.run.compile:
-        raise UserError("--compile: a compiled step has no parts that could be timed")
+    if config.run.compile or config.run.cuda_graphs:
+        raise UserError("--compile, --cuda-graphs: such a step has no parts that could be timed")
     folder = Path(config.run.out or "profile")
     # No end but that of the stopwatch: neither validation nor checkpoint comes in between.
     config.training.max_steps, config.run.checkpoint_interval = None, 0

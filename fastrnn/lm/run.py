@@ -17,6 +17,7 @@ from fastrnn.lm.errors import UserError
 from fastrnn.lm.settings import to_toml
 
 CONFIG, METRICS, RESULT, LOG = "config.toml", "metrics.jsonl", "result.json", "log.txt"
+LAST, BEST = "last", "best"
 _FILES = (
     CONFIG,
     METRICS,
@@ -27,7 +28,7 @@ _FILES = (
     "curves.png",
     "curves.svg",
 )
-_FOLDERS = tuple(name + end for name in ("last", "best") for end in ("", ".new", ".old"))
+_FOLDERS = tuple(name + end for name in (LAST, BEST) for end in ("", ".new", ".old"))
 
 
 class Run:
@@ -40,7 +41,7 @@ class Run:
 
     def __init__(self, folder: Path, writes: bool = True) -> None:
         self.folder, self.writes = folder, writes
-        self.last, self.best = folder / "last", folder / "best"
+        self.last, self.best = folder / LAST, folder / BEST
         self.metrics: list[dict[str, Any]] = []
         self._board: Any = None
 

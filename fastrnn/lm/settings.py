@@ -25,8 +25,8 @@ _COMMAND_ONLY = ("out", "resume", "force", "preset", "presets", "config", "debug
 # May differ when a run is continued; everything else shapes the weights or the order of the text.
 _FREE_ON_RESUME = (
     *_COMMAND_ONLY,
-    *("epochs", "max_steps", "backend", "device", "compile", "tensorboard", "rewinds"),
-    *("log_interval", "checkpoint_interval"),
+    *("epochs", "max_steps", "backend", "device", "compile", "cuda_graphs", "tensorboard"),
+    *("rewinds", "log_interval", "checkpoint_interval"),
 )
 
 
@@ -116,4 +116,4 @@ def check_same_run(config: Config, saved: dict[str, Any], source: Path) -> None:
     names = [n for n in option_names() if n not in _FREE_ON_RESUME and now.get(n) != saved.get(n)]
     if names:
         changes = ", ".join(f"{n} {saved.get(n)!r} -> {now.get(n)!r}" for n in names)
-        raise UserError(f"{source}: the checkpoint does not fit its config: {changes}")
+        raise UserError(f"{source}: the run was made with other options: {changes}")

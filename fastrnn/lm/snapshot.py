@@ -70,8 +70,10 @@ class Progress:
     def __init__(self, config: Config, model: LanguageModel, world: World) -> None:
         self.model, self.world = model, world
         self.device = next(model.parameters()).device
-        # Processes add up dense gradients; a compiled graph has no others; a GPU would wait.
-        alone = world.size == 1 and not config.run.compile and self.device.type == "cpu"
+        # Processes add up dense gradients; a compiled or recorded step has no others; a GPU would
+        # wait.
+        whole = config.run.compile or config.run.cuda_graphs
+        alone = world.size == 1 and not whole and self.device.type == "cpu"
         self.optimizer = make_optimizer(model, config.optimizer, rowwise=alone)
         self.average = Average(model)
         self.state: list[State | None] = [None] * config.training.accumulate

@@ -62,6 +62,10 @@ class Step:
         counters.interval_tokens += batch.count
         return None
 
+    def settle(self) -> str | None:
+        """Why a step made before would have spoilt the weights, where that is told late."""
+        return None
+
     def _backward(self, batch: Batch) -> float:
         """Gradients of this process's share of a batch's mean loss; that of the whole batch."""
         options, state = self._config.training, self._progress.state

@@ -10,20 +10,22 @@ from torch import Tensor, nn
 from fastrnn.multihead import MultiHeadAttention
 
 
-def sinusoids(positions: int, width: int) -> Tensor:
+def sinusoids(positions: int, width: int, device: torch.device | None = None) -> Tensor:
     """What is added to the embeddings for their places.
 
     Args:
         positions: T.
         width: H, sines in its even columns, cosines in its odd ones.
+        device: where to make them; default: the CPU.
 
     Returns:
         [T, H].
 
     Source: Vaswani et al. 2017, section 3.5.
     """
-    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
-    angles = torch.arange(positions).unsqueeze(1) * rates
+    places = torch.arange(positions, device=device)
+    rates = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10000.0) / width))
+    angles = places.unsqueeze(1) * rates
     return torch.stack((angles.sin(), angles.cos()), -1).flatten(1)[:, :width]
 
 
@@ -120,7 +122,7 @@ class Transformer(nn.Module):
         Returns:
             [T, B, H]; what stands at padded places is not to be used.
         """
-        places = sinusoids(embedded.size(0), embedded.size(2)).to(embedded)
+        places = sinusoids(embedded.size(0), embedded.size(2), embedded.device).to(embedded)
         states = self.drop(embedded * self.scale + places.unsqueeze(1)).transpose(0, 1)
         for block in self.blocks:
             states = block(states, None if padding is None else padding.T)

@@ -108,7 +108,7 @@ def test_table_json_and_pictures(
     [
         ("--steps 0", "--steps must be from 1 to 1000000, got 0"),
         ("--stepps 3", "unknown option '--stepps', did you mean '--steps'?"),
-        ("--compile", "--compile: a compiled step has no parts that could be timed"),
+        ("--compile", "--compile, --cuda-graphs: such a step has no parts that could be timed"),
         ("--hidden-size 0", "--hidden-size must be at least 1, got 0"),
         ("--data nowhere", "--data nowhere: no such folder or file"),
         ("--device teapot", "--device teapot: cannot be used"),

@@ -1,0 +1,90 @@
+// How attention's blocks are cut and how one divides its shared memory. Plain host code; the
+// kernels are given the result.
+#pragma once
+
+#include "attention_arguments.h"
+#include "kernels_cuda.h"
+
+namespace fastrnn::cuda {
+
+constexpr int attention_threads = 128, widest_head = 256;
+
+// The passes: each block owns rows of queries, or of keys, and streams the others.
+enum class AttentionPass { forward, queries, keys, mask };
+
+// What a warp works on at once: `rows` by `step` scores, in tiles of 16 x 8.
+struct AttentionShape {
+  int tiles;  // of 16 rows
+  int step;   // streamed rows
+  FASTRNN_INLINE constexpr int rows() const { return 16 * tiles; }
+};
+
+// Chosen so that sums, scores and their gradients stay in 255 registers.
+FASTRNN_INLINE constexpr AttentionShape attention_shape(AttentionPass pass, int bytes,
+                                                        int columns) {
+  if (bytes == 8) return {1, 8};
+  if (bytes == 4) return {pass == AttentionPass::forward && columns <= 64 ? 2 : 1, 16};
+  if (pass == AttentionPass::forward) return {2, columns == 128 ? 16 : 32};
+  if (pass == AttentionPass::queries) return {columns <= 64 ? 2 : 1, columns == 64 ? 16 : 32};
+  return {1, columns == 128 ? 16 : 32};
+}
+
+// A block's shared memory: its own rows of the first tensor (queries or keys) and but for the
+// forward pass of the second (values or the output's gradient), then `stages` times `step` rows of
+// the streamed first and second.
+struct AttentionPlan {
+  int warps, stages;
+  int parts;            // blocks that share a row's columns; of the output, each makes its own
+  std::int64_t rows;    // of a block
+  int widths[2];        // values of a row in shared memory, zeros beyond the tensor's own
+  int strides[2];       // values from row to row: an odd number of 16 bytes, which spares banks
+  std::int64_t shared;  // bytes; 0: does not fit
+
+  FASTRNN_INLINE constexpr std::int64_t own(bool both) const {
+    return rows * (strides[0] + (both ? strides[1] : 0));
+  }
+};
+
+// How many columns of a result a block makes.
+constexpr int attention_columns(int bytes, std::int64_t width) {
+  return bytes == 8 || width <= 32 ? 32 : width <= 64 ? 64 : 128;
+}
+
+FASTRNN_INLINE constexpr int rounded_up(std::int64_t n, int to) {
+  return int((n + to - 1) / to * to);
+}
+
+// `own` and the heads' sizes are of one pair of batch and head.
+constexpr AttentionPlan attention_plan(AttentionPass pass, int bytes, int columns, std::int64_t own,
+                                       std::int64_t size, std::int64_t value_size,
+                                       std::int64_t shared_limit) {
+  const AttentionShape shape = attention_shape(pass, bytes, columns);
+  const bool forward = pass == AttentionPass::forward;
+  const std::int64_t wide = size > value_size ? size : value_size,
+                     most = forward ? value_size : wide;
+  AttentionPlan p{};
+  p.parts = pass == AttentionPass::mask || most == 0 ? 1 : int((most + columns - 1) / columns);
+  const int depth = bytes == 2 ? 16 : 16 / bytes;
+  for (int i = 0; i < 2; ++i) {
+    p.widths[i] = rounded_up(i == 0 ? size : value_size, depth);
+    if (pass == AttentionPass::queries || pass == AttentionPass::keys)
+      p.widths[i] = p.parts * columns;
+    if (forward && i == 1) p.widths[i] = columns;
+    p.strides[i] = (p.widths[i] * bytes / 16 | 1) * 16 / bytes;
+  }
+  const int most_warps = attention_threads / 32;
+  const std::int64_t wanted = (own + shape.rows() - 1) / shape.rows();
+  for (p.warps = int(wanted < most_warps ? wanted : most_warps); p.warps > 0; --p.warps)
+    for (p.stages = pass == AttentionPass::mask ? 1 : 2; p.stages > 0; --p.stages) {
+      p.rows = p.warps * shape.rows();
+      const std::int64_t streamed = p.stages * shape.step * (p.strides[0] + p.strides[1]);
+      p.shared = (p.own(!forward) + streamed) * bytes;
+      const std::int64_t slopes = p.rows * shape.step * (bytes == 8 ? 8 : 4);
+      if (pass == AttentionPass::mask && p.shared < slopes) p.shared = slopes;
+      if (p.shared <= shared_limit) return p;
+    }
+  p.shared = 0;
+  return p;
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,206 @@
+// Tiles of attention on the device: rows on their way to shared memory, and a warp's products.
+//
+// A tile is 16 rows by 8 columns. Lane 4 * group + place holds, as number e of its four, that of
+// row 8 * (e / 2) + group and column 2 * place + e % 2: what mma leaves there, and the float32 and
+// float64 products follow.
+#pragma once
+
+#include <cstring>
+
+#include "attention_plan.h"
+#include "device_rows.h"
+
+namespace fastrnn::cuda {
+
+template <class S, int M, int N>
+struct Tiles {
+  S d[M][N][4];
+};
+
+struct Lane {
+  int warp, lane, group, place;
+  __device__ __forceinline__ Lane()
+      : warp(int(threadIdx.x) / 32),
+        lane(int(threadIdx.x) % 32),
+        group(lane / 4),
+        place(lane % 4) {}
+  __device__ __forceinline__ int row(int m, int half) const { return 16 * m + 8 * half + group; }
+  __device__ __forceinline__ int column(int n, int e) const { return 8 * n + 2 * place + e; }
+};
+
+// Rows of one head's tensor in the device's memory.
+template <class T>
+struct Source {
+  T* data;
+  Index row, count;  // values from row to row; rows
+  int width;         // values of a row
+  bool aligned;      // rows are whole and aligned pieces of 16 bytes
+
+  __device__ __forceinline__ Source(const Heads& heads, Index pair, Index of, Index count,
+                                    Index width)
+      : data(static_cast<T*>(heads.data) + pair / of * heads.batch + pair % of * heads.head),
+        row(heads.row),
+        count(count),
+        width(int(width)) {
+    const Index bytes = Index(sizeof(T));
+    aligned = (reinterpret_cast<std::uintptr_t>(data) | std::uintptr_t(row * bytes) |
+               std::uintptr_t(width * bytes)) %
+                  16 ==
+              0;
+  }
+};
+
+// Rows from `first` on, columns from `from` on, to `rows` rows of `padded` values that are `stride`
+// apart; zeros beyond the tensor. Done after wait_copies and a barrier.
+template <class T>
+__device__ __forceinline__ void fetch(const Source<T>& source, Index first, int rows, int from,
+                                      T* to, int padded, int stride) {
+  constexpr int V = 16 / int(sizeof(T));
+  const int pieces = padded / V, bits = pieces > 8 ? (pieces > 16 ? 5 : 4) : 3;
+  for (int piece = int(threadIdx.x) & ((1 << bits) - 1); piece < pieces; piece += 1 << bits)
+    for (int r = int(threadIdx.x) >> bits; r < rows; r += int(blockDim.x) >> bits) {
+      T* const place = to + r * stride + piece * V;
+      const int column = from + piece * V;
+      const bool inside = first + r < source.count && column < source.width;
+      const T* const values = source.data + (inside ? (first + r) * source.row + column : 0);
+      if (source.aligned) {
+        copy_async(place, values, !inside);
+      } else {
+#pragma unroll
+        for (int i = 0; i < V; ++i)
+          place[i] = inside && column + i < source.width ? values[i] : T{};
+      }
+    }
+}
+
+// sums += a b^T: rows of `width` values, a's 16 * M and b's 8 * N.
+template <class T, class S, int M, int N>
+__device__ __forceinline__ void multiply_rows(const Lane& at, const T* a, int a_stride, const T* b,
+                                              int b_stride, int width, Tiles<S, M, N>& sums) {
+  if constexpr (sizeof(T) == 2) {
+    const int lane = at.lane;
+    a += lane % 16 * a_stride + lane / 16 * 8;
+    b += (lane % 8 + lane / 16 * 8) * b_stride + lane / 8 % 2 * 8;
+#pragma unroll 2
+    for (int k = 0; k < width; k += 16) {
+      std::uint32_t left[M][4], right[4];
+#pragma unroll
+      for (int m = 0; m < M; ++m) load_matrices<false>(left[m], a + 16 * m * a_stride + k);
+#pragma unroll
+      for (int n = 0; n < N; n += 2) {
+        load_matrices<false>(right, b + 8 * n * b_stride + k);
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const std::uint32_t half[2] = {right[2 * i], right[2 * i + 1]};
+            mma<T>(sums.d[m][n + i], left[m], half);
+          }
+      }
+    }
+  } else {
+    constexpr int V = 16 / int(sizeof(T));
+    for (int k = 0; k < width; k += V) {
+      Packet<T, V> left[M][2];
+#pragma unroll
+      for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) left[m][h] = load<T, V>(a + at.row(m, h) * a_stride + k);
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const auto right = load<T, V>(b + at.column(n, e) * b_stride + k);
+#pragma unroll
+          for (int m = 0; m < M; ++m)
+#pragma unroll
+            for (int h = 0; h < 2; ++h)
+#pragma unroll
+              for (int i = 0; i < V; ++i)
+                sums.d[m][n][2 * h + e] += left[m][h].values[i] * right.values[i];
+        }
+    }
+  }
+}
+
+// sums += weights b: b's 8 * N rows, columns from b on.
+template <class T, class S, int M, int N, int C>
+__device__ __forceinline__ void multiply_columns(const Lane& at, const Tiles<S, M, N>& weights,
+                                                 const T* b, int stride, Tiles<S, M, C>& sums) {
+  if constexpr (sizeof(T) == 2) {
+    b += at.lane % 16 * stride + at.lane / 16 * 8;
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+      std::uint32_t left[M][4], right[4];
+#pragma unroll
+      for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float* const pair = weights.d[m][n + i / 2] + i % 2 * 2;
+          left[m][i] = pair_of(pair[0], pair[1], T{});
+        }
+#pragma unroll
+      for (int c = 0; c < C; c += 2) {
+        load_matrices<true>(right, b + 8 * n * stride + 8 * c);
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const std::uint32_t half[2] = {right[2 * i], right[2 * i + 1]};
+            mma<T>(sums.d[m][c + i], left[m], half);
+          }
+      }
+    }
+  } else {
+    // A row's weights go round the four lanes that share it.
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+      for (int from = 0; from < 4; ++from)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          S left[M][2];
+#pragma unroll
+          for (int m = 0; m < M; ++m)
+#pragma unroll
+            for (int h = 0; h < 2; ++h)
+              left[m][h] = shuffle(weights.d[m][n][2 * h + e], at.group * 4 + from);
+          const T* const row = b + (8 * n + 2 * from + e) * stride + 2 * at.place;
+#pragma unroll
+          for (int c = 0; c < C; ++c) {
+            const auto right = load<T, 2>(row + 8 * c);
+#pragma unroll
+            for (int m = 0; m < M; ++m)
+#pragma unroll
+              for (int i = 0; i < 4; ++i) sums.d[m][c][i] += left[m][i / 2] * right.values[i % 2];
+          }
+        }
+  }
+}
+
+// The sums of a row's four lanes.
+template <class S>
+__device__ __forceinline__ S row_sum(S value) {
+  value += shuffle_xor(value, 1);
+  return value + shuffle_xor(value, 2);
+}
+
+// Stores a warp's sums times `factor` of its row; columns from `from` on.
+template <class T, class S, int M, int C, class Factor>
+__device__ __forceinline__ void put_rows(const Lane& at, const Tiles<S, M, C>& sums, Index first,
+                                         int from, const Source<T>& to, const Factor& factor) {
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const Index r = first + at.row(m, h);
+      if (r >= to.count) continue;
+#pragma unroll
+      for (int c = 0; c < C; ++c)
+#pragma unroll
+        for (int e = 0; e < 2; ++e)
+          if (const int column = from + at.column(c, e); column < to.width)
+            narrow(sums.d[m][c][2 * h + e] * factor(m, h), to.data + r * to.row + column);
+    }
+}
+
+}  // namespace fastrnn::cuda

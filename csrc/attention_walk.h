@@ -1,0 +1,98 @@
+// The loop that attention's passes share: a block keeps its own rows in shared memory and goes
+// through the others' in steps, copying one step ahead.
+#pragma once
+
+#include "attention_masks.h"
+
+namespace fastrnn::cuda {
+
+// The two tensors whose rows are of one length, Lq or Lk.
+template <class T>
+struct Rows {
+  Source<T> first, second;
+};
+
+// The block's shared memory.
+template <class T>
+struct Shared {
+  T* memory;
+  const AttentionPlan& p;
+  bool both;  // of the own rows' tensors are there
+  int step;
+
+  __device__ __forceinline__ T* own(int which) const {
+    return memory + (which ? p.rows * p.strides[0] : 0);
+  }
+  __device__ __forceinline__ T* streamed(int buffer, int which) const {
+    return memory + p.own(both) +
+           step * (buffer * (p.strides[0] + p.strides[1]) + (which ? p.strides[0] : 0));
+  }
+  __device__ __forceinline__ void fetch_own(const Rows<T>& own, Index row) const {
+    fetch(own.first, row, int(p.rows), 0, this->own(0), p.widths[0], p.strides[0]);
+    if (both) fetch(own.second, row, int(p.rows), 0, this->own(1), p.widths[1], p.strides[1]);
+  }
+  // The second's columns from `from` on.
+  __device__ __forceinline__ void fetch_step(const Rows<T>& rows, Index row, int from,
+                                             int buffer) const {
+    fetch(rows.first, row, step, 0, streamed(buffer, 0), p.widths[0], p.strides[0]);
+    fetch(rows.second, row, step, from, streamed(buffer, 1), p.widths[1], p.strides[1]);
+  }
+};
+
+// Calls work(row, buffer, bits) for the steps from `begin` to `end` in which some score of this
+// warp counts. What no warp of the block needs is not even copied. look(bits, row) fills the bits.
+template <class Bits, class T, class Look, class Work>
+__device__ __forceinline__ void walk(const Lane& lane, const Shared<T>& shared, const Rows<T>& own,
+                                     Index own_row, const Rows<T>& rows, int from, Index begin,
+                                     Index end, const Look& look, const Work& work) {
+  Bits ahead;
+  // The vote is a barrier, too: after it nobody reads the step before any more.
+  const auto needed_from = [&](Index row) {
+    for (; row < end; row += shared.step) {
+      look(ahead, row);
+      if (block_any(ahead.any)) break;
+    }
+    return row;
+  };
+  Index next = needed_from(begin);
+  if (next >= end) return;
+  const bool early = shared.p.stages == 2;
+  shared.fetch_own(own, own_row);
+  if (early) shared.fetch_step(rows, next, from, 0);
+  end_copies();
+  for (int buffer = 0; next < end; buffer ^= int(early)) {
+    const Index row = next;
+    Bits bits = ahead;
+    next = needed_from(row + shared.step);
+    if (early) {
+      if (next < end) shared.fetch_step(rows, next, from, buffer ^ 1);
+      end_copies();
+      wait_copies<1>();
+    } else {
+      __syncthreads();
+      shared.fetch_step(rows, row, from, buffer);
+      end_copies();
+      wait_copies<0>();
+    }
+    __syncthreads();
+    if (!bits.any) continue;
+    bits.spread(lane);
+    work(row, buffer, bits);
+  }
+}
+
+// As many blocks as there are results, each a kernel's; 1: an invalid value, as CUDA says it.
+template <class A>
+int launch_blocks(void (*kernel)(A, AttentionPlan), const AttentionPlan& p, Index blocks,
+                  const A& arguments, void* stream) {
+  if (blocks == 0) return 0;
+  if (p.shared == 0 || blocks > INT32_MAX) return 1;
+  return launch(kernel, {unsigned(blocks), 1, p.warps * 32, p.shared}, stream, arguments, p);
+}
+
+// Of a pass over `own` rows of every pair of batch and head.
+inline Index blocks_of(const Attention& a, const AttentionPlan& p, Index own) {
+  return p.rows ? a.batch * a.heads * p.parts * ((own + p.rows - 1) / p.rows) : Index(own > 0);
+}
+
+}  // namespace fastrnn::cuda
