@@ -132,7 +132,7 @@ def side_by_side(schedule: str, cell: str, dtype: torch.dtype, shape: str) -> No
     other = on_gpu(random_layer(cell, *SHAPES[shape], reverse=True, seed=1), dtype)
     other.tensors[0] = layer.tensors[0]
     none = (None,) * 5
-    args = (*layer.tensors, *other.tensors[1:], layer.batch_sizes, *none, [], cell)
+    args = (*layer.tensors[:6], *other.tensors[1:6], layer.batch_sizes, *none, [], cell)
     leaves = [*layer.present, *other.present[1:]]
 
     def results(found: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
@@ -158,7 +158,7 @@ def graph_replays(schedule: str, cell: str, both: bool = False) -> None:
     def step() -> tuple[torch.Tensor, ...]:
         if both:
             rows = (layer.batch_sizes, *(None,) * 5, [], cell)
-            found = BothDirections.apply(*layer.tensors, *layer.tensors[1:], *rows)
+            found = BothDirections.apply(*layer.tensors[:6], *layer.tensors[1:6], *rows)
             output = found[0] + found[4]
         else:
             output, *_ = ops.Recurrence.apply(*layer.arguments)

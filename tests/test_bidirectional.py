@@ -24,7 +24,7 @@ def layer_of(cell, sizes=(4, 4, 2), extras=False):
     seeds = (seed, None if seed is None else seed + 1)
     ways[1].extras = (other[0], seeds[1], sequences, zoneout)
     rows = (ways[0].batch_sizes, resets, other[0], *seeds, sequences, zoneout, cell)
-    return ways, (ways[0].tensors[0], *ways[0].tensors[1:], *ways[1].tensors[1:], *rows)
+    return ways, (*ways[0].tensors[:6], *ways[1].tensors[1:6], *rows)
 
 
 def by_singles(ways, run):
