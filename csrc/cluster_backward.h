@@ -11,6 +11,7 @@ namespace fastrnn::cuda {
 template <class T, class Cell>
 struct BackwardRows {
   static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve, E = elements, O = 2;
+  static constexpr int F = Cell::operand_gates;
   const Backward& b;
   const Regularisers& extras;
   const ClusterPlan& p;
@@ -21,14 +22,22 @@ struct BackwardRows {
   bool reset[E], cut[E];  // its rows; what comes back to them
   // Of the step that was, where they are not what the product takes.
   T of_x[Cell::shared_gradients ? 1 : G][O][E];
+  T operands[O][E];  // of a cell that has them
 
   __device__ __forceinline__ int unit(int o) const { return at.unit_of(p, o) + at.group; }
   __device__ __forceinline__ int sequence(int e) const { return at.first_sequence + at.column(e); }
   __device__ __forceinline__ bool active(const Step& step, int o, int e) const {
     return at.column(e) < p.tile && sequence(e) < step.rows && unit(o) < b.hidden_size;
   }
+  // The lane's own place for a state's gradient, or after them for those of the operand's gates.
   __device__ __forceinline__ float& carry(int s, int o, int e) const {
-    return at.own<S * O * E>(p, (s * O + o) * E + e);
+    return at.own<(S + F) * O * E>(p, (s * O + o) * E + e);
+  }
+  // What the product takes, [tile, O, gates, octet], those after the operand's apart and first.
+  __device__ __forceinline__ T* stage(T* staged, int g, int o, int e) const {
+    const int row = at.column(e) * O + o;
+    if (g >= F) return staged + (row * (G - F) + g - F) * octet + at.group;
+    return staged + (p.tile * O * (G - F) + row * F + g) * octet + at.group;
   }
   __device__ __forceinline__ T optional(const void* from, Index i) const {
     return from ? static_cast<const T*>(from)[i] : T{};
@@ -93,17 +102,16 @@ struct BackwardRows {
       }
   }
 
-  // The cell; leaves what the product takes in `staged` [tile, O, G, octet].
+  // The cell; leaves what the product takes in `staged`.
   __device__ __forceinline__ void advance(const Step& step, const float (&sums)[O][E], T* staged) {
 #pragma unroll
     for (int o = 0; o < O; ++o)
 #pragma unroll
       for (int e = 0; e < E; ++e) {
-        T* const stage = staged + ((at.column(e) * O + o) * G) * octet + at.group;
         if (at.column(e) >= p.tile) continue;
         if (!active(step, o, e)) {
 #pragma unroll
-          for (int g = 0; g < G; ++g) stage[g * octet] = T{};
+          for (int g = F; g < G; ++g) *stage(staged, g, o, e) = T{};
           continue;
         }
         float kept[at_least_one<R>], prev[S], next[S], grad[S], bypass[S];
@@ -133,14 +141,44 @@ struct BackwardRows {
 #pragma unroll
         for (int s = 0; s < S; ++s) carry(s, o, e) = to_prev[s] + bypass[s];
 #pragma unroll
-        for (int g = 0; g < G; ++g) {
-          narrow(Cell::shared_gradients ? to_x[g] : to_h[g], &stage[g * octet]);
+        for (int g = 0; g < F; ++g) carry(S + g, o, e) = to_x[g];
+#pragma unroll
+        for (int g = F; g < G; ++g) {
+          narrow(Cell::shared_gradients ? to_x[g] : to_h[g], stage(staged, g, o, e));
           if constexpr (!Cell::shared_gradients) narrow(to_x[g], &of_x[g][o][e]);
         }
       }
   }
 
-  __device__ __forceinline__ void save(const Step& step, const T* staged) const {
+  // What follows from the operand's gradient: the gates that it was made from.
+  __device__ __forceinline__ void operand(const Step& step, const float (&sums)[O][E], T* staged) {
+#pragma unroll
+    for (int o = 0; o < O; ++o)
+#pragma unroll
+      for (int e = 0; e < E; ++e) {
+        if (at.column(e) >= p.tile) continue;
+        if (!active(step, o, e)) {
+#pragma unroll
+          for (int g = 0; g < F; ++g) *stage(staged, g, o, e) = T{};
+          continue;
+        }
+        float kept[R], to_x[F], to_prev[1] = {carry(0, o, e)};
+        const float prev[1] = {reset[e] ? 0.f : widen(before[0][o][e])};
+#pragma unroll
+        for (int r = 0; r < R; ++r) kept[r] = widen(reserve[r][o][e]);
+#pragma unroll
+        for (int g = 0; g < F; ++g) to_x[g] = carry(S + g, o, e);
+        const float made = Cell::operand_backward(kept, prev, sums[o][e], to_x, to_prev);
+        carry(0, o, e) = to_prev[0];
+        narrow(made, &operands[o][e]);
+#pragma unroll
+        for (int g = 0; g < F; ++g) narrow(to_x[g], stage(staged, g, o, e));
+      }
+  }
+
+  // Gates First to Last - 1; with the last ones also h before the step, else the operand.
+  template <int First = 0, int Last = G>
+  __device__ __forceinline__ void save(const Step& step, T* staged) const {
     const Index H = b.hidden_size;
 #pragma unroll
     for (int o = 0; o < O; ++o)
@@ -149,8 +187,8 @@ struct BackwardRows {
         if (!active(step, o, e)) continue;
         const Index row = step.row + sequence(e), at_row = row * G * H + unit(o);
 #pragma unroll
-        for (int g = 0; g < G; ++g) {
-          const T sum = staged[((at.column(e) * O + o) * G + g) * octet + at.group];
+        for (int g = First; g < Last; ++g) {
+          const T sum = *stage(staged, g, o, e);
           if constexpr (Cell::shared_gradients) {
             static_cast<T*>(b.grad_x)[at_row + g * H] = sum;
           } else {
@@ -158,21 +196,28 @@ struct BackwardRows {
             static_cast<T*>(b.grad_h)[at_row + g * H] = sum;
           }
         }
-        if (b.previous)
+        if (Last < G) static_cast<T*>(b.operand)[row * H + unit(o)] = operands[o][e];
+        if (Last == G && b.previous)
           static_cast<T*>(b.previous)[row * H + unit(o)] =
               reset[e] ? T{} : RowStates<T>{b, step, sequence(e)}.before(0)[unit(o)];
       }
   }
 };
 
-// A column of W_hh: k is octet by octet, gate by gate, unit by unit.
-template <class T, int G>
+// A column of W_hh: k is octet by octet, gate by gate, unit by unit; with an operand the gates
+// after it come first.
+template <class T, class Cell>
 struct BackwardWeights {
   const T* weight;  // [G*H, H]
   Index H, unit;    // of slot 0; slot 1 is the next octet
+  int late;         // k of the gates after the operand
 
   __device__ __forceinline__ Run<T> operator()(int slot, int k) const {
-    const Index column = unit + slot * octet, gate = k / octet % G, first = k / octet / G * octet;
+    constexpr int F = Cell::operand_gates, G = Cell::gates;
+    const bool early = F > 0 && k >= late;
+    const int many = early ? F : G - F, place = (k - (early ? late : 0)) / octet;
+    const Index column = unit + slot * octet, gate = (early ? 0 : F) + place % many;
+    const Index first = place / many * octet;
     Run<T> run{};
 #pragma unroll
     for (int i = 0; i < octet; ++i)
@@ -183,15 +228,18 @@ struct BackwardWeights {
 
 template <class T, class Cell, Held held>
 __global__ void __launch_bounds__(thread_limit(held), 1)
-    cluster_backward(Backward b, Regularisers extras, Steps steps, const T* weight, ClusterPlan p) {
+    cluster_backward(const __grid_constant__ Ways<T, Backward> ways, ClusterPlan p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  constexpr int G = Cell::gates, O = 2;
+  const auto& [b, extras, steps, weight] = ways.of[blockIdx.y];
+  constexpr int G = Cell::gates, F = Cell::operand_gates, O = 2;
   FASTRNN_SHARED(unsigned char, shared);
   ClusterPlace at(p, shared, int(cluster_rank()));
   at.first_sequence = int(blockIdx.x) / p.cluster * p.tile;
   const bool speaks = at.part == 0 && at.unit_of(p, 0) < b.hidden_size;  // the job's first warp
   ClusterProduct<T, O, held> product;
-  product.fill(p, at, BackwardWeights<T, G>{weight, b.hidden_size, at.unit_of(p, 0) + at.group});
+  const int late = p.first_chunks * chunk_k;
+  product.fill(p, at,
+               BackwardWeights<T, Cell>{weight, b.hidden_size, at.unit_of(p, 0) + at.group, late});
   clear_rows<T>(p, at);
   BackwardRows<T, Cell> rows{b, extras, p, at};
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * p.tile * O * G * octet;
@@ -201,22 +249,36 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   }
   cluster_arrive();  // every block is there, and its rows are cleared
   cluster_wait();
+  // With an operand, the two products read places of their own in one buffer.
+  const auto exchanged = [&](Index i) { return at.rows<T>(p, F > 0 ? 0 : i); };
   float sums[O][elements] = {};
   for (Index i = steps.steps - 1; i >= 0; --i) {
     const Step step = step_at(steps, i, b.batch);
     if (speaks) {
       rows.advance(step, sums, staged);
       __syncwarp();
-      broadcast(p, at, staged, O * G * octet, at.rows<T>(p, i) + at.unit_of(p, 0) * G);
+      broadcast(p, at, staged, O * (G - F) * octet, exchanged(i) + at.unit_of(p, 0) * (G - F));
+    }
+    if constexpr (F > 0) {
+      cluster_arrive();
+      if (speaks) rows.template save<F>(step, staged);
+      cluster_wait();
+      product.first(p, at, exchanged(i), sums);
+      if (speaks) {
+        T* const early = staged + p.tile * O * (G - F) * octet;
+        rows.operand(step, sums, staged);
+        __syncwarp();
+        broadcast(p, at, early, O * F * octet, exchanged(i) + late + at.unit_of(p, 0) * F);
+      }
     }
     cluster_arrive();
     if (speaks) {
-      rows.save(step, staged);
+      rows.template save<0, F == 0 ? G : F>(step, staged);
       if (i > 0) rows.fetch(step_at(steps, i - 1, b.batch));
     }
     const bool begins = step.prev_rows < step.rows;
     cluster_wait();
-    product(p, at, at.rows<T>(p, i), sums);
+    product.template last<(F > 0)>(p, at, exchanged(i), sums);
     // The step is read again rather than kept: the product needs the registers.
     if (speaks && begins) rows.end(step_at(steps, i, b.batch), sums);
   }

@@ -5,48 +5,69 @@
 
 namespace fastrnn::cuda {
 
+// What a launch is given, by direction; blockIdx.y is a block's.
+template <class T, class Pass>
+struct Ways {
+  struct One {
+    Pass pass;
+    Regularisers extras;
+    Steps steps;
+    const T* weight;
+
+    explicit One(const Way<Pass>& way)
+        : pass(way.pass),
+          extras(way.pass.extras),
+          steps(way.steps),
+          weight(static_cast<const T*>(way.weight_hh)) {}
+  } of[max_ways];
+
+  Ways(const Way<Pass>* ways, int count) : of{One(ways[0]), One(ways[count - 1])} {}
+};
+
 __device__ __forceinline__ Step step_at(const Steps& steps, Index i, Index batch) {
   return steps.table ? steps.table[i] : equal_step(i, steps.steps, batch, steps.reverse);
 }
 
-// Both buffers of the exchanged rows: zeros, as no number may meet a weight's zero as NaN.
+// Every buffer of the exchanged rows: zeros, as no number may meet a weight's zero as NaN.
 template <class T>
 __device__ __forceinline__ void clear_rows(const ClusterPlan& p, const ClusterPlace& at) {
-  const Run<T> zeros{};
-  Run<T>* const runs = reinterpret_cast<Run<T>*>(at.shared + p.rows);
-  for (int i = int(threadIdx.x); i < 2 * p.tile * p.stride / octet; i += p.threads())
-    runs[i] = zeros;
+  const Packet<T, piece<T>> zeros{};
+  T* const rows = reinterpret_cast<T*>(at.shared + p.rows);
+  for (int i = int(threadIdx.x); i < p.buffers * p.tile * p.stride / piece<T>; i += p.threads())
+    store(zeros, rows + i * piece<T>);
 }
 
 // What a lane holds of the rows it works on: elements e of unit at.group of an octet.
 template <class T, class Cell>
 struct ForwardRows {
   static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve, E = elements;
+  static constexpr int F = Cell::operand_gates;
   const Forward& f;
   const Regularisers& extras;
   const ClusterPlan& p;
   const ClusterPlace& at;
-  int unit;
   T x[G][E];      // of the step to come
   bool reset[E];  // its rows
   T next[S][E], made[S][E], kept[at_least_one<R>][E];
 
   __device__ __forceinline__ ForwardRows(const Forward& f, const Regularisers& extras,
                                          const ClusterPlan& p, const ClusterPlace& at)
-      : f(f), extras(extras), p(p), at(at), unit(at.unit_of(p, 0) + at.group) {}
+      : f(f), extras(extras), p(p), at(at) {}
+
+  __device__ __forceinline__ int unit() const { return at.unit_of(p, 0) + at.group; }
 
   __device__ __forceinline__ float bias(const void* from, int g) const {
-    return from && unit < f.hidden_size
-               ? widen(static_cast<const T*>(from)[g * f.hidden_size + unit])
+    return from && unit() < f.hidden_size
+               ? widen(static_cast<const T*>(from)[g * f.hidden_size + unit()])
                : 0.f;
   }
   __device__ __forceinline__ int sequence(int e) const { return at.first_sequence + at.column(e); }
   __device__ __forceinline__ bool active(const Step& step, int e) const {
-    return at.column(e) < p.tile && sequence(e) < step.rows && unit < f.hidden_size;
+    return at.column(e) < p.tile && sequence(e) < step.rows && unit() < f.hidden_size;
   }
-  // The lane's own place for a state.
+  // The lane's own place for a state, or for what the operand's gates are after the states.
   __device__ __forceinline__ float& state(int s, int e) const {
-    return at.own<S * E>(p, s * E + e);
+    return at.own<(S + F) * E>(p, s * E + e);
   }
 
   __device__ __forceinline__ void begin() {
@@ -54,12 +75,14 @@ struct ForwardRows {
     for (int s = 0; s < S; ++s)
 #pragma unroll
       for (int e = 0; e < E; ++e) {
-        const bool there = at.column(e) < p.tile && sequence(e) < f.batch && unit < f.hidden_size;
-        const Index from = (s * f.batch + sequence(e)) * f.hidden_size + unit;
+        const bool there = at.column(e) < p.tile && sequence(e) < f.batch && unit() < f.hidden_size;
+        const Index from = (s * f.batch + sequence(e)) * f.hidden_size + unit();
         state(s, e) = there ? widen(static_cast<const T*>(f.state)[from]) : 0.f;
       }
   }
 
+  // What gates First to Last - 1 need.
+  template <int First = 0, int Last = G>
   __device__ __forceinline__ void fetch(const Step& step) {
 #pragma unroll
     for (int e = 0; e < E; ++e) {
@@ -67,21 +90,45 @@ struct ForwardRows {
       const bool there = active(step, e);
       reset[e] = there && extras.reset(row);
 #pragma unroll
-      for (int g = 0; g < G; ++g)
-        x[g][e] = there ? static_cast<const T*>(f.x_proj)[(row * G + g) * H + unit] : T{};
+      for (int g = First; g < Last; ++g)
+        x[g][e] = there ? static_cast<const T*>(f.x_proj)[(row * G + g) * H + unit()] : T{};
+    }
+  }
+
+  // The shares from input and state of Count gates from First on, of element e.
+  template <int First, int Count>
+  __device__ __forceinline__ void shares(const float (&sums)[Count][E], int e, float (&xs)[Count],
+                                         float (&hs)[Count]) const {
+#pragma unroll
+    for (int g = 0; g < Count; ++g) {
+      xs[g] = widen(x[First + g][e]) + bias(f.bias_ih, First + g);
+      hs[g] = (reset[e] ? 0.f : sums[g][e]) + bias(f.bias_hh, First + g);
+    }
+  }
+
+  // The second product's operand; leaves it in `staged` [tile, octet] for the other blocks.
+  __device__ __forceinline__ void operand(const float (&sums)[at_least_one<F>][E], T* staged) {
+#pragma unroll
+    for (int e = 0; e < E; ++e) {
+      float xs[F], hs[F], reserve[F];
+      shares<0>(sums, e, xs, hs);
+      const float prev[1] = {reset[e] ? 0.f : state(0, e)};
+      const float made = Cell::operand(xs, hs, prev, reserve);
+#pragma unroll
+      for (int r = 0; r < F; ++r) state(S + r, e) = reserve[r];
+      if (at.column(e) < p.tile) narrow(made, &staged[at.column(e) * octet + at.group]);
     }
   }
 
   // The cell; leaves h in `staged` [tile, octet] for the other blocks.
-  __device__ __forceinline__ void advance(const Step& step, const float (&sums)[G][E], T* staged) {
+  __device__ __forceinline__ void advance(const Step& step, const float (&sums)[G - F][E],
+                                          T* staged) {
 #pragma unroll
     for (int e = 0; e < E; ++e) {
-      float xs[G], hs[G], prev[S], after[S], reserve[at_least_one<R>];
+      float xs[G - F], hs[G - F], prev[S], after[S], reserve[at_least_one<R>];
+      shares<F>(sums, e, xs, hs);
 #pragma unroll
-      for (int g = 0; g < G; ++g) {
-        xs[g] = widen(x[g][e]) + bias(f.bias_ih, g);
-        hs[g] = (reset[e] ? 0.f : sums[g][e]) + bias(f.bias_hh, g);
-      }
+      for (int r = 0; r < F; ++r) reserve[r] = state(S + r, e);
 #pragma unroll
       for (int s = 0; s < S; ++s) prev[s] = reset[e] ? 0.f : state(s, e);
       Cell::forward(xs, hs, prev, after, reserve);
@@ -90,7 +137,8 @@ struct ForwardRows {
       for (int s = 0; s < S; ++s) {
         narrow(after[s], &made[s][e]);
         if (extras.zoned && works)
-          after[s] = mixed(prev[s], after[s], extras.kept<float>(s, step.time, sequence(e), unit));
+          after[s] =
+              mixed(prev[s], after[s], extras.kept<float>(s, step.time, sequence(e), unit()));
         if (!works) after[s] = prev[s];
         state(s, e) = after[s];
         narrow(after[s], &next[s][e]);
@@ -107,10 +155,10 @@ struct ForwardRows {
     for (int e = 0; e < E; ++e) {
       if (!active(step, e)) continue;
       const Index row = step.row + sequence(e);
-      static_cast<T*>(f.output)[row * H + unit] = next[0][e];
-      if (S > 1 && f.cells) static_cast<T*>(f.cells)[row * H + unit] = next[S - 1][e];
+      static_cast<T*>(f.output)[row * H + unit()] = next[0][e];
+      if (S > 1 && f.cells) static_cast<T*>(f.cells)[row * H + unit()] = next[S - 1][e];
       if (!f.reserve) continue;
-      T* const reserve = static_cast<T*>(f.reserve) + row * extras.slots<Cell>() * H + unit;
+      T* const reserve = static_cast<T*>(f.reserve) + row * extras.slots<Cell>() * H + unit();
 #pragma unroll
       for (int r = 0; r < R; ++r) reserve[r * H] = kept[r][e];
       if (extras.zoned)
@@ -124,9 +172,9 @@ struct ForwardRows {
     for (int s = 0; s < S; ++s)
 #pragma unroll
       for (int e = 0; e < E; ++e)
-        if (at.column(e) < p.tile && sequence(e) < f.batch && unit < f.hidden_size)
+        if (at.column(e) < p.tile && sequence(e) < f.batch && unit() < f.hidden_size)
           narrow(state(s, e),
-                 static_cast<T*>(f.running) + (s * f.batch + sequence(e)) * f.hidden_size + unit);
+                 static_cast<T*>(f.running) + (s * f.batch + sequence(e)) * f.hidden_size + unit());
   }
 };
 
@@ -149,8 +197,9 @@ struct ForwardWeights {
 
 template <class T, class Cell, Held held>
 __global__ void __launch_bounds__(thread_limit(held), 1)
-    cluster_forward(Forward f, Regularisers extras, Steps steps, const T* weight, ClusterPlan p) {
+    cluster_forward(const __grid_constant__ Ways<T, Forward> ways, ClusterPlan p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  const auto& [f, extras, steps, weight] = ways.of[blockIdx.y];
   FASTRNN_SHARED(unsigned char, shared);
   ClusterPlace at(p, shared, int(cluster_rank()));
   at.first_sequence = int(blockIdx.x) / p.cluster * p.tile;
@@ -162,6 +211,9 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   clear_rows<T>(p, at);
   ForwardRows<T, Cell> rows(f, extras, p, at);
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * p.tile * octet;
+  // With an operand, h has one buffer and the operand the other.
+  constexpr int F = Cell::operand_gates, L = Cell::gates - F;
+  const auto exchanged = [&](Index i) { return at.rows<T>(p, F > 0 ? 0 : i); };
   Step step = step_at(steps, 0, f.batch);
   __syncthreads();
   for (Index i = threadIdx.x; i < p.tile * H; i += p.threads()) {
@@ -177,12 +229,25 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   cluster_wait();
   for (Index i = 0; i < steps.steps; ++i) {
     const bool last = i + 1 == steps.steps;
-    float sums[Cell::gates][elements];
-    product(p, at, at.rows<T>(p, i), sums);
+    const T* operands = exchanged(i);
+    if constexpr (F > 0) {
+      float sums[F][elements];
+      product.template of_slots<0, F>(p, at, operands, sums);
+      if (speaks) {
+        rows.operand(sums, staged);
+        __syncwarp();
+        broadcast(p, at, staged, octet, at.rows<T>(p, 1) + at.unit_of(p, 0));
+      }
+      cluster_arrive();
+      cluster_wait();
+      operands = at.rows<T>(p, 1);
+    }
+    float sums[L][elements];
+    product.template of_slots<F, L>(p, at, operands, sums);
     if (speaks) {
       rows.advance(step, sums, staged);
       __syncwarp();
-      if (!last) broadcast(p, at, staged, octet, at.rows<T>(p, i + 1) + at.unit_of(p, 0));
+      if (!last) broadcast(p, at, staged, octet, exchanged(i + 1) + at.unit_of(p, 0));
     }
     // What the others wait for is on its way; the rest is done while they wait. After the last
     // step nothing is exchanged.

@@ -5,6 +5,12 @@
 // `values` numbers per unit (forward 1: h; backward G: the gates' gradients) and is cut into chunks
 // of 32; `splits` warps share a job's chunks, each holding the first `held` of its own in
 // registers.
+//
+// A cell with an operand takes two products a step. Forward they share out the slots, and k is h,
+// then the operand. Backward they share out k: first the gates after the operand, then the others.
+//
+// In the grid schedule the blocks of a cluster may share k: each takes the jobs of all of them, and
+// a part of the chunks. The sums then meet in the block that owns the job.
 #pragma once
 
 #include <cstdint>
@@ -17,35 +23,49 @@ namespace fastrnn::cuda {
 constexpr int chunk_k = 32, octet = 8, columns = 8;
 
 // How much a warp holds in registers: chunks of 4 registers a slot, as many as a kernel of so many
-// threads has without spilling. Exact products (float) hold none.
+// threads has without spilling. Exact products of float32 hold none; TF32's hold half as many.
 enum class Held { none, some, most };
 
-FASTRNN_INLINE constexpr int held_chunks(Held held, int slots) {
+FASTRNN_INLINE constexpr int held_chunks(Held held, int slots, int number_bytes) {
   if (held == Held::none) return 0;
   const int some = slots == 1 ? 6 : slots == 2 ? 5 : 3;
   const int most = slots == 1 ? 12 : slots == 2 ? 7 : slots == 3 ? 7 : 6;
-  return held == Held::most ? most : some;
+  return (held == Held::most ? most : some) * 2 / number_bytes;
 }
 FASTRNN_INLINE constexpr int thread_limit(Held held) { return held == Held::most ? 256 : 384; }
 
 struct ClusterPlan {
-  int cluster, tile;                         // blocks; sequences, of `columns`
-  int slots, octets_of_job, values, states;  // see above; states per unit
-  int jobs, splits, chunks;
+  int cluster, tile;                 // blocks; sequences, of `columns`
+  int slots, octets_of_job, values;  // see above
+  int numbers;                       // a lane keeps for each of its units and sequences
+  int own, share;                    // jobs that a block owns; blocks that share k
+  int jobs, splits, chunks;          // own * share
+  int first_chunks;  // of the first product, the others are the second's; all if they share k
+  int buffers;       // of the exchanged rows: one where products read places of their own
   Held held;
-  int stride;  // of a sequence's row of k, in numbers
+  int in_registers;  // chunks that a warp holds there, if it has as many
+  int stride;        // of a sequence's row of k, in numbers
   // Shared memory: offsets in bytes and the sum.
-  std::int64_t rows, partial, stage, state, shared;
+  std::int64_t rows, partial, stage, sums, state, shared;
 
   FASTRNN_INLINE int threads() const { return 32 * jobs * splits; }
-  FASTRNN_INLINE int octets() const { return jobs * octets_of_job; }  // of a block
-  // Of a job's chunks, those of one of its warps are part, part + splits, ...
-  FASTRNN_INLINE int chunks_of(int part) const { return (chunks - part + splits - 1) / splits; }
+  FASTRNN_INLINE int octets() const { return own * octets_of_job; }  // of a block
+  // No more than have units, in whole clusters.
+  FASTRNN_INLINE int blocks(std::int64_t hidden_size) const {
+    const std::int64_t of_cluster = std::int64_t(octets()) * share * octet;
+    return int((hidden_size + of_cluster - 1) / of_cluster) * share;
+  }
+  // Of a job's chunks, those of one of its warps are piece, piece + pieces, ...
+  FASTRNN_INLINE int pieces() const { return splits * share; }
+  FASTRNN_INLINE int chunks_of(int piece) const {
+    return (chunks - piece + pieces() - 1) / pieces();
+  }
   // Those in shared memory, and where they begin among the job's.
-  FASTRNN_INLINE int stored(int part) const {
-    const int in_registers = held_chunks(held, slots), all = chunks_of(part);
+  FASTRNN_INLINE int stored(int piece) const {
+    const int all = chunks_of(piece);
     return all > in_registers ? all - in_registers : 0;
   }
+  // In the first block of those that share k, which has the most.
   FASTRNN_INLINE int stored_before(int part) const {
     int sum = 0;
     for (int before = 0; before < part; ++before) sum += stored(before);
@@ -54,12 +74,15 @@ struct ClusterPlan {
 };
 
 struct ClusterShape {
-  int gates, states, number_bytes;
-  bool backward;
+  int gates, states, operand_gates, number_bytes;
+  bool backward, exact;  // exact: not by tensor cores
   std::int64_t hidden_size;
   // The grid schedule: the rows of k are in device memory, blocks take turns at several tiles.
   bool grid = false;
   int tiles = 1;
+  int share = 1;
+
+  FASTRNN_INLINE int products() const { return operand_gates > 0 ? 2 : 1; }
 };
 
 inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int tile, int splits,
@@ -69,35 +92,48 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
   p.octets_of_job = shape.backward ? 2 : 1;
   p.slots = shape.backward ? 2 : shape.gates;
   p.values = shape.backward ? shape.gates : 1;
-  p.states = shape.states;
+  p.numbers = shape.states + shape.operand_gates;
   const std::int64_t octets = (shape.hidden_size + octet - 1) / octet;
   const std::int64_t of_job = std::int64_t(cluster) * p.octets_of_job;
-  p.jobs = int((octets + of_job - 1) / of_job);
+  p.own = int((octets + of_job - 1) / of_job), p.share = shape.share;
+  p.jobs = p.own * p.share;
   p.splits = splits, p.held = held;
+  p.in_registers = held_chunks(held, p.slots, shape.number_bytes);
   // Blocks take whole jobs; the last ones may have fewer, or none.
   const std::int64_t used = (octets + p.octets_of_job - 1) / p.octets_of_job * p.octets_of_job;
-  const std::int64_t k = used * octet * p.values;
-  p.chunks = int((k + chunk_k - 1) / chunk_k);
-  // Rows lie 64 bytes off a multiple of 128: the lanes of a 16-byte load meet different banks.
+  const auto chunks = [&](int values) {
+    return int((used * octet * values + chunk_k - 1) / chunk_k);
+  };
+  const bool two_ranges = shape.backward && shape.operand_gates > 0;
+  p.first_chunks = chunks(two_ranges ? shape.gates - shape.operand_gates : p.values);
+  p.chunks = p.first_chunks + (two_ranges ? chunks(shape.operand_gates) : 0);
+  p.buffers = two_ranges ? 1 : 2;
+  // Rows lie off a multiple of 128 bytes: the lanes of a 16-byte load meet different banks.
   const int bytes = shape.number_bytes, row = p.chunks * chunk_k * bytes;
-  p.stride = (row + (row % 128 == 0 ? 64 : 0)) / bytes;
+  p.stride = (row + (row % 128 == 0 ? (bytes == 2 ? 64 : 16) : 0)) / bytes;
   p.rows = std::int64_t(p.jobs) * p.stored_before(splits) * p.slots * octet * chunk_k * bytes;
-  p.partial = p.rows + (shape.grid ? 0 : 2ll * tile * p.stride * bytes);
+  p.partial = p.rows + (shape.grid ? 0 : std::int64_t(p.buffers) * tile * p.stride * bytes);
   p.stage = p.partial + std::int64_t(p.jobs) * (splits - 1) * p.slots * octet * columns * 4;
-  p.state = p.stage + std::int64_t(tile) * p.octets() * octet * p.values * bytes;
-  p.shared = p.state + 4ll * shape.tiles * p.states * p.octets() * octet * columns;
+  // The grid's warps take any of the gates; each stages its own.
+  const int pairs = p.own * shape.tiles;
+  const int stages = shape.grid ? (pairs < p.jobs * splits ? pairs : p.jobs * splits) : p.own;
+  p.sums = p.stage + std::int64_t(stages) * tile * p.octets_of_job * octet * p.values * bytes;
+  p.state = p.sums + (shape.grid ? 4ll * pairs * p.share * p.slots * octet * columns : 0);
+  p.shared = p.state + 4ll * shape.tiles * p.numbers * p.octets() * octet * columns;
   return p;
 }
 
 // Cycles of a step that the choice of splits and held decides; an estimate, to compare choices.
-inline double cluster_cost(const ClusterPlan& p, int number_bytes) {
+inline double cluster_cost(const ClusterShape& shape, const ClusterPlan& p) {
   const double warps = p.jobs * p.splits;
   const double read =
-      p.jobs * p.stored_before(p.splits) * p.slots * octet * chunk_k * number_bytes / 128;
-  const double chain = number_bytes == 2
-                           ? p.chunks_of(0) * 33.
-                           : p.chunks_of(0) * (40. + warps / 4 * p.slots * p.tile * 8);
-  return (read > chain ? read : chain) + (p.splits > 1 ? 60 + 8 * p.splits : 0);
+      p.jobs * p.stored_before(p.splits) * p.slots * octet * chunk_k * shape.number_bytes / 128;
+  const bool all_of_k_twice = shape.operand_gates > 0 && !shape.backward;
+  const double of_chunk = shape.exact ? 40. + warps / 4 * p.slots * p.tile * 8
+                                      : 33. * shape.number_bytes / 2 * (1 + all_of_k_twice);
+  const double chain = p.chunks_of(0) * of_chunk;
+  const double join = p.splits > 1 ? (60 + 8 * p.splits) * shape.products() : 0;
+  return (read > chain ? read : chain) + join;
 }
 
 // The cheapest that fits `shared_limit`; jobs is 0 if none does.
@@ -105,13 +141,11 @@ inline ClusterPlan cluster_plan(const ClusterShape& shape, int cluster, int tile
                                 std::int64_t shared_limit) {
   ClusterPlan best{};
   for (const Held held : {Held::most, Held::some, Held::none}) {
-    if ((held == Held::none) == (shape.number_bytes == 2)) continue;
+    if ((held == Held::none) != shape.exact) continue;
     for (const int splits : {1, 2, 3, 4, 6, 8, 12}) {
       const ClusterPlan p = cluster_plan_of(shape, cluster, tile, splits, held);
       if (p.threads() > thread_limit(held) || p.shared > shared_limit) continue;
-      if (best.jobs == 0 ||
-          cluster_cost(p, shape.number_bytes) < cluster_cost(best, shape.number_bytes))
-        best = p;
+      if (best.jobs == 0 || cluster_cost(shape, p) < cluster_cost(shape, best)) best = p;
     }
   }
   return best;

@@ -8,58 +8,21 @@
 
 #include <cstring>
 
-#include "cluster_plan.h"
-#include "device_rows.h"
+#include "cluster_place.h"
 
 namespace fastrnn::cuda {
 
 constexpr int elements = columns / 4;  // of a lane, for each of its rows
 
-// Where this thread is, its block's shared memory, and the sequences it is at.
-struct ClusterPlace {
-  int lane, group, place, job, part;
-  int rank;  // of the block among those that hold W_hh
-  int tile = 0, first_sequence = 0;
-  unsigned char* shared;
-
-  __device__ __forceinline__ ClusterPlace(const ClusterPlan& p, unsigned char* shared, int rank)
-      : lane(int(threadIdx.x) % 32),
-        group(lane / 4),
-        place(lane % 4),
-        job(int(threadIdx.x) / 32 % p.jobs),
-        part(int(threadIdx.x) / 32 / p.jobs),
-        rank(rank),
-        shared(shared) {}
-
-  __device__ __forceinline__ void turn_to(const ClusterPlan& p, int next_tile) {
-    tile = next_tile, first_sequence = tile * p.tile;
-  }
-
-  // The lane's own place for number i of the Count that its job has for a tile.
-  template <int Count>
-  __device__ __forceinline__ float& own(const ClusterPlan& p, int i) const {
-    float* const numbers = reinterpret_cast<float*>(shared + p.state);
-    return numbers[((tile * p.jobs + job) * Count + i) * 32 + lane];
-  }
-
-  // The sequence in the tile of the lane's element e.
-  __device__ __forceinline__ int column(int e) const { return place * 2 + e; }
-  // The first unit of the job's octet o.
-  __device__ __forceinline__ int unit_of(const ClusterPlan& p, int o) const {
-    return (rank * p.octets() + job * p.octets_of_job + o) * octet;
-  }
-  // The rows [tile, stride] of k that steps of this parity read.
-  template <class T>
-  __device__ __forceinline__ T* rows(const ClusterPlan& p, Index parity) const {
-    return reinterpret_cast<T*>(shared + p.rows) + (parity & 1) * p.tile * p.stride;
-  }
-};
-
-// Eight neighbours of a row of k.
+// Eight neighbours of a row of k; what is read or written at once is a piece of it.
 template <class T>
 struct alignas(16) Run {
   T values[octet];
 };
+template <class T>
+constexpr int pieces = int(sizeof(Run<T>)) / 16;
+template <class T>
+constexpr int piece = octet / pieces<T>;  // numbers
 
 template <class T>
 __device__ __forceinline__ Run<T> load_run(const T* from) {
@@ -69,49 +32,102 @@ __device__ __forceinline__ Run<T> load_run(const T* from) {
 template <class T, int Slots, Held held>
 class ClusterProduct {
  public:
-  static constexpr int Count = held_chunks(held, Slots);  // of chunks in registers
+  static constexpr int Count = held_chunks(held, Slots, sizeof(T));  // of chunks in registers
+  static constexpr bool exact = held == Held::none;
 
   // weights(slot, k) is the Run of row `group` of a slot.
   template <class Weights>
   __device__ __forceinline__ void fill(const ClusterPlan& p, const ClusterPlace& at,
                                        const Weights& weights) {
     const Index before = at.job * p.stored_before(p.splits) + p.stored_before(at.part);
-    stored_ = reinterpret_cast<Run<T>*>(at.shared) + before * Slots * 32 + at.lane;
-    const auto chunk = [&](int j) { return (at.part + j * p.splits) * chunk_k + at.place * octet; };
+    stored_ = reinterpret_cast<T*>(at.shared) + before * of_chunk + at.lane * piece<T>;
+    const auto chunk = [&](int j) {
+      return (at.piece + j * p.pieces()) * chunk_k + at.place * octet;
+    };
 #pragma unroll
     for (int j = 0; j < Count; ++j)
 #pragma unroll
-      for (int s = 0; s < Slots; ++s) held_[j][s] = weights(s, chunk(j));
-    for (int j = 0; j < p.stored(at.part); ++j)
+      for (int s = 0; s < Slots; ++s) held_[j][s] = rounded(weights(s, chunk(j)));
+    for (int j = 0; j < p.stored(at.piece); ++j)
 #pragma unroll
-      for (int s = 0; s < Slots; ++s) stored_[(j * Slots + s) * 32] = weights(s, chunk(Count + j));
+      for (int s = 0; s < Slots; ++s) {
+        const Run<T> run = rounded(weights(s, chunk(Count + j)));
+        put(run, stored_ + j * of_chunk + s * of_slot);
+      }
   }
 
-  __device__ __forceinline__ void operator()(const ClusterPlan& p, const ClusterPlace& at,
-                                             const T* rows, float (&sums)[Slots][elements]) const {
-    Sums state(at, rows, p);
-#pragma unroll
-    for (int j = 0; j < Count; ++j) {
-      const int c = at.part + j * p.splits;
-      if (c < p.chunks) state.add(c, held_[j]);
-    }
-    const Run<T>* stored = stored_;
-    for (int c = at.part + Count * p.splits; c < p.chunks; c += p.splits) {
-      Run<T> weights[Slots];
-#pragma unroll
-      for (int s = 0; s < Slots; ++s) weights[s] = stored[s * 32];
-      state.add(c, weights);
-      stored += Slots * 32;
-    }
-    state.finish(sums);
-    if (p.splits > 1) join(p, at, sums);
+  // The sums of Many slots from First on.
+  template <int First, int Many>
+  __device__ __forceinline__ void of_slots(const ClusterPlan& p, const ClusterPlace& at,
+                                           const T* rows, float (&sums)[Many][elements]) const {
+    run<First, Many, false>(p, at, rows, 0, p.chunks, sums);
+  }
+
+  // Those of all slots over the chunks of the first product.
+  __device__ __forceinline__ void first(const ClusterPlan& p, const ClusterPlace& at, const T* rows,
+                                        float (&sums)[Slots][elements]) const {
+    run<0, Slots, false>(p, at, rows, 0, p.first_chunks, sums);
+  }
+  // And over the others; over all if there is one product.
+  template <bool Two>
+  __device__ __forceinline__ void last(const ClusterPlan& p, const ClusterPlace& at, const T* rows,
+                                       float (&sums)[Slots][elements]) const {
+    run<0, Slots, Two>(p, at, rows, Two ? p.first_chunks : 0, p.chunks, sums);
   }
 
  private:
-  // Tensor cores: a tile is two slots; the two halves of a chunk are summed apart, as chains that
-  // do not wait for each other. The order of k within a chunk is the lanes' own.
+  // Unless Late, `begin` is 0.
+  template <int First, int Many, bool Late>
+  __device__ __forceinline__ void run(const ClusterPlan& p, const ClusterPlace& at, const T* rows,
+                                      int begin, int end, float (&sums)[Many][elements]) const {
+    Sums<Many> state(at, rows, p);
+#pragma unroll
+    for (int j = 0; j < Count; ++j) {
+      const int c = at.piece + j * p.pieces();
+      if (c < end && (!Late || begin <= c)) state.add(c, held_[j] + First);
+    }
+    const T* stored = stored_ + First * of_slot;
+    for (int c = at.piece + Count * p.pieces(); c < end; c += p.pieces(), stored += of_chunk) {
+      if (Late && c < begin) continue;
+      Run<T> weights[Many];
+#pragma unroll
+      for (int s = 0; s < Many; ++s) weights[s] = get(stored + s * of_slot);
+      state.add(c, weights);
+    }
+    state.finish(sums);
+    if (p.splits > 1) join<First, Many>(p, at, sums);
+  }
+
+  // In shared memory the pieces of the lanes lie side by side.
+  static constexpr int of_slot = 32 * octet, of_chunk = Slots * of_slot;
+  static __device__ __forceinline__ Run<T> get(const T* from) {
+    Run<T> run;
+#pragma unroll
+    for (int i = 0; i < pieces<T>; ++i) {
+      const auto part = load<T, piece<T>>(from + i * 32 * piece<T>);
+      memcpy(run.values + i * piece<T>, &part, 16);
+    }
+    return run;
+  }
+  static __device__ __forceinline__ void put(const Run<T>& run, T* to) {
+#pragma unroll
+    for (int i = 0; i < pieces<T>; ++i)
+      store(load<T, piece<T>>(run.values + i * piece<T>), to + i * 32 * piece<T>);
+  }
+
+  // As the tensor cores take them: float32 loses 13 bits.
+  static __device__ __forceinline__ Run<T> rounded(Run<T> run) {
+    if constexpr (!exact && sizeof(T) == 4)
+#pragma unroll
+      for (int i = 0; i < octet; ++i) run.values[i] = to_tf32(run.values[i]);
+    return run;
+  }
+
+  // Tensor cores: a tile is two slots; neighbouring products of a chunk are summed apart, as chains
+  // that do not wait for each other. The order of k within a chunk is the lanes' own.
+  template <int Many>
   struct TensorSums {
-    static constexpr int tiles = (Slots + 1) / 2;
+    static constexpr int tiles = (Many + 1) / 2;
     float d[2][tiles][4] = {};
     const T* row;
 
@@ -120,26 +136,27 @@ class ClusterProduct {
         // A column without a sequence repeats the last one; nobody looks at its sums.
         : row(rows + (at.group < p.tile ? at.group : p.tile - 1) * p.stride + at.place * octet) {}
 
-    __device__ __forceinline__ void add(int chunk, const Run<T> (&weights)[Slots]) {
-      std::uint32_t w[2 * tiles][4] = {}, b[4];
+    __device__ __forceinline__ void add(int chunk, const Run<T>* weights) {
+      constexpr int words = int(sizeof(Run<T>)) / 4;
+      std::uint32_t w[2 * tiles][words] = {}, b[words];
 #pragma unroll
-      for (int s = 0; s < Slots; ++s) memcpy(w[s], &weights[s], 16);
-      const Run<T> run = load_run(row + chunk * chunk_k);
-      memcpy(b, &run, 16);
+      for (int s = 0; s < Many; ++s) memcpy(w[s], &weights[s], sizeof w[s]);
+      const Run<T> run = rounded(load_run(row + chunk * chunk_k));
+      memcpy(b, &run, sizeof b);
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
+      for (int i = 0; i < words; i += 2)
 #pragma unroll
         for (int t = 0; t < tiles; ++t) {
-          const std::uint32_t a[4] = {w[2 * t][2 * half], w[2 * t + 1][2 * half],
-                                      w[2 * t][2 * half + 1], w[2 * t + 1][2 * half + 1]};
-          const std::uint32_t right[2] = {b[2 * half], b[2 * half + 1]};
-          mma<T>(d[half][t], a, right);
+          const std::uint32_t a[4] = {w[2 * t][i], w[2 * t + 1][i], w[2 * t][i + 1],
+                                      w[2 * t + 1][i + 1]};
+          const std::uint32_t right[2] = {b[i], b[i + 1]};
+          mma<T>(d[i / 2 % 2][t], a, right);
         }
     }
 
-    __device__ __forceinline__ void finish(float (&sums)[Slots][elements]) const {
+    __device__ __forceinline__ void finish(float (&sums)[Many][elements]) const {
 #pragma unroll
-      for (int s = 0; s < Slots; ++s)
+      for (int s = 0; s < Many; ++s)
 #pragma unroll
         for (int e = 0; e < elements; ++e) {
           const int i = s % 2 * 2 + e;
@@ -150,8 +167,9 @@ class ClusterProduct {
 
   // Exact products: a lane sums its own eighth of every chunk for all sequences, then the four
   // lanes of a row add up.
+  template <int Many>
   struct ExactSums {
-    float d[Slots][columns] = {};
+    float d[Many][columns] = {};
     const T* row;
     int stride, tile, place;
 
@@ -159,21 +177,21 @@ class ClusterProduct {
                                          const ClusterPlan& p)
         : row(rows + at.place * octet), stride(p.stride), tile(p.tile), place(at.place) {}
 
-    __device__ __forceinline__ void add(int chunk, const Run<T> (&weights)[Slots]) {
+    __device__ __forceinline__ void add(int chunk, const Run<T>* weights) {
 #pragma unroll
       for (int n = 0; n < columns; ++n) {
         if (n >= tile) break;
         const Run<T> run = load_run(row + n * stride + chunk * chunk_k);
 #pragma unroll
-        for (int s = 0; s < Slots; ++s)
+        for (int s = 0; s < Many; ++s)
 #pragma unroll
           for (int i = 0; i < octet; ++i) d[s][n] += weights[s].values[i] * run.values[i];
       }
     }
 
-    __device__ __forceinline__ void finish(float (&sums)[Slots][elements]) {
+    __device__ __forceinline__ void finish(float (&sums)[Many][elements]) {
 #pragma unroll
-      for (int s = 0; s < Slots; ++s)
+      for (int s = 0; s < Many; ++s)
 #pragma unroll
         for (int n = 0; n < columns; ++n) {
           d[s][n] += shuffle_xor(d[s][n], 1);
@@ -183,58 +201,38 @@ class ClusterProduct {
     }
   };
 
-  template <class Number, bool = sizeof(Number) == 2>
+  template <int Many, bool = exact>
   struct Choose {
-    using type = TensorSums;
+    using type = ExactSums<Many>;
   };
-  template <class Number>
-  struct Choose<Number, false> {
-    using type = ExactSums;
+  template <int Many>
+  struct Choose<Many, false> {
+    using type = TensorSums<Many>;
   };
-  using Sums = typename Choose<T>::type;
+  template <int Many>
+  using Sums = typename Choose<Many>::type;
 
   // The sums of the job's other warps, in their order, onto the first one's.
+  template <int First, int Many>
   __device__ __forceinline__ void join(const ClusterPlan& p, const ClusterPlace& at,
-                                       float (&sums)[Slots][elements]) const {
-    constexpr int count = Slots * elements;
+                                       float (&sums)[Many][elements]) const {
+    constexpr int all = Slots * elements, count = Many * elements;
     float* const partial = reinterpret_cast<float*>(at.shared + p.partial) +
-                           at.job * (p.splits - 1) * count * 32 + at.lane;
+                           (at.job * (p.splits - 1) * all + First * elements) * 32 + at.lane;
     if (at.part > 0)
 #pragma unroll
       for (int i = 0; i < count; ++i)
-        partial[((at.part - 1) * count + i) * 32] = sums[i / elements][i % elements];
+        partial[((at.part - 1) * all + i) * 32] = sums[i / elements][i % elements];
     __syncthreads();
     if (at.part == 0)
       for (int other = 0; other < p.splits - 1; ++other)
 #pragma unroll
         for (int i = 0; i < count; ++i)
-          sums[i / elements][i % elements] += partial[(other * count + i) * 32];
+          sums[i / elements][i % elements] += partial[(other * all + i) * 32];
   }
 
   Run<T> held_[at_least_one<Count>][Slots];
-  Run<T>* stored_;
+  T* stored_;
 };
-
-// Copies what a warp has staged, [tile, count] numbers, to the same place of the rows of `peers`
-// blocks; to_peer(peer) is where.
-template <class T, class Target>
-__device__ __forceinline__ void spread(const ClusterPlan& p, const ClusterPlace& at,
-                                       const T* staged, int count, int peers,
-                                       const Target& to_peer) {
-  constexpr int width = 16 / int(sizeof(T));
-  const int pieces = count / width, of_peer = p.tile * pieces;
-  for (int i = at.lane; i < of_peer * peers; i += 32) {
-    const int peer = i / of_peer, n = i % of_peer / pieces, piece = i % pieces;
-    store(load<T, width>(staged + n * count + piece * width),
-          to_peer(peer) + n * p.stride + piece * width);
-  }
-}
-
-template <class T>
-__device__ __forceinline__ void broadcast(const ClusterPlan& p, const ClusterPlace& at,
-                                          const T* staged, int count, T* to) {
-  spread(p, at, staged, count, p.cluster,
-         [=](int peer) { return cluster_peer(to, unsigned(peer)); });
-}
 
 }  // namespace fastrnn::cuda

@@ -131,20 +131,29 @@ __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
 }
 
-// d += a b with a: 16 x 16 by rows, b: 16 x 8 by columns, d: 16 x 8, each lane holding its
-// fragments (PTX ISA, mma.m16n8k16); T is Half or BFloat16.
+// The nearest number of TF32, ties away from zero.
+__device__ __forceinline__ float to_tf32(float x) {
+  std::uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return __uint_as_float(bits);
+}
+
+// d += a b with a: 16 x K by rows, b: K x 8 by columns, d: 16 x 8, each lane holding its fragments
+// (PTX ISA, mma.m16n8k16 and mma.m16n8k8). K is 16 for T Half or BFloat16, 8 for float: TF32.
 template <class T>
 __device__ __forceinline__ void mma(float (&d)[4], const std::uint32_t (&a)[4],
                                     const std::uint32_t (&b)[2]) {
-#define FASTRNN_MMA(type)                                                    \
-  asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \
+#define FASTRNN_MMA(shape, type)                                             \
+  asm("mma.sync.aligned." shape ".row.col.f32." type "." type                \
       ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                       \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
-  if constexpr (sizeof(T) == 2 && __is_same(T, Half))
-    FASTRNN_MMA("f16");
+  if constexpr (sizeof(T) == 4)
+    FASTRNN_MMA("m16n8k8", "tf32");
+  else if constexpr (__is_same(T, Half))
+    FASTRNN_MMA("m16n8k16", "f16");
   else
-    FASTRNN_MMA("bf16");
+    FASTRNN_MMA("m16n8k16", "bf16");
 #undef FASTRNN_MMA
 }
 

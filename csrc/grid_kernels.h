@@ -1,6 +1,8 @@
 // The forward and the backward pass of a layer in one cooperative launch: all blocks keep W_hh
-// together and exchange the rows of k through device memory. The sequences are worked on a tile of
-// 8 after the other, with the lanes' work and the products of the cluster schedule.
+// together and exchange the rows of k through device memory. The sequences are worked on in tiles
+// of 8, with the lanes' work and the products of the cluster schedule. In a step every warp first
+// takes its part of the products of all tiles; the sums meet in the blocks that own the jobs, where
+// any warp does the gates of a job and tile. Blocks that share k are a cluster.
 #pragma once
 
 #include "cluster_backward.h"
@@ -8,7 +10,7 @@
 
 namespace fastrnn::cuda {
 
-// The grid's memory: a flag, then the rows [2, tiles * tile, stride] that blocks exchange.
+// The grid's memory: a flag, then the rows [buffers, tiles * tile, stride] that blocks exchange.
 constexpr Index flag_bytes = 256;
 
 template <class T>
@@ -17,9 +19,9 @@ struct GridRows {
   int tiles;
   unsigned met = 0;  // how often the blocks have met, times their number
 
-  // Of a tile, in steps of this parity.
-  __device__ __forceinline__ T* of(const ClusterPlan& p, Index parity, int tile) const {
-    const Index row = Index((parity & 1) * tiles + tile) * p.tile;
+  // Of a tile, in buffer i % 2, of two.
+  __device__ __forceinline__ T* of(const ClusterPlan& p, Index i, int tile) const {
+    const Index row = Index((i & 1) * tiles + tile) * p.tile;
     return reinterpret_cast<T*>(workspace + flag_bytes) + row * p.stride;
   }
 
@@ -36,95 +38,223 @@ struct GridRows {
   }
 };
 
-template <class T, class Cell, Held held>
-__global__ void __launch_bounds__(thread_limit(held), 1)
-    grid_forward(Forward f, Regularisers extras, Steps steps, const T* weight, ClusterPlan p,
-                 int tiles, unsigned char* workspace) {
-  FASTRNN_SHARED(unsigned char, shared);
-  ClusterPlace at(p, shared, int(blockIdx.x));
-  const Index H = f.hidden_size;
-  const bool speaks = at.part == 0 && at.unit_of(p, 0) < H;  // the job's first warp, if any
-  ClusterProduct<T, Cell::gates, held> product;
-  const bool whole = H % octet == 0 && reinterpret_cast<std::uintptr_t>(weight) % 16 == 0;
-  product.fill(p, at, ForwardWeights<T>{weight, H, at.unit_of(p, 0) + at.group, whole});
-  ForwardRows<T, Cell> rows(f, extras, p, at);
-  GridRows<T> exchanged{workspace, tiles};
-  T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * p.tile * octet;
-  for (Index i = Index(blockIdx.x) * p.threads() + threadIdx.x; i < f.batch * H;
-       i += Index(gridDim.x) * p.threads())
-    exchanged.of(p, 0, 0)[i / H * p.stride + i % H] = static_cast<const T*>(f.state)[i];
-  for (int tile = 0; speaks && tile < tiles; ++tile) {
-    at.turn_to(p, tile);
-    rows.begin();
+// The same among the blocks that share k.
+__device__ __forceinline__ void meet_cluster(const ClusterPlan& p) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  if (p.share > 1) {
+    cluster_arrive();
+    cluster_wait();
+    return;
   }
-  exchanged.meet();
-  for (Index i = 0; i < steps.steps; ++i) {
-    const Step step = step_at(steps, i, f.batch);
-    for (int tile = 0; tile < tiles; ++tile) {
-      at.turn_to(p, tile);
-      if (speaks) rows.fetch(step);       // arrives while the product is taken
-      if (p.splits > 1) __syncthreads();  // the last tile's partial sums have been read
-      float sums[Cell::gates][elements];
-      product(p, at, exchanged.of(p, i, tile), sums);
-      if (!speaks) continue;
-      rows.advance(step, sums, staged);
-      __syncwarp();
-      T* const to = exchanged.of(p, i + 1, tile) + at.unit_of(p, 0);
-      spread(p, at, staged, octet, 1, [=](int) { return to; });
-      __syncwarp();
-      rows.save(step);
+#endif
+  __syncthreads();
+}
+
+// The warps' turns at the gates: a job of the block's own and a tile.
+struct Pairs {
+  const ClusterPlan& p;
+  int tiles, warp, warps;
+
+  __device__ __forceinline__ Pairs(const ClusterPlan& p, int tiles)
+      : p(p), tiles(tiles), warp(int(threadIdx.x) / 32), warps(p.jobs * p.splits) {}
+
+  // act(first) for each of this warp's, `at` being there; first: its first.
+  template <class Act>
+  __device__ __forceinline__ void each(ClusterPlace& at, Index H, const Act& act) const {
+    for (int pair = warp; pair < p.own * tiles; pair += warps) {
+      turn(at, pair);
+      if (at.unit_of(p, 0) < H) act(pair == warp);
     }
-    if (i + 1 < steps.steps) exchanged.meet();
   }
-  for (int tile = 0; speaks && tile < tiles; ++tile) {
+  // Its first, if it has one.
+  template <class Act>
+  __device__ __forceinline__ void first(ClusterPlace& at, Index H, const Act& act) const {
+    if (warp >= p.own * tiles) return;
+    turn(at, warp);
+    if (at.unit_of(p, 0) < H) act();
+  }
+
+ private:
+  __device__ __forceinline__ void turn(ClusterPlace& at, int pair) const {
+    at.job = pair % p.own, at.first_octet = int(blockIdx.x) * p.octets();
+    at.turn_to(p, pair / p.own);
+  }
+};
+
+// Where the sums of one of the blocks that share k lie in a job's owner: [Count, lanes].
+template <int Count>
+__device__ __forceinline__ float* sums_of(const ClusterPlan& p, const ClusterPlace& at, int tile,
+                                          int job, int from) {
+  float* const every = reinterpret_cast<float*>(at.shared + p.sums);
+  return every + ((tile * p.own + job) * p.share + from) * Count * 32 + at.lane;
+}
+
+// The products of all tiles, each to its owner; product(at, sums) takes one.
+template <int Slots, class Product>
+__device__ __forceinline__ void products(const ClusterPlan& p, ClusterPlace& at, int tiles,
+                                         const Product& product) {
+  constexpr int Count = Slots * elements;
+  for (int tile = 0; tile < tiles; ++tile) {
     at.turn_to(p, tile);
-    rows.end();
+    if (p.splits > 1) __syncthreads();  // the last tile's partial sums have been read
+    float sums[Slots][elements];
+    product(tile, sums);
+    if (at.part > 0) continue;
+    float* to = sums_of<Count>(p, at, tile, at.job % p.own, at.rank);
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+    if (p.share > 1) to = cluster_peer(to, unsigned(at.job / p.own));
+#endif
+#pragma unroll
+    for (int i = 0; i < Count; ++i) to[i * 32] = sums[i / elements][i % elements];
+  }
+  meet_cluster(p);
+}
+
+// What has come together, in the blocks' order.
+template <int Slots>
+__device__ __forceinline__ void collect(const ClusterPlan& p, const ClusterPlace& at,
+                                        float (&sums)[Slots][elements]) {
+  constexpr int Count = Slots * elements;
+#pragma unroll
+  for (int i = 0; i < Count; ++i) sums[i / elements][i % elements] = 0.f;
+  for (int from = 0; from < p.share; ++from) {
+    const float* const part = sums_of<Count>(p, at, at.tile, at.job, from);
+#pragma unroll
+    for (int i = 0; i < Count; ++i) sums[i / elements][i % elements] += part[i * 32];
   }
 }
 
 template <class T, class Cell, Held held>
 __global__ void __launch_bounds__(thread_limit(held), 1)
-    grid_backward(Backward b, Regularisers extras, Steps steps, const T* weight, ClusterPlan p,
-                  int tiles, unsigned char* workspace) {
-  constexpr int G = Cell::gates, O = 2;
+    grid_forward(const __grid_constant__ Ways<T, Forward> ways, ClusterPlan p, int tiles,
+                 unsigned char* workspaces, Index bytes) {
+  const auto& [f, extras, steps, weight] = ways.of[blockIdx.y];
+  // With an operand, h has one buffer and the operand the other.
+  constexpr int F = Cell::operand_gates, L = Cell::gates - F;
   FASTRNN_SHARED(unsigned char, shared);
-  ClusterPlace at(p, shared, int(blockIdx.x));
-  const bool speaks = at.part == 0 && at.unit_of(p, 0) < b.hidden_size;  // the job's first warp
-  ClusterProduct<T, O, held> product;
-  product.fill(p, at, BackwardWeights<T, G>{weight, b.hidden_size, at.unit_of(p, 0) + at.group});
-  BackwardRows<T, Cell> rows{b, extras, p, at};
-  GridRows<T> exchanged{workspace, tiles};
-  T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * p.tile * O * G * octet;
-  for (int tile = 0; speaks && tile < tiles; ++tile) {
-    at.turn_to(p, tile);
-    rows.begin();
+  ClusterPlace at(p, shared, int(blockIdx.x)), mine = at;
+  const Index H = f.hidden_size;
+  ClusterProduct<T, Cell::gates, held> product;
+  const bool whole = H % octet == 0 && reinterpret_cast<std::uintptr_t>(weight) % 16 == 0;
+  product.fill(p, at, ForwardWeights<T>{weight, H, at.unit_of(p, 0) + at.group, whole});
+  ForwardRows<T, Cell> rows(f, extras, p, mine);
+  GridRows<T> exchanged{workspaces + blockIdx.y * bytes, tiles};
+  const Pairs pairs(p, tiles);
+  T* const staged = reinterpret_cast<T*>(shared + p.stage) + pairs.warp * p.tile * octet;
+  const auto send = [&](Index buffer) {
+    __syncwarp();
+    T* const to = exchanged.of(p, buffer, mine.tile) + mine.unit_of(p, 0);
+    spread(p, mine, staged, octet, 1, [=](int) { return to; });
+    __syncwarp();
+  };
+  for (Index i = Index(blockIdx.x) * p.threads() + threadIdx.x; i < f.batch * H;
+       i += Index(gridDim.x) * p.threads())
+    exchanged.of(p, 0, 0)[i / H * p.stride + i % H] = static_cast<const T*>(f.state)[i];
+  pairs.each(mine, H, [&](bool) { rows.begin(); });
+  meet_cluster(p);
+  exchanged.meet();
+  for (Index i = 0; i < steps.steps; ++i) {
+    const Step step = step_at(steps, i, f.batch);
+    if constexpr (F > 0) {
+      pairs.first(mine, H, [&] { rows.template fetch<0, F>(step); });
+      products<F>(p, at, tiles, [&](int tile, float (&sums)[F][elements]) {
+        product.template of_slots<0, F>(p, at, exchanged.of(p, 0, tile), sums);
+      });
+      pairs.each(mine, H, [&](bool first) {
+        if (!first) rows.template fetch<0, F>(step);
+        float sums[F][elements];
+        collect(p, mine, sums);
+        rows.operand(sums, staged);
+        send(1);
+      });
+      exchanged.meet();
+    }
+    // Arrives while the products are taken.
+    pairs.first(mine, H, [&] { rows.template fetch<F>(step); });
+    products<L>(p, at, tiles, [&](int tile, float (&sums)[L][elements]) {
+      product.template of_slots<F, L>(p, at, exchanged.of(p, F > 0 ? 1 : i, tile), sums);
+    });
+    pairs.each(mine, H, [&](bool first) {
+      if (!first) rows.template fetch<F>(step);
+      float sums[L][elements];
+      collect(p, mine, sums);
+      rows.advance(step, sums, staged);
+      send(F > 0 ? 0 : i + 1);
+      rows.save(step);
+    });
+    if (i + 1 < steps.steps) exchanged.meet();
   }
+  pairs.each(mine, H, [&](bool) { rows.end(); });
+}
+
+template <class T, class Cell, Held held>
+__global__ void __launch_bounds__(thread_limit(held), 1)
+    grid_backward(const __grid_constant__ Ways<T, Backward> ways, ClusterPlan p, int tiles,
+                  unsigned char* workspaces, Index bytes) {
+  const auto& [b, extras, steps, weight] = ways.of[blockIdx.y];
+  constexpr int G = Cell::gates, F = Cell::operand_gates, O = 2;
+  FASTRNN_SHARED(unsigned char, shared);
+  ClusterPlace at(p, shared, int(blockIdx.x)), mine = at;
+  const Index H = b.hidden_size;
+  ClusterProduct<T, O, held> product;
+  const int late = p.first_chunks * chunk_k;
+  product.fill(p, at, BackwardWeights<T, Cell>{weight, H, at.unit_of(p, 0) + at.group, late});
+  BackwardRows<T, Cell> rows{b, extras, p, mine};
+  GridRows<T> exchanged{workspaces + blockIdx.y * bytes, tiles};
+  const Pairs pairs(p, tiles);
+  T* const staged = reinterpret_cast<T*>(shared + p.stage) + pairs.warp * p.tile * O * G * octet;
+  // With an operand, the two products read places of their own in one buffer.
+  const auto of = [&](Index i, int tile) { return exchanged.of(p, F > 0 ? 0 : i, tile); };
+  pairs.each(mine, H, [&](bool) { rows.begin(); });
+  meet_cluster(p);
   // A step first takes what the step after it (i + 1) has sent; step -1 does nothing else.
   for (Index i = steps.steps - 1; i >= -1; --i) {
     const bool works = i >= 0, receives = i + 1 < steps.steps;
-    for (int tile = 0; tile < tiles; ++tile) {
-      at.turn_to(p, tile);
-      if (speaks && works) rows.fetch(step_at(steps, i, b.batch));
+    if (works) pairs.first(mine, H, [&] { rows.fetch(step_at(steps, i, b.batch)); });
+    if (receives)
+      products<O>(p, at, tiles, [&](int tile, float (&sums)[O][elements]) {
+        product.template last<(F > 0)>(p, at, of(i + 1, tile), sums);
+      });
+    pairs.each(mine, H, [&](bool first) {
+      if (works && !first) rows.fetch(step_at(steps, i, b.batch));
       float sums[O][elements] = {};
       if (receives) {
-        if (p.splits > 1) __syncthreads();  // the last tile's partial sums have been read
-        product(p, at, exchanged.of(p, i + 1, tile), sums);
-        if (speaks) {
-          const Step after = step_at(steps, i + 1, b.batch);
-          if (after.prev_rows < after.rows) rows.end(after, sums);
-        }
+        collect(p, mine, sums);
+        const Step after = step_at(steps, i + 1, b.batch);
+        if (after.prev_rows < after.rows) rows.end(after, sums);
       }
-      if (!speaks || !works) continue;
+      if (!works) return;
       // The step is read again rather than kept: the product needs the registers.
       const Step step = step_at(steps, i, b.batch);
       rows.advance(step, sums, staged);
       __syncwarp();
-      T* const to = exchanged.of(p, i, tile) + at.unit_of(p, 0) * G;
-      spread(p, at, staged, O * G * octet, 1, [=](int) { return to; });
-      rows.save(step, staged);
+      T* const to = of(i, mine.tile) + mine.unit_of(p, 0) * (G - F);
+      spread(p, mine, staged, O * (G - F) * octet, 1, [=](int) { return to; });
+      rows.template save<F>(step, staged);
       __syncwarp();
-    }
+    });
     if (works) exchanged.meet();
+    if constexpr (F > 0) {
+      if (!works) continue;
+      const Step step = step_at(steps, i, b.batch);
+      pairs.first(mine, H, [&] { rows.fetch(step); });
+      products<O>(p, at, tiles, [&](int tile, float (&sums)[O][elements]) {
+        product.first(p, at, of(i, tile), sums);
+      });
+      T* const early = staged + p.tile * O * (G - F) * octet;
+      pairs.each(mine, H, [&](bool first) {
+        if (!first) rows.fetch(step);
+        float sums[O][elements];
+        collect(p, mine, sums);
+        rows.operand(step, sums, staged);
+        __syncwarp();
+        T* const to = of(i, mine.tile) + late + mine.unit_of(p, 0) * F;
+        spread(p, mine, early, O * F * octet, 1, [=](int) { return to; });
+        rows.template save<0, F>(step, staged);
+        __syncwarp();
+      });
+      exchanged.meet();
+    }
   }
 }
 

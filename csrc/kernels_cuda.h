@@ -14,7 +14,8 @@
 
 namespace fastrnn::cuda {
 
-enum class Dtype { float32, float64, float16, bfloat16 };
+// tf32: of float32 numbers, whose products may be TF32's.
+enum class Dtype { float32, float64, float16, bfloat16, tf32 };
 
 constexpr int max_states = 2;
 
@@ -118,26 +119,37 @@ struct Steps {
   bool reverse;
 };
 
-// How a persistent kernel is laid over the device.
+// One direction of a layer.
+template <class Pass>
+struct Way {
+  Pass pass;  // Forward or Backward
+  Steps steps;
+  const void* weight_hh;  // [G*H, H]
+};
+constexpr int max_ways = 2;
+
+// How a persistent kernel is laid over the device, for each direction.
 struct Layout {
   int cluster;          // blocks that hold W_hh together; the whole grid for the grid schedule
   int clusters;         // which deal the sequences among them
+  int share;            // blocks of the grid that share k, as a cluster; else 1
   int tile;             // sequences of each cluster, for the grid schedule at a time
   int threads;          // of a block
   std::int64_t shared;  // bytes of shared memory a block needs
-  std::int64_t bytes;   // of `workspace`, zeroed before every launch; 0: none
+  std::int64_t bytes;   // of its workspace, zeroed before every launch; 0: none
 };
 
 struct PersistentKernels {
-  // Fills *layout for `cluster` blocks (2 to 16, or the whole grid) on a device of `processors`;
-  // false: the shape does not fit `shared_limit` bytes of shared memory a block.
+  // Fills *layout for `cluster` blocks (2 to 16, or the whole grid, a multiple of `share`) on a
+  // device of `processors`; false: the shape does not fit `shared_limit` bytes of shared memory a
+  // block.
   bool (*layout)(bool backward, std::int64_t batch, std::int64_t hidden_size, int cluster,
-                 int processors, std::int64_t shared_limit, Layout* layout);
-  // weight_hh: [G*H, H]. `running` is written only; `carry` is not used.
-  int (*forward)(const Forward&, const Steps&, const void* weight_hh, const Layout&,
-                 void* workspace, void* stream);
-  int (*backward)(const Backward&, const Steps&, const void* weight_hh, const Layout&,
-                  void* workspace, void* stream);
+                 int share, int processors, std::int64_t shared_limit, Layout* layout);
+  // One direction, or both side by side in one launch, of the same N, B, H and number of steps;
+  // their workspaces lie one after the other. `running` is written only; `carry` is not used.
+  int (*forward)(const Way<Forward>* ways, int count, const Layout&, void* workspace, void* stream);
+  int (*backward)(const Way<Backward>* ways, int count, const Layout&, void* workspace,
+                  void* stream);
 };
 
 // Null where a cell and dtype have none.

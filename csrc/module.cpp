@@ -45,8 +45,9 @@ fastrnn::cuda::Dtype dtype_named(const std::string& name) {
   if (name == "float64") return Dtype::float64;
   if (name == "float16") return Dtype::float16;
   if (name == "bfloat16") return Dtype::bfloat16;
-  throw std::invalid_argument("plan: dtype must be float16, bfloat16, float32 or float64, got '" +
-                              name + "'");
+  if (name == "tf32") return Dtype::tf32;
+  throw std::invalid_argument(
+      "plan: dtype must be float16, bfloat16, float32, tf32 or float64, got '" + name + "'");
 }
 
 py::dict plan(const std::string& cell, const std::string& dtype, std::int64_t steps,
@@ -68,6 +69,8 @@ py::dict plan(const std::string& cell, const std::string& dtype, std::int64_t st
   result["elements"] = found.elements;
   result["cluster"] = layout.cluster;
   result["clusters"] = layout.clusters;
+  result["at_once"] = found.at_once;
+  result["share"] = layout.share;
   result["tile"] = layout.tile;
   result["threads"] = layout.threads;
   result["shared"] = layout.shared;
@@ -93,7 +96,7 @@ PYBIND11_MODULE(_C, m) {
       "Which schedule runs a recurrence on a CUDA device; asks no device.\n\n"
       "Args:\n"
       "    cell: a key of fastrnn.cells.CELLS that is compiled.\n"
-      "    dtype: float16, bfloat16, float32 or float64.\n"
+      "    dtype: float16, bfloat16, float32, float64, or tf32: float32 whose products may be.\n"
       "    steps, batch, hidden_size: T, B, H.\n"
       "    directions: 1 or 2 side by side; default 1.\n"
       "    backward: the backward pass; default False.\n"
@@ -104,7 +107,9 @@ PYBIND11_MODULE(_C, m) {
       "    shared_memory: bytes one block can have.\n"
       "Returns:\n"
       "    dict: schedule ('' for none), text, elements (of the largest array), cluster (blocks),\n"
-      "    clusters, tile (sequences of a cluster), threads (of a block), shared (bytes of a\n"
+      "    at_once (directions side by side), clusters, share (blocks that share k), tile "
+      "(sequences of a cluster), threads (of a "
+      "block), shared (bytes of a\n"
       "    block), workspace (bytes), refused (schedule -> reason).\n"
       "Raises:\n"
       "    ValueError: a size, the cell, the dtype or the schedule makes no sense.");

@@ -277,6 +277,9 @@ std::vector<std::int64_t> cuda_device(std::int64_t index) {
 // The schedule that may run on CUDA devices from now on, or "auto".
 void use_cuda_schedule(const std::string& name) { cuda::ask_schedule(name); }
 
+// Whether products of float32 numbers on CUDA devices may be TF32's from now on.
+void use_cuda_tf32(bool allowed) { cuda::allow_tf32(allowed); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
@@ -291,6 +294,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&cpu_instruction_set));
   m.impl("cuda_device", TORCH_BOX(&cuda_device));
   m.impl("use_cuda_schedule", TORCH_BOX(&use_cuda_schedule));
+  m.impl("use_cuda_tf32", TORCH_BOX(&use_cuda_tf32));
 }
 
 }  // namespace fastrnn

@@ -14,12 +14,12 @@ namespace {
 
 struct CellSizes {
   const char* name;
-  std::int64_t gates, states, reserve;
+  std::int64_t gates, states, reserve, operand_gates;
 };
 
 template <class Cell>
 constexpr CellSizes sizes_of(const char* name) {
-  return {name, Cell::gates, Cell::states, Cell::reserve};
+  return {name, Cell::gates, Cell::states, Cell::reserve, Cell::operand_gates};
 }
 
 constexpr CellSizes cells[] = {sizes_of<device::Lstm>("lstm"), sizes_of<device::Gru>("gru"),
@@ -41,6 +41,7 @@ void check(bool ok, const Words&... words) {
 
 constexpr std::array<const char*, 4> asked_names{"cluster", "grid", "step", "auto"};
 std::atomic<int> asked_index{3};
+std::atomic<bool> tf32{false};
 
 int index_of(const std::string& name) {
   const auto found = std::find(asked_names.begin(), asked_names.end(), name);
@@ -75,18 +76,31 @@ std::int64_t elements(const Request& r, const CellSizes& cell) {
   return count;
 }
 
-int bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
+int bytes_of(Dtype dtype) {
+  if (dtype == Dtype::float64) return 8;
+  return dtype == Dtype::float32 || dtype == Dtype::tf32 ? 4 : 2;
+}
 
 // Cycles of one step, estimated, to compare what can run; make gpu measures them.
 // Latencies after the H100's published ones: DSMEM 200 cycles, a cluster's barrier 350 and a little
 // more for every block; the grid's barrier 2600 and exchanged rows from L2 at 64 bytes a cycle;
 // two launches 4 us at 1.7 GHz, and weights from L2 at 2500 bytes a cycle for the whole device.
-double cycles(const ClusterPlan& p, int number_bytes, double rounds) {
-  return rounds * (550 + 20 * p.cluster + cluster_cost(p, number_bytes));
+// A cell with an operand exchanges, and launches, twice a step.
+double cluster_cycles(const ClusterShape& shape, const ClusterPlan& p, double rounds) {
+  return rounds * (shape.products() * (550. + 20 * p.cluster) + cluster_cost(shape, p));
+}
+double grid_cycles(const ClusterShape& shape, const ClusterPlan& p, double exchanged) {
+  // Backward the two products take a part of the rows each.
+  const int reads = shape.backward ? 1 : shape.products();
+  // Blocks that share k send the others' sums through distributed shared memory, 15 bytes a cycle.
+  const double sums = 4. * p.slots * octet * columns * shape.tiles * p.own * (p.share - 1);
+  const double meeting = p.share > 1 ? 350 + sums / 15 / shape.products() : 0;
+  return shape.products() * (2600 + meeting) + reads * exchanged / p.share / 64 +
+         shape.tiles * cluster_cost(shape, p);
 }
 double step_cycles(const Request& r, const CellSizes& cell) {
   const double weights = double(cell.gates) * r.hidden_size * r.hidden_size * bytes_of(r.dtype);
-  return 7000 + weights / 2500;
+  return 7000 * (cell.operand_gates > 0 ? 2 : 1) + weights / 2500;
 }
 
 // What a schedule would do, or why it cannot.
@@ -97,8 +111,10 @@ struct Candidate {
 };
 
 Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offer) {
-  const int number = bytes_of(r.dtype), processors = offer.processors / r.directions;
-  const ClusterShape shape{int(cell.gates), int(cell.states), number, r.backward, r.hidden_size};
+  const int processors = offer.processors / r.directions;
+  const ClusterShape shape{int(cell.gates),   int(cell.states), int(cell.operand_gates),
+                           bytes_of(r.dtype), r.backward,       r.dtype == Dtype::float32,
+                           r.hidden_size};
   Candidate best;
   // Eight blocks are a cluster everywhere; sixteen on Hopper and the large Blackwells alone.
   const int most = offer.capability < 110 ? 16 : 8;
@@ -109,9 +125,9 @@ Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offe
     const ClusterPlan p = cluster_plan(shape, cluster, tile, offer.shared_memory);
     if (p.jobs == 0) continue;
     const std::int64_t clusters = (r.batch + tile - 1) / tile;
-    const double estimate = cycles(p, number, double((clusters + at_once - 1) / at_once));
+    const double estimate = cluster_cycles(shape, p, double((clusters + at_once - 1) / at_once));
     if (best.cycles == 0 || estimate < best.cycles)
-      best = {"", {cluster, int(clusters), tile, p.threads(), p.shared, 0}, estimate};
+      best = {"", {cluster, int(clusters), 1, tile, p.threads(), p.shared, 0}, estimate};
   }
   if (best.cycles == 0)
     best.reason =
@@ -123,25 +139,41 @@ Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offe
 Candidate on_grid(const Request& r, const CellSizes& cell, const Offer& offer) {
   // As recurrence_grid.cu lays it out.
   constexpr std::int64_t max_batch = 64, flag_bytes = 256;
-  const int number = bytes_of(r.dtype), processors = offer.processors / r.directions;
+  const int processors = offer.processors / r.directions;
   if (r.batch > max_batch) return {line("takes at most ", max_batch, " sequences")};
   const int tile = int(std::min<std::int64_t>(r.batch, columns));
   const int tiles = int((r.batch + tile - 1) / tile);
-  const ClusterShape shape{
-      int(cell.gates), int(cell.states), number, r.backward, r.hidden_size, true, tiles};
-  ClusterPlan p{};
-  if (r.hidden_size <= INT32_MAX / octet)
-    p = cluster_plan(shape, processors, tile, offer.shared_memory);
-  if (p.jobs == 0)
-    return {line("does not fit: W_hh is [", cell.gates * r.hidden_size, ", ", r.hidden_size,
-                 "], all ", processors, " blocks have ", processors * offer.shared_memory,
-                 " bytes")};
-  const std::int64_t octets = (r.hidden_size + octet - 1) / octet;
-  const int used = int((octets + p.octets() - 1) / p.octets());
-  const std::int64_t exchanged = std::int64_t(tiles) * tile * p.stride * number;
-  return {"",
-          {used, 1, tile, p.threads(), p.shared, flag_bytes + 2 * exchanged},
-          2600 + double(exchanged) / 64 + tiles * cluster_cost(p, number)};
+  Candidate best;
+  for (const int share : {1, 2, 4}) {
+    if (share > 1 && offer.capability < 90) break;
+    // Some processors of a group are left over where clusters have four.
+    const int blocks = (share < 4 ? processors : processors * 8 / 9) / share * share;
+    if (blocks == 0 || r.hidden_size > INT32_MAX / octet) break;
+    const ClusterShape shape{int(cell.gates),
+                             int(cell.states),
+                             int(cell.operand_gates),
+                             bytes_of(r.dtype),
+                             r.backward,
+                             false,
+                             r.hidden_size,
+                             true,
+                             tiles,
+                             share};
+    const ClusterPlan p = cluster_plan(shape, blocks, tile, offer.shared_memory);
+    if (p.jobs == 0) continue;
+    const std::int64_t exchanged = std::int64_t(tiles) * tile * p.stride * shape.number_bytes;
+    const double estimate = grid_cycles(shape, p, double(exchanged));
+    if (best.cycles == 0 || estimate < best.cycles)
+      best = {"",
+              {p.blocks(r.hidden_size), 1, share, tile, p.threads(), p.shared,
+               flag_bytes + p.buffers * exchanged},
+              estimate};
+  }
+  if (best.cycles == 0)
+    best.reason =
+        line("does not fit: W_hh is [", cell.gates * r.hidden_size, ", ", r.hidden_size, "], all ",
+             processors, " blocks have ", processors * offer.shared_memory, " bytes");
+  return best;
 }
 
 Candidate candidate(Schedule schedule, const Request& r, const CellSizes& cell,
@@ -155,8 +187,8 @@ Candidate candidate(Schedule schedule, const Request& r, const CellSizes& cell,
                  clusters ? " (thread-block clusters)" : "", ", the device has ",
                  offer.capability / 10, ".", offer.capability % 10)};
   if (r.dtype == Dtype::float64) return {"has no float64 kernels"};
-  if (r.dtype == Dtype::float32 && !clusters) return {"has no float32 kernels"};
-  if (r.cell == "gru_reset_before") return {"has no kernels for gru_reset_before"};
+  if (r.dtype == Dtype::float32 && !clusters)
+    return {"has no exact float32 kernels, and TF32 is not allowed"};
   return clusters ? on_clusters(r, cell, offer) : on_grid(r, cell, offer);
 }
 
@@ -166,18 +198,25 @@ std::string Plan::text() const {
   if (!schedule) return "no CUDA schedule";
   const char* name = schedule_names[std::size_t(*schedule)];
   if (*schedule == Schedule::step) return "step: a product and a fused kernel per step";
-  return line(name, ": whole sequence in one kernel, ", layout.clusters, " x ", layout.cluster,
-              " blocks of ", layout.threads, " threads, ", layout.tile, " sequences and ",
-              layout.shared, " bytes of shared memory each");
+  return line(name, ": whole sequence in one kernel, ",
+              at_once > 1 ? "both directions at once, each " : "", layout.clusters, " x ",
+              layout.cluster, " blocks of ", layout.threads, " threads, ", layout.tile,
+              " sequences and ", layout.shared, " bytes of shared memory each");
 }
 
 const char* schedule_asked() { return asked_names[asked_index]; }
 
 void ask_schedule(const std::string& name) { asked_index = index_of(name); }
 
-Plan plan(const Request& request, const Offer& offer) {
-  const CellSizes& cell = checked(request, offer);
+bool tf32_allowed() { return tf32; }
+
+void allow_tf32(bool allowed) { tf32 = allowed; }
+
+namespace {
+
+Plan plan_at_once(const Request& request, const CellSizes& cell, const Offer& offer) {
   Plan result;
+  result.at_once = request.directions;
   result.elements = elements(request, cell);
   std::array<Candidate, schedule_names.size()> found;
   for (std::size_t i = 0; i < found.size(); ++i) {
@@ -190,13 +229,28 @@ Plan plan(const Request& request, const Offer& offer) {
   }
   for (std::size_t i = 0; i < found.size(); ++i) {
     if (result.schedule == Schedule(i))
-      result.layout = found[i].layout;
+      result.layout = found[i].layout, result.cycles = found[i].cycles;
     else if (!found[i].reason.empty())
       result.refused[i] = found[i].reason;
     else
       result.refused[i] = line("slower than ", schedule_names[std::size_t(*result.schedule)]);
   }
   return result;
+}
+
+}  // namespace
+
+Plan plan(const Request& request, const Offer& offer) {
+  const CellSizes& cell = checked(request, offer);
+  const Plan both = plan_at_once(request, cell, offer);
+  if (request.directions == 1) return both;
+  // Steps run one direction after the other anyway; all of the device may be more than twice as
+  // fast as half of it.
+  Request one = request;
+  one.directions = 1;
+  const Plan single = plan_at_once(one, cell, offer);
+  const bool at_once = both.schedule && both.schedule != Schedule::step;
+  return at_once && both.cycles <= 2 * single.cycles ? both : single;
 }
 
 }  // namespace fastrnn::cuda

@@ -34,6 +34,8 @@ struct Request {
 struct Plan {
   std::optional<Schedule> schedule;    // none: no schedule can run it
   Layout layout{};                     // of a persistent schedule
+  int at_once = 1;                     // directions that run side by side, else one by one
+  double cycles = 0;                   // of a step of those, an estimate
   std::int64_t elements = 0;           // of the largest array
   std::array<std::string, 3> refused;  // by schedule; empty for the one that runs
 
@@ -44,6 +46,10 @@ struct Plan {
 // What the process asks for: "auto" until someone says otherwise.
 const char* schedule_asked();
 void ask_schedule(const std::string& name);
+
+// Whether it lets products of float32 numbers be TF32's; not until someone says so.
+bool tf32_allowed();
+void allow_tf32(bool allowed);
 
 // Throws std::invalid_argument, in one line, for a request that makes no sense.
 Plan plan(const Request& request, const Offer& offer);

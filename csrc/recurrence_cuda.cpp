@@ -55,6 +55,8 @@ Current current(const Tensor& tensor) {
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
   m.impl("recurrence", TORCH_BOX(&recurrence));
   m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
+  m.impl("recurrence_both", TORCH_BOX(&recurrence_both));
+  m.impl("recurrence_both_backward", TORCH_BOX(&recurrence_both_backward));
   m.impl("masked_attention", TORCH_BOX(&masked_attention));
   m.impl("masked_attention_backward", TORCH_BOX(&masked_attention_backward));
   m.impl("cuda_barriers", TORCH_BOX(&barriers));

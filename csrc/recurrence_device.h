@@ -59,6 +59,37 @@ Gradients::Tuple recurrence_backward(
     const Tensor& reserve, const std::string& cell, bool reverse, bool input_grad,
     bool weight_grad);
 
+// Both directions of a layer: what `recurrence` gives for the one, then for the other. They run
+// side by side where a persistent schedule takes them.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_both(
+    const Tensor& input, const Tensor& state, const Tensor& weight_ih, const Tensor& weight_hh,
+    const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
+    const Tensor& state_reverse, const Tensor& weight_ih_reverse, const Tensor& weight_hh_reverse,
+    const std::optional<Tensor>& bias_ih_reverse, const std::optional<Tensor>& bias_hh_reverse,
+    const Tensor& batch_sizes, const std::optional<Tensor>& resets,
+    const std::optional<Tensor>& resets_reverse, const std::optional<Tensor>& seed,
+    const std::optional<Tensor>& seed_reverse, const std::optional<Tensor>& sequences,
+    const std::vector<double>& zoneout, const std::string& cell, bool save);
+
+// Those of one direction without weight_hr and gains, which it has not, then the other's.
+using BothGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                                 Tensor, Tensor, Tensor, Tensor>;
+BothGradients recurrence_both_backward(
+    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_state_n,
+    const std::optional<Tensor>& grad_cells, const std::optional<Tensor>& grad_output_reverse,
+    const std::optional<Tensor>& grad_state_n_reverse,
+    const std::optional<Tensor>& grad_cells_reverse, const Tensor& input, const Tensor& state,
+    const Tensor& weight_ih, const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
+    const std::optional<Tensor>& bias_hh, const Tensor& state_reverse,
+    const Tensor& weight_ih_reverse, const Tensor& weight_hh_reverse,
+    const std::optional<Tensor>& bias_ih_reverse, const std::optional<Tensor>& bias_hh_reverse,
+    const Tensor& batch_sizes, const std::optional<Tensor>& resets,
+    const std::optional<Tensor>& resets_reverse, const std::optional<Tensor>& seed,
+    const std::optional<Tensor>& seed_reverse, const std::optional<Tensor>& sequences,
+    const std::vector<double>& zoneout, const Tensor& output, const Tensor& cells,
+    const Tensor& reserve, const Tensor& output_reverse, const Tensor& cells_reverse,
+    const Tensor& reserve_reverse, const std::string& cell, bool input_grad, bool weight_grad);
+
 // For measuring: `rounds` barriers of clusters, or (cluster 0) of the grid; space: int32 [1].
 void barriers(const Tensor& space, std::int64_t cluster, std::int64_t rounds);
 

@@ -8,52 +8,57 @@ namespace {
 
 template <class T, class Cell>
 struct Launches {
-  static ClusterPlan plan(bool backward, Index batch, Index hidden_size, int blocks,
+  static ClusterPlan plan(bool backward, Index batch, Index hidden_size, int blocks, int share,
                           Index shared_limit) {
     const int tile = int(batch < columns ? batch : columns);
-    const ClusterShape shape{Cell::gates, Cell::states, int(sizeof(T)),    backward,
-                             hidden_size, true,         tiles(batch, tile)};
+    const ClusterShape shape{Cell::gates,        Cell::states, Cell::operand_gates, int(sizeof(T)),
+                             backward,           false,        hidden_size,         true,
+                             tiles(batch, tile), share};
     return cluster_plan(shape, blocks, tile, shared_limit);
   }
   static int tiles(Index batch, int tile) { return int((batch + tile - 1) / tile); }
 
-  static bool layout(bool backward, Index batch, Index hidden_size, int blocks, int processors,
-                     Index shared_limit, Layout* layout) {
-    if (batch < 1 || blocks < 1 || processors < blocks) return false;
-    if (batch > max_batch || hidden_size > INT32_MAX / octet) return false;
-    const ClusterPlan p = plan(backward, batch, hidden_size, blocks, shared_limit);
+  static bool layout(bool backward, Index batch, Index hidden_size, int blocks, int share,
+                     int processors, Index shared_limit, Layout* layout) {
+    if (batch < 1 || share < 1 || share > 8 || blocks < share || processors < blocks) return false;
+    if (batch > max_batch || hidden_size > INT32_MAX / octet || blocks % share) return false;
+    const ClusterPlan p = plan(backward, batch, hidden_size, blocks, share, shared_limit);
     if (p.jobs == 0) return false;
-    // No more blocks than have units.
-    const Index octets = (hidden_size + octet - 1) / octet;
-    const int used = int((octets + p.octets() - 1) / p.octets());
-    const Index rows = 2ll * tiles(batch, p.tile) * p.tile * p.stride;
-    *layout = {used, 1, p.tile, p.threads(), p.shared, flag_bytes + rows * Index(sizeof(T))};
+    const Index rows = Index(p.buffers) * tiles(batch, p.tile) * p.tile * p.stride;
+    *layout = {p.blocks(hidden_size),
+               1,
+               share,
+               p.tile,
+               p.threads(),
+               p.shared,
+               flag_bytes + rows * Index(sizeof(T))};
     return true;
   }
 
   // The same choice again: what costs least within the limit is no larger than itself.
-  template <class Kernel, class Arguments>
+  template <class Kernel, class Pass>
   static int launch_one(const Kernel& most, const Kernel& some, bool backward,
-                        const Arguments& arguments, const Steps& steps, const void* weight_hh,
-                        const Layout& layout, void* workspace, void* stream) {
+                        const Way<Pass>* ways, int count, const Layout& layout, void* workspace,
+                        void* stream) {
+    const Index batch = ways->pass.batch;
     const ClusterPlan p =
-        plan(backward, arguments.batch, arguments.hidden_size, layout.cluster, layout.shared);
-    const Grid grid{unsigned(layout.cluster), 1, p.threads(), p.shared, 1, true};
-    return launch(p.held == Held::most ? most : some, grid, stream, arguments,
-                  Regularisers(arguments.extras), steps, static_cast<const T*>(weight_hh), p,
-                  tiles(arguments.batch, p.tile), static_cast<unsigned char*>(workspace));
+        plan(backward, batch, ways->pass.hidden_size, layout.cluster, layout.share, layout.shared);
+    const Grid grid{
+        unsigned(layout.cluster), unsigned(count), p.threads(), p.shared, layout.share, true};
+    return launch(p.held == Held::most ? most : some, grid, stream, Ways<T, Pass>(ways, count), p,
+                  tiles(batch, p.tile), static_cast<unsigned char*>(workspace), layout.bytes);
   }
 
-  static int forward(const Forward& f, const Steps& steps, const void* weight_hh,
-                     const Layout& layout, void* workspace, void* stream) {
+  static int forward(const Way<Forward>* ways, int count, const Layout& layout, void* workspace,
+                     void* stream) {
     return launch_one(grid_forward<T, Cell, Held::most>, grid_forward<T, Cell, Held::some>, false,
-                      f, steps, weight_hh, layout, workspace, stream);
+                      ways, count, layout, workspace, stream);
   }
 
-  static int backward(const Backward& b, const Steps& steps, const void* weight_hh,
-                      const Layout& layout, void* workspace, void* stream) {
+  static int backward(const Way<Backward>* ways, int count, const Layout& layout, void* workspace,
+                      void* stream) {
     return launch_one(grid_backward<T, Cell, Held::most>, grid_backward<T, Cell, Held::some>, true,
-                      b, steps, weight_hh, layout, workspace, stream);
+                      ways, count, layout, workspace, stream);
   }
 
   // With more, the device is busy without a persistent kernel.
@@ -66,6 +71,7 @@ constexpr PersistentKernels kernels = {Launches<T, Cell>::layout, Launches<T, Ce
 
 template <class Cell>
 const PersistentKernels* of_dtype(Dtype dtype) {
+  if (dtype == Dtype::tf32) return &kernels<float, Cell>;
   if (dtype == Dtype::float16) return &kernels<Half, Cell>;
   if (dtype == Dtype::bfloat16) return &kernels<BFloat16, Cell>;
   return nullptr;
@@ -77,6 +83,7 @@ const PersistentKernels* grid_kernels(const char* cell, Dtype dtype) {
   const auto is = [cell](const char* name) { return std::strcmp(cell, name) == 0; };
   if (is("lstm")) return of_dtype<device::Lstm>(dtype);
   if (is("gru")) return of_dtype<device::Gru>(dtype);
+  if (is("gru_reset_before")) return of_dtype<device::GruResetBefore>(dtype);
   if (is("rnn_tanh")) return of_dtype<device::RnnTanh>(dtype);
   if (is("rnn_relu")) return of_dtype<device::RnnRelu>(dtype);
   return nullptr;

@@ -120,6 +120,7 @@ template <class Cell>
 const StepKernels* of_dtype(Dtype dtype) {
   switch (dtype) {
     case Dtype::float32:
+    case Dtype::tf32:
       return &kernels<float, Cell>;
     case Dtype::float64:
       return &kernels<double, Cell>;

@@ -7,6 +7,7 @@ import os
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from fastrnn import _library
 
@@ -30,6 +31,7 @@ class Facts(NamedTuple):
 
 _known: dict[int, Facts | str] = {}
 _asked = "auto"
+_tf32 = False  # what the kernels have been told
 
 
 class use_schedule:  # noqa: N801 (reads as a function)
@@ -75,6 +77,22 @@ def schedule_asked() -> str:
     return _asked
 
 
+def tf32_allowed() -> bool:
+    """Whether torch lets products of float32 tensors on CUDA devices be TF32's."""
+    # Any mix of torch's old and new switches, which `allow_tf32` refuses to read.
+    return bool(torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32")
+
+
+def follow_tf32(input: Tensor) -> None:
+    """Let the kernels use TF32 where torch does. A compiled program keeps what was last told."""
+    global _tf32
+    if not input.is_cuda or input.dtype != torch.float32 or torch.compiler.is_compiling():
+        return
+    if (allowed := tf32_allowed()) != _tf32:
+        _tf32 = allowed
+        torch.ops.fastrnn.use_cuda_tf32.default(allowed)
+
+
 def facts(index: int) -> Facts | str:
     """What CUDA device number `index` offers, or why the compiled kernels do not run on it."""
     if index not in _known:
@@ -106,11 +124,15 @@ def refusal(index: int, dtype: torch.dtype) -> str | None:
     return None
 
 
-def plan(cell: str, dtype: torch.dtype, steps: int, batch: int, hidden: int, on: Facts) -> Any:
+def plan(
+    cell: str, dtype: torch.dtype, steps: int, batch: int, hidden: int, on: Facts, directions: int
+) -> Any:
     """The schedule of a forward pass, as `fastrnn._C.plan` gives it; None without `fastrnn._C`."""
     try:
         module = importlib.import_module("fastrnn._C")
     except ImportError:
         return None
-    name = str(dtype).removeprefix("torch.")
-    return module.plan(cell, name, steps, batch, hidden, schedule=_asked, **on._asdict())
+    tf32 = dtype == torch.float32 and tf32_allowed()
+    name = "tf32" if tf32 else str(dtype).removeprefix("torch.")
+    options = {"schedule": _asked, "directions": directions, **on._asdict()}
+    return module.plan(cell, name, steps, batch, hidden, **options)

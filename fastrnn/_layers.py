@@ -17,6 +17,7 @@ from fastrnn._autocast import lowered
 from fastrnn._frozen import Freezable
 from fastrnn._recurrent import Pair, Recurrent, Tensors, unwrap
 from fastrnn._rows import PADDED, Layout, by_length, permute, resets_backwards, same_at_every_step
+from fastrnn.bidirectional import run_both, side_by_side
 from fastrnn.functional import run
 from fastrnn.packed import run_packed
 from fastrnn.streaming import Stream
@@ -216,25 +217,33 @@ class Layers(Freezable):
                     rows = F.dropout(rows, self.dropout, self.training)
             wants_cells = return_cells and layer == top
             outputs = []
-            for reverse in (False, True) if self.bidirectional else (False,):
-                k = len(last)
-                output, state_n, c = call(
-                    cell,
-                    rows,
-                    tuple(s[k] for s in states),
-                    batch_sizes=layout.batch_sizes,
-                    reverse=reverse,
-                    return_cells=wants_cells,
-                    **arguments[k],
-                )
+            directions = range(len(last), len(last) + 1 + self.bidirectional)
+            firsts = [tuple(s[k] for s in states) for k in directions]
+            ways = [arguments[k] for k in directions]
+            if self.bidirectional and call is run and side_by_side(cell, rows, ways):
+                every = run_both(cell, rows, firsts, ways, layout.batch_sizes, wants_cells)
+            else:
+                every = [
+                    call(
+                        cell,
+                        rows,
+                        first,
+                        batch_sizes=layout.batch_sizes,
+                        reverse=reverse,
+                        return_cells=wants_cells,
+                        **way,
+                    )
+                    for first, way, reverse in zip(firsts, ways, (False, True), strict=False)
+                ]
+            for output, state_n, c in every:
                 outputs.append(output)
                 last.append(state_n)
                 if c is not None:
                     cells.append(c)
             rows = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
-        every = torch.cat(cells, dim=-1) if cells else None
+        c_n = torch.cat(cells, dim=-1) if cells else None
         # Copies, so that callers may change them in place (`h_n.detach_()`).
-        return rows, tuple(torch.stack([n[s] for n in last]) for s in range(len(states))), every
+        return rows, tuple(torch.stack([n[s] for n in last]) for s in range(len(states))), c_n
 
     def _arguments(
         self,

@@ -21,6 +21,15 @@ _INPUTS = (
 )
 # Everything about a recurrence that no gradient flows to.
 _ROWS = "Tensor batch_sizes, Tensor? resets, Tensor? seed, Tensor? sequences, float[] zoneout"
+_BOTH_INPUTS = "Tensor input" + "".join(
+    f", Tensor state{way}, Tensor weight_ih{way}, Tensor weight_hh{way}, "
+    f"Tensor? bias_ih{way}, Tensor? bias_hh{way}"
+    for way in ("", "_reverse")
+)
+_BOTH_ROWS = (
+    "Tensor batch_sizes, Tensor? resets, Tensor? resets_reverse, Tensor? seed, "
+    "Tensor? seed_reverse, Tensor? sequences, float[] zoneout"
+)
 _ATTENTION = "Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? seed"
 _ATTENTION_OPTIONS = "bool is_causal, float dropout_p, float scale"
 _SCHEMAS = (
@@ -31,6 +40,17 @@ _SCHEMAS = (
     "str cell, bool reverse, bool input_grad, bool weight_grad)"
     " -> (Tensor grad_input, Tensor grad_state, Tensor grad_weight_ih, Tensor grad_weight_hh,"
     " Tensor grad_bias_ih, Tensor grad_bias_hh, Tensor grad_weight_hr, Tensor grad_gains)",
+    # Both directions of a layer: the results of `recurrence` for the one, then for the other.
+    f"recurrence_both({_BOTH_INPUTS}, {_BOTH_ROWS}, str cell, bool save)"
+    " -> (Tensor output, Tensor state_n, Tensor cells, Tensor reserve, Tensor output_reverse,"
+    " Tensor state_n_reverse, Tensor cells_reverse, Tensor reserve_reverse)",
+    "recurrence_both_backward(Tensor? grad_output, Tensor? grad_state_n, Tensor? grad_cells, "
+    "Tensor? grad_output_reverse, Tensor? grad_state_n_reverse, Tensor? grad_cells_reverse, "
+    f"{_BOTH_INPUTS}, {_BOTH_ROWS}, Tensor output, Tensor cells, Tensor reserve, "
+    "Tensor output_reverse, Tensor cells_reverse, Tensor reserve_reverse, "
+    "str cell, bool input_grad, bool weight_grad)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,"
+    " Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
     "int ignore_index, float label_smoothing, bool mean, bool bfloat16, bool gradients)"
     " -> (Tensor losses, Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
@@ -55,6 +75,7 @@ _SCHEMAS = (
     "cpu_barrier() -> float",
     "cuda_device(int index) -> int[]",
     "use_cuda_schedule(str name) -> ()",
+    "use_cuda_tf32(bool allowed) -> ()",
     "cuda_barriers(Tensor(a!) space, int cluster, int rounds) -> ()",
 )
 for _schema in _SCHEMAS:

@@ -160,7 +160,13 @@ def choose(
 
 
 def scheduled(
-    choice: Choice, cell: str, input: Tensor, steps: int, batch: int, hidden_size: int
+    choice: Choice,
+    cell: str,
+    input: Tensor,
+    steps: int,
+    batch: int,
+    hidden_size: int,
+    directions: int = 1,
 ) -> Choice:
     """A choice with the schedule that the GPU will walk T steps of B sequences by.
 
@@ -171,6 +177,7 @@ def scheduled(
         steps: T.
         batch: B.
         hidden_size: H.
+        directions: that run side by side; default 1.
 
     Returns:
         The choice; unchanged unless the compiled kernels run it on a CUDA device.
@@ -179,7 +186,7 @@ def scheduled(
         return choice
     on = _cuda.facts(input.device.index or 0)
     assert isinstance(on, _cuda.Facts)  # or the backend would have been refused
-    plan = _cuda.plan(cell, input.dtype, steps, batch, hidden_size, on)
+    plan = _cuda.plan(cell, input.dtype, steps, batch, hidden_size, on, directions)
     if plan is None:
         return choice
     refused = {f"{name} schedule": why for name, why in plan["refused"].items()}

@@ -240,7 +240,8 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
             if getattr(module, "batch_first", False):
                 steps, batch = batch, steps
         hidden_size: Any = module.hidden_size
-        choice = scheduled(choice, name, tensor, steps, batch, hidden_size)
+        directions = 2 if getattr(module, "bidirectional", False) else 1
+        choice = scheduled(choice, name, tensor, steps, batch, hidden_size, directions)
         schedule = choice.schedule
     packed = "" if getattr(module, "_frozen", None) is None else ", weights packed"
     lines = [f"{choice.backend}: runs {name} ({schedule}{packed})"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastrnn import batching, cells
+from fastrnn import _cuda, batching, cells
 from fastrnn._library import LIBRARY
 from fastrnn.regularisers import Extras, LayerNorm
 
@@ -148,6 +148,7 @@ def below_autograd(op: Any, *args: Any) -> tuple[Tensor, ...]:
     """An operator without a look at whether gradients are wanted."""
     if torch.compiler.is_compiling():  # Dynamo refuses the guard, and has no need of it
         return tuple(op(*args))
+    _cuda.follow_tf32(args[0])
     with torch._C._AutoDispatchBelowAutograd():
         return tuple(op(*args))
 
@@ -203,6 +204,7 @@ class RecurrenceBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
+        _cuda.follow_tf32(args[3])
         return tuple(torch.ops.fastrnn.recurrence_backward.default(*args))
 
     @staticmethod

@@ -34,7 +34,8 @@ def refused(run: object, *args: object) -> str:
 
 assert torch.version.cuda is not None, f"torch {torch.__version__} is not a CUDA build"
 assert not torch.cuda.is_available(), "there is a GPU here: run make gpu"
-operators = (torch.ops.fastrnn.recurrence.default, torch.ops.fastrnn.recurrence_backward.default)
+names = ("recurrence", "recurrence_backward", "recurrence_both", "recurrence_both_backward")
+operators = [getattr(torch.ops.fastrnn, name).default for name in names]
 for operator in operators:
     name = operator.name()
     assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"), f"{name} has no CUDA part"
@@ -45,14 +46,21 @@ rows = (torch.tensor([2, 2, 2]), None, None, None, [])
 arguments = (x, state, w_ih, w_hh, b, b, None, None, *rows)
 saved = (on_cuda(6, 4), on_cuda(1, 6, 4), on_cuda(6, 16))
 mistaken = (*arguments[:3], on_cuda(15, 4), *arguments[4:])
+way, (batch_sizes, *_) = (state, w_ih, w_hh, b, b), rows
+of_both = (x, *way, *way, batch_sizes, None, None, None, None, None, [])
 with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
-    forward, backward = operators
+    forward, backward, both, both_backward = operators
     said = refused(forward, *mistaken, "lstm", False, True)
     assert said.startswith("recurrence: weight_hh must be [16, 4], got [15, 4]"), said
     found = {
         "recurrence": refused(forward, *arguments, "lstm", False, True),
         "recurrence_backward": refused(
             backward, saved[0], None, None, *arguments, *saved, "lstm", False, True, True
+        ),
+        "recurrence_both": refused(both, *of_both, "lstm", True),
+        "recurrence_both_backward": refused(
+            both_backward,
+            *(saved[0], *[None] * 5, *of_both, *saved, *saved, "lstm", True, True),
         ),
         "cuda_device": str(_cuda.facts(0)),
     }

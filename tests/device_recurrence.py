@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -146,36 +148,66 @@ def run_steps(at: OnDevice, backward: bool = True) -> Tensors:
     return at.found()
 
 
-def run_persistent(
-    at: OnDevice,
+def run_persistent(at: OnDevice, schedule: str, cluster: int, **options: Any) -> Tensors:
+    """A persistent schedule; see `run_side_by_side`."""
+    return run_side_by_side([at], schedule, cluster, **options)[0]
+
+
+def run_side_by_side(
+    ways: Sequence[OnDevice],
     schedule: str,
     cluster: int,
     *,
+    share: int = 1,
     processors: int = 132,
     limit: int = 227 * 1024,
     table: bool | None = None,
     backward: bool = True,
-) -> Tensors:
-    """A persistent schedule; `table`: whether the steps are a table, by default if they differ."""
-    p, device = at.problem, at.device
-    kernels = device.persistent_kernels(schedule, p.cell, at.dtype)
+    tf32: bool = False,
+) -> list[Tensors]:
+    """A persistent schedule's launches, each for one direction or both.
+
+    Args:
+        ways: of one device, cell, dtype, sizes and width.
+        schedule: of emulator.SCHEDULES.
+        cluster: blocks of one.
+        share: of them that share k.
+        processors: of the device, for each direction.
+        limit: bytes of shared memory of a block.
+        table: whether the steps are a table, by default if they differ.
+        backward: run the backward pass, too.
+        tf32: products may be TF32's.
+    """
+    p, device = ways[0].problem, ways[0].device
+    kernels = device.persistent_kernels(schedule, p.cell, ways[0].dtype, tf32)
     assert kernels is not None
-    steps = walk(p.sizes, p.reverse)
     if table is None:
         table = len(set(p.sizes)) > 1
-    raw = torch.frombuffer(bytearray(b"".join(map(bytes, steps))), dtype=torch.int64)
-    on_device = device.put(raw) if table else None
-    walked = emulator.Steps(len(steps), pointer(on_device), p.reverse)
-    at.results["state_n"] = at.empty(*at.results["state_n"].shape)  # only written
+    walks = []
+    for at in ways:
+        steps = walk(at.problem.sizes, at.problem.reverse)
+        raw = torch.frombuffer(bytearray(b"".join(map(bytes, steps))), dtype=torch.int64)
+        on_device = device.put(raw) if table else None
+        walks.append(emulator.Steps(len(steps), pointer(on_device), at.problem.reverse))
+        at.results["state_n"] = at.empty(*at.results["state_n"].shape)  # only written
     for back in (False, True)[: 1 + backward]:
         layout = emulator.Layout()
         fits = kernels.layout(
-            back, p.batch, p.hidden, cluster, processors, limit, ctypes.byref(layout)
+            back, p.batch, p.hidden, cluster, share, processors, limit, ctypes.byref(layout)
         )
         assert fits, "the shape does not fit"
-        kernel, args = (
-            (kernels.backward, at.backward()) if back else (kernels.forward, at.forward())
+        kind: Any = emulator.WayBackward if back else emulator.WayForward
+        arguments = (kind * len(ways))(
+            *(
+                kind(
+                    at.backward() if back else at.forward(), steps, pointer(at.tensors["weight_hh"])
+                )
+                for at, steps in zip(ways, walks, strict=True)
+            )
         )
-        space = device.put(torch.zeros(layout.bytes, dtype=torch.uint8)) if layout.bytes else None
-        device.run(kernel, args, walked, at.tensors["weight_hh"], layout, space)
-    return at.found()
+        size = layout.bytes * len(ways)
+        space = device.put(torch.zeros(size, dtype=torch.uint8)) if size else None
+        device.run(
+            kernels.backward if back else kernels.forward, arguments, len(ways), layout, space
+        )
+    return [at.found() for at in ways]

@@ -17,6 +17,7 @@ namespace {
 const char* error_text(int) { return emulator_report(); }
 
 void use_schedule(const std::string& name) { ask_schedule(name); }
+void use_tf32(bool allowed) { allow_tf32(allowed); }
 
 }  // namespace
 
@@ -30,6 +31,8 @@ Current current(const Tensor&) {
 STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CPU, m) {
   m.impl("recurrence", TORCH_BOX(&recurrence));
   m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
+  m.impl("recurrence_both", TORCH_BOX(&recurrence_both));
+  m.impl("recurrence_both_backward", TORCH_BOX(&recurrence_both_backward));
   m.impl("masked_attention", TORCH_BOX(&masked_attention));
   m.impl("masked_attention_backward", TORCH_BOX(&masked_attention_backward));
   m.impl("cuda_barriers", TORCH_BOX(&barriers));
@@ -37,6 +40,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CompositeExplicitAutograd, m) {
   m.impl("use_cuda_schedule", TORCH_BOX(&use_schedule));
+  m.impl("use_cuda_tf32", TORCH_BOX(&use_tf32));
 }
 
 }  // namespace fastrnn::cuda

@@ -10,7 +10,7 @@ import torch
 
 from build_tools import runner, toolchain, torch_location
 from build_tools.plan import STABLE_ABI
-from fastrnn import _attention, _library, ops
+from fastrnn import _attention, _library, bidirectional, ops
 from tests import emulator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,15 +48,21 @@ def operators() -> Any:
     """torch.ops.fastrnn_emulated: those of the CUDA operators."""
     path = build()
     definitions = torch.library.Library("fastrnn_emulated", "DEF")
-    wanted = ("recurrence(", "recurrence_backward(", "use_cuda_schedule(", "cuda_barriers(")
-    wanted += ("masked_attention(", "masked_attention_backward(")
+    names = ("recurrence", "recurrence_backward", "recurrence_both", "recurrence_both_backward")
+    names += ("masked_attention", "masked_attention_backward")
+    wanted = tuple(f"{n}(" for n in (*names, "use_cuda_schedule", "use_cuda_tf32", "cuda_barriers"))
     for schema in _library._SCHEMAS:
         if schema.startswith(wanted):
             definitions.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.ops.load_library(str(path))
-    fakes = {"recurrence": ops._fake_forward, "recurrence_backward": ops._fake_backward}
-    fakes["masked_attention"] = _attention._fake_forward
-    fakes["masked_attention_backward"] = _attention._fake_backward
+    fakes = {
+        "recurrence": ops._fake_forward,
+        "recurrence_backward": ops._fake_backward,
+        "recurrence_both": bidirectional.fake_forward,
+        "recurrence_both_backward": bidirectional.fake_backward,
+        "masked_attention": _attention._fake_forward,
+        "masked_attention_backward": _attention._fake_backward,
+    }
     for name, fake in fakes.items():
         torch.library.register_fake(f"fastrnn_emulated::{name}", fake, lib=definitions)
     operators.definitions = definitions  # type: ignore[attr-defined] # they live as long as it

@@ -17,27 +17,32 @@ from build_tools import runner, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # as in kernels_cuda.h
+TF32 = len(DTYPES)  # float32 whose products are TF32's
 # Their hooks at every load and store are ours (csrc/emulator/memory.cpp), not the sanitizer's.
 HOOKS = ["-fsanitize=thread"]
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-DFASTRNN_EMULATOR"]
 UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
+# By what the kernels are looked at: "undefined" besides the hooks, "address" in their place (both
+# want the same calls), with the sanitizer's library loaded before everything else.
+SANITIZERS = {"": HOOKS, "undefined": [*HOOKS, *UNDEFINED], "address": ["-fsanitize=address"]}
+SANITIZER = "FASTRNN_TEST_SANITIZER"  # one of them, in the environment
 SCHEDULES = ("cluster", "grid")
-UNDEFINED_TOO = "FASTRNN_TEST_UNDEFINED"  # set to 1: stop at undefined behaviour
 NOT_KERNELS = ("device.cu",)
 
 
-def build(undefined: bool = False) -> Path:
-    """The library, up to date; `undefined` also stops at undefined behaviour."""
+def build(sanitizer: str = "") -> Path:
+    """The library, up to date, by one of SANITIZERS."""
     cxx = toolchain.compiler()
-    folder = Path("build", "emulator-undefined" if undefined else "emulator")
+    folder = Path("build", f"emulator-{sanitizer}" if sanitizer else "emulator")
+    flags = SANITIZERS[sanitizer]
     kernels = [p for p in sorted(ROOT.glob("csrc/*.cu")) if p.name not in NOT_KERNELS]
     steps = []
     own = [ROOT / "tests" / "emulator_kernels.cu", *sorted(ROOT.glob("csrc/emulator/*.cpp"))]
     for source in [*kernels, *own]:
         output, depfile = (folder / f"{source.name}{end}" for end in (".o", ".d"))
-        extra = [*HOOKS, *(UNDEFINED if undefined else [])] if source.suffix == ".cu" else []
+        extra = flags if source.suffix == ".cu" else []
         # Every shape takes the wide kernels where it can.
-        extra += ["-DFASTRNN_WIDE_FROM=1", "-x", "c++"]
+        extra = [*extra, "-DFASTRNN_WIDE_FROM=1", "-x", "c++"]
         path = source.relative_to(ROOT)
         files = ["-MMD", "-MF", str(depfile), "-c", str(path), "-o", str(output)]
         command = (*cxx, *FLAGS, *extra, *files)
@@ -45,7 +50,7 @@ def build(undefined: bool = False) -> Path:
     objects = tuple(step.output for step in steps)
     library = folder / "libemulator.so"
     link = [*cxx, "-shared", *map(str, objects), "-o", str(library), "-ldl"]
-    link += UNDEFINED if undefined else []
+    link += [flag for flag in flags if flag not in HOOKS]
     runner.run([*steps, runner.Step(library, objects, tuple(link))], ROOT, folder, 1)
     return ROOT / library
 
@@ -90,9 +95,17 @@ class Steps(ctypes.Structure):
     _fields_ = [("steps", c_int64), ("table", c_void_p), ("reverse", c_bool)]
 
 
+class WayForward(ctypes.Structure):
+    _fields_ = [("arguments", Forward), ("steps", Steps), ("weight_hh", c_void_p)]
+
+
+class WayBackward(ctypes.Structure):
+    _fields_ = [("arguments", Backward), ("steps", Steps), ("weight_hh", c_void_p)]
+
+
 class Layout(ctypes.Structure):
     _fields_ = [
-        *((name, c_int) for name in ("cluster", "clusters", "tile", "threads")),
+        *((name, c_int) for name in ("cluster", "clusters", "share", "tile", "threads")),
         *((name, c_int64) for name in ("shared", "bytes")),
     ]
 
@@ -117,16 +130,14 @@ class PersistentKernels(ctypes.Structure):
     _fields_ = [
         (
             "layout",
-            CFUNCTYPE(c_bool, c_bool, c_int64, c_int64, c_int, c_int, c_int64, POINTER(Layout)),
+            CFUNCTYPE(c_bool, c_bool, *[c_int64] * 2, *[c_int] * 3, c_int64, POINTER(Layout)),
         ),
         *(
             (
                 name,
-                _function(
-                    POINTER(arguments), POINTER(Steps), c_void_p, POINTER(Layout), *[c_void_p] * 2
-                ),
+                _function(POINTER(way), c_int, POINTER(Layout), *[c_void_p] * 2),
             )
-            for name, arguments in (("forward", Forward), ("backward", Backward))
+            for name, way in (("forward", WayForward), ("backward", WayBackward))
         ),
     ]
 
@@ -194,11 +205,11 @@ class Emulator:
         return StepKernels.from_address(found)
 
     def persistent_kernels(
-        self, schedule: str, cell: str, dtype: torch.dtype
+        self, schedule: str, cell: str, dtype: torch.dtype, tf32: bool = False
     ) -> PersistentKernels | None:
         """Those of one of SCHEDULES, if it has the cell and dtype."""
         get = getattr(self.library, f"emulator_{schedule}_kernels")
-        found = get(cell.encode(), DTYPES.index(dtype))
+        found = get(cell.encode(), TF32 if tf32 else DTYPES.index(dtype))
         return PersistentKernels.from_address(found) if found else None
 
     def run(self, kernel: Callable[..., int], *args: Any) -> None:
@@ -215,7 +226,7 @@ class Emulator:
 @functools.cache
 def emulator() -> Emulator:
     """The one of this process, built first."""
-    return Emulator(build(undefined=os.environ.get(UNDEFINED_TOO) == "1"))
+    return Emulator(build(os.environ.get(SANITIZER, "")))
 
 
 def pointer(tensor: Tensor | None) -> int | None:

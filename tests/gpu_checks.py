@@ -19,6 +19,7 @@ import torch
 
 import fastrnn
 from fastrnn import _cuda, ops
+from fastrnn.bidirectional import BothDirections
 from fastrnn.cells import CELLS, COMPILED
 from tests.gpu_attention import attention_checks
 from tests.layers import NAMES, Layer, assert_as_close_as_torch, random_layer
@@ -103,13 +104,64 @@ def agrees(schedule: str, dtype: torch.dtype, cell: str, shape: str, extras: boo
         assert_as_close_as_torch(name, ours[name].cpu(), torchs[name].cpu(), right, FLOORS[dtype])
 
 
-def graph_replays(schedule: str, cell: str) -> None:
+@contextmanager
+def tf32() -> Iterator[None]:
+    """torch lets products of float32 tensors be TF32's."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def agrees_by_tf32(schedule: str, cell: str, shape: str) -> None:
+    """The same with TF32's roundings in every product."""
+    layer = random_layer(cell, *SHAPES[shape], reverse=shape == "ragged")
+    there = on_gpu(layer, torch.float32)
+    exact = everything(ops.reference, layer)
+    with tf32(), asked_for(schedule):
+        ours, torchs = everything(ops.Recurrence.apply, there), everything(ops.reference, there)
+    for name, right in exact.items():
+        assert_as_close_as_torch(name, ours[name].cpu(), torchs[name].cpu(), right, 4 * 2**-10)
+
+
+def side_by_side(schedule: str, cell: str, dtype: torch.dtype, shape: str) -> None:
+    """Both directions in one launch, against each by itself on the step schedule."""
+    layer = on_gpu(random_layer(cell, *SHAPES[shape]), dtype)
+    other = on_gpu(random_layer(cell, *SHAPES[shape], reverse=True, seed=1), dtype)
+    other.tensors[0] = layer.tensors[0]
+    none = (None,) * 5
+    args = (*layer.tensors[:6], *other.tensors[1:6], layer.batch_sizes, *none, [], cell)
+    leaves = [*layer.present, *other.present[1:]]
+
+    def results(found: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        kept = [found[i] for i in (0, 1, 4, 5)]
+        total = sum(t.float().square().sum() for t in kept)
+        return [*kept, *torch.autograd.grad(total, leaves)]
+
+    with asked_for(schedule):
+        ours = results(BothDirections.apply(*args))
+    with asked_for("step"):
+        singles = [t for way in (layer, other) for t in ops.Recurrence.apply(*way.arguments)]
+        expected = results(tuple(singles))
+    for a, b in zip(ours, expected, strict=True):
+        worst = (a.float() - b.float()).abs().max()
+        assert worst <= 8 * torch.finfo(dtype).eps * b.float().abs().max(), worst
+
+
+def graph_replays(schedule: str, cell: str, both: bool = False) -> None:
     """A captured training pass follows its input, to the bit."""
     layer = on_gpu(random_layer(cell, [8] * 5, 16, 64), torch.bfloat16)
     x = layer.tensors[0]
 
     def step() -> tuple[torch.Tensor, ...]:
-        output, *_ = ops.Recurrence.apply(*layer.arguments)
+        if both:
+            rows = (layer.batch_sizes, *(None,) * 5, [], cell)
+            found = BothDirections.apply(*layer.tensors[:6], *layer.tensors[1:6], *rows)
+            output = found[0] + found[4]
+        else:
+            output, *_ = ops.Recurrence.apply(*layer.arguments)
         return (output, *torch.autograd.grad(output.float().square().sum(), layer.present))
 
     with asked_for(schedule):
@@ -230,8 +282,14 @@ def they_run() -> None:
     facts = _cuda.facts(torch.cuda.current_device())
     assert isinstance(facts, _cuda.Facts), facts
     agrees("grid", torch.bfloat16, "lstm", "wide")
+    agrees("grid", torch.bfloat16, "gru_reset_before", "wide")
+    agrees_by_tf32("grid", "lstm", "wide")
+    side_by_side("grid", "lstm", torch.bfloat16, "ragged")
     if facts.capability >= 90:
         agrees("cluster", torch.bfloat16, "lstm", "padded")
+        agrees("cluster", torch.bfloat16, "gru_reset_before", "padded")
+        agrees_by_tf32("cluster", "lstm", "padded")
+        side_by_side("cluster", "lstm", torch.bfloat16, "padded")
         agrees("cluster", torch.float32, "gru", "ragged")
 
 
@@ -248,8 +306,17 @@ def checks() -> dict[str, Check]:
                     )
             extras = partial(agrees, schedule, torch.float32, cell, "ragged", extras=True)
             found[f"{schedule}-{cell}-extras"] = partial(may_be_refused, extras)
-            graph = partial(graph_replays, schedule, cell)
-            found[f"{schedule}-{cell}-graph"] = partial(may_be_refused, graph)
+            for both in (False, True):
+                graph = partial(graph_replays, schedule, cell, both)
+                name = f"{schedule}-{cell}-graph{'-both' * both}"
+                found[name] = partial(may_be_refused, graph)
+            if cell == "rnn_relu":  # a gradient jumps where a rounding changes a sign
+                continue
+            for shape in ("padded", "ragged"):
+                loose = partial(agrees_by_tf32, schedule, cell, shape)
+                found[f"{schedule}-{cell}-tf32-{shape}"] = partial(may_be_refused, loose)
+                pair = partial(side_by_side, schedule, cell, torch.bfloat16, shape)
+                found[f"{schedule}-{cell}-both-{shape}"] = partial(may_be_refused, pair)
     for cell in ("lstm", "gru", "rnn_tanh"):
         found[f"module-{cell}"] = partial(modules_agree, cell)
     for cell in ("lstm", "gru", "transformer"):

@@ -5,40 +5,44 @@ import ctypes
 import pytest
 import torch
 
-from tests.device_recurrence import OnDevice, run_persistent
+from tests.device_recurrence import OnDevice, run_persistent, run_side_by_side
 from tests.emulator import EmulatorError, Layout
 from tests.layers import assert_as_close_as_torch
 from tests.recurrence_problems import problem
 
 HALVES = (torch.float16, torch.bfloat16)
-KINDS = [("cluster", torch.float32), *((s, d) for s in ("cluster", "grid") for d in HALVES)]
+KINDS = [
+    ("cluster", torch.float32, False),
+    *((s, torch.float32, True) for s in ("cluster", "grid")),
+    *((s, d, False) for s in ("cluster", "grid") for d in HALVES),
+]  # schedule, dtype, by TF32
 SIZES = {"T1": [5], "T2B1": [1, 1], "T7": [5] * 7, "ragged": [5, 4, 4, 2, 1], "ended": [3, 3, 0]}
+OF_CLUSTER = {"cluster_arrive's release", "cluster_wait's acquire"}
 BARRIERS = {
-    "cluster": {
-        "__syncthreads",
-        "__syncwarp",
-        "cluster_arrive's release",
-        "cluster_wait's acquire",
-    },
+    "cluster": {"__syncthreads", "__syncwarp", *OF_CLUSTER},
     "grid": {"__syncthreads", "__syncwarp", "add_release's release", "wait_at_least's acquire"},
 }
-CELLS = {"lstm": 2, "gru": 1, "rnn_tanh": 1, "rnn_relu": 1}  # and their states
+# And their states.
+CELLS = {"lstm": 2, "gru": 1, "gru_reset_before": 1, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 def check(device, schedule, p, dtype, blocks, misalign=0, **options):
-    exact, torchs = p.reference(torch.float64), p.reference(dtype)
     at = OnDevice(device, p, dtype, misalign)
-    found = run_persistent(at, schedule, blocks, **options)
+    compare(run_persistent(at, schedule, blocks, **options), p, dtype, options.get("tf32", False))
+
+
+def compare(found, p, dtype, tf32=False):
+    exact, torchs = p.reference(torch.float64), p.reference(dtype)
     assert set(found) == {name for name in exact if "bias" not in name}
+    floor = 4 * (2**-10 if tf32 else torch.finfo(dtype).eps)
     for name, ours in found.items():
-        floor = 4 * torch.finfo(dtype).eps
         assert_as_close_as_torch(name, ours, torchs[name], exact[name], floor)
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize(("schedule", "dtype"), KINDS, ids=str)
+@pytest.mark.parametrize(("schedule", "dtype", "tf32"), KINDS, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_shapes(device, cell, schedule, dtype, sizes):
+def test_shapes(device, cell, schedule, dtype, tf32, sizes):
     shapes = [(1, 2), (33, 2)]
     # A gradient of relu jumps where a rounding changes a sign, as in many units one does.
     if dtype == torch.bfloat16 and cell != "rnn_relu":
@@ -47,7 +51,7 @@ def test_shapes(device, cell, schedule, dtype, sizes):
         # Some sequences a cluster in the last case, all of them in the others.
         processors = 8 if hidden == 128 else blocks
         p = problem(cell, sizes, hidden, reverse=hidden == 33)
-        check(device, schedule, p, dtype, blocks, processors=processors)
+        check(device, schedule, p, dtype, blocks, processors=processors, tf32=tf32)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -97,17 +101,57 @@ def test_gradients_that_are_absent(device, schedule, grads):
         ("cluster", "lstm", torch.bfloat16, 264, 12, 2),
         ("cluster", "lstm", torch.bfloat16, 160, 2, 9),
         ("cluster", "gru", torch.float16, 200, 5, 3),
+        ("cluster", "gru_reset_before", torch.bfloat16, 200, 3, 3),
         ("cluster", "rnn_tanh", torch.bfloat16, 520, 6, 2),
         ("cluster", "lstm", torch.float32, 72, 4, 9),
+        ("cluster", "gru_reset_before", torch.float32, 72, 4, 9),
         ("grid", "lstm", torch.bfloat16, 264, 20, 2),
         ("grid", "lstm", torch.bfloat16, 160, 2, 17),
         ("grid", "gru", torch.float16, 200, 9, 9),
+        ("grid", "gru_reset_before", torch.float16, 264, 4, 17),
         ("grid", "rnn_tanh", torch.bfloat16, 520, 7, 2),
     ],
     ids=str,
 )
 def test_larger(device, schedule, cell, dtype, hidden, blocks, batch):
     check(device, schedule, problem(cell, [batch] * 2, hidden), dtype, blocks, processors=blocks)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "cell", "hidden", "blocks", "batch"),
+    [
+        ("cluster", "lstm", 200, 7, 3),
+        ("cluster", "gru", 160, 2, 2),
+        ("grid", "lstm", 136, 9, 9),
+        ("grid", "gru_reset_before", 200, 5, 2),
+    ],
+)
+def test_tf32(device, schedule, cell, hidden, blocks, batch):
+    """Within TF32's roundings, and not within float32's."""
+    p = problem(cell, [batch] * 2, hidden)
+    check(device, schedule, p, torch.float32, blocks, processors=blocks, tf32=True)
+    device.clear()
+    found = run_persistent(
+        OnDevice(device, p, torch.float32), schedule, blocks, processors=blocks, tf32=True
+    )
+    error = (found["output"].double() - p.reference(torch.float64)["output"]).abs().max()
+    assert 1e-6 < error < 1e-3
+
+
+@pytest.mark.parametrize("schedule", BARRIERS)
+@pytest.mark.parametrize("sizes", [[5, 5, 5], [5, 4, 4, 2, 1]], ids=["padded", "ragged"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+def test_both_directions_in_one_launch(device, schedule, sizes, cell):
+    for seed in (0, 1, 2):
+        device.clear()
+        device.seed(seed)
+        ways = [
+            problem(cell, sizes, 33, reverse=reverse, resets=0.2, seed=int(reverse))
+            for reverse in (False, True)
+        ]
+        at = [OnDevice(device, p, torch.bfloat16) for p in ways]
+        for found, p in zip(run_side_by_side(at, schedule, 3, processors=6), ways, strict=True):
+            compare(found, p, torch.bfloat16)
 
 
 @pytest.mark.parametrize("schedule", BARRIERS)
@@ -119,28 +163,39 @@ def test_nothing_saved(device, schedule):
     torch.testing.assert_close(output.double(), expected, atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("schedule", BARRIERS)
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_any_order_of_threads(device, schedule, cell):
+@pytest.mark.parametrize(("schedule", "share"), [("cluster", 1), ("grid", 1), ("grid", 2)])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+def test_any_order_of_threads(device, schedule, share, cell):
     for seed in range(20):
         device.clear()
         device.seed(seed)
         p = problem(cell, [3, 2, 1], 17, reverse=seed % 2 == 1, resets=0.2, seed=seed)
-        check(device, schedule, p, torch.bfloat16, 2 + seed % 2)
+        check(
+            device,
+            schedule,
+            p,
+            torch.bfloat16,
+            2 * share if share > 1 else 2 + seed % 2,
+            share=share,
+        )
 
 
-@pytest.mark.parametrize("schedule", BARRIERS)
-def test_every_barrier_is_missed(device, schedule):
+@pytest.mark.parametrize(("schedule", "share"), [("cluster", 1), ("grid", 1), ("grid", 2)])
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_every_barrier_is_missed(device, schedule, share, cell):
     """With any one of them taken out, the emulator finds unordered accesses."""
 
     def run():
-        # Several warps share a job, so that every kind of barrier runs.
-        p = problem("lstm", [3 if schedule == "cluster" else 9] * 4, 128)
-        check(device, schedule, p, torch.bfloat16, 2, processors=2)
+        # Several warps share a job and a warp has several tiles' gates, so that all are needed.
+        batch = 3 if schedule == "cluster" else 33 if share == 1 else 64
+        p = problem(cell, [batch] * 3, 128 // share)
+        options = {"processors": 2, "share": share}
+        check(device, schedule, p, torch.bfloat16, 2, **options)
 
     run()
     sites = device.sites()
-    assert {site.split(" ", 1)[1] for site in sites} == BARRIERS[schedule]
+    kinds = BARRIERS[schedule] | (OF_CLUSTER if share > 1 else set())
+    assert {site.split(" ", 1)[1] for site in sites} == kinds
     for site in sites:
         device.clear()
         device.remove(site)
@@ -148,10 +203,27 @@ def test_every_barrier_is_missed(device, schedule):
             run()
 
 
-def fits(device, schedule, backward, batch, hidden, blocks, processors=132, dtype=torch.bfloat16):
-    kernels, layout = device.persistent_kernels(schedule, "lstm", dtype), Layout()
+@pytest.mark.parametrize("share", [2, 4])
+@pytest.mark.parametrize("cell", CELLS)
+def test_blocks_share_k(device, cell, share):
+    for seed, (hidden, sizes, dtype) in enumerate(
+        [
+            (33, [5, 4, 4, 2, 1], torch.float16),
+            (40, [10, 10, 3], torch.bfloat16),
+            (160, [17] * 2, torch.bfloat16),
+        ]
+    ):
+        device.clear()
+        device.seed(seed)
+        p = problem(cell, sizes, hidden, reverse=hidden == 33, resets=0.2)
+        if cell != "rnn_relu" or hidden < 100:
+            check(device, "grid", p, dtype, 8 if hidden > 100 else 4, share=share)
+
+
+def fits(device, schedule, backward, batch, hidden, blocks, share=1, processors=132):
+    kernels, layout = device.persistent_kernels(schedule, "lstm", torch.bfloat16), Layout()
     found = kernels.layout(
-        backward, batch, hidden, blocks, processors, 227 * 1024, ctypes.byref(layout)
+        backward, batch, hidden, blocks, share, processors, 227 * 1024, ctypes.byref(layout)
     )
     return layout if found else None
 
@@ -174,6 +246,10 @@ def test_layouts_of_the_grid(device, backward):
     layout = fits(device, "grid", backward, 20, 1500, 132)
     assert (layout.cluster, layout.clusters, layout.tile) == (94, 1, 8)
     assert layout.bytes >= 2 * 20 * 1500 * (4 if backward else 1) * 2
+    layout = fits(device, "grid", backward, 20, 1500, 116, 4)
+    assert (layout.cluster, layout.share) == (96, 4)
+    assert not fits(device, "grid", backward, 20, 1500, 118, 4)
+    assert not fits(device, "cluster", backward, 20, 256, 8, 2)
     assert not fits(device, "grid", backward, 20, 3000, 132)
     assert not fits(device, "grid", backward, 65, 1500, 132)
     assert not fits(device, "grid", backward, 20, 1500, 132, processors=131)
@@ -182,5 +258,3 @@ def test_layouts_of_the_grid(device, backward):
 def test_what_there_is_no_kernel_for(device):
     assert device.persistent_kernels("cluster", "lstm", torch.float64) is None
     assert device.persistent_kernels("grid", "lstm", torch.float32) is None
-    for schedule in BARRIERS:
-        assert device.persistent_kernels(schedule, "gru_reset_before", torch.float16) is None

@@ -22,7 +22,7 @@ FLOORS = (
     ("batching", "_attention_batching", "_attention", "ops"),
     ("triton_ops", "triton_attention"),
     ("_arguments", "_autocast", "attention", "functional", "loss", "packed"),
-    ("_checks", "_recurrent", "_rows", "_stack", "_swap", "init"),
+    ("bidirectional", "_checks", "_recurrent", "_rows", "_stack", "_swap", "init"),
     ("_frozen", "streaming", "_layers", "single_step", "custom"),
     ("modules", "multihead"),
     ("_onnx_nodes", "onnx"),

@@ -67,7 +67,8 @@ def test_clusters_share_the_batch_where_the_weights_fit():
     assert found["refused"]["step"] == "slower than cluster"
     # Two directions side by side have half of the device each.
     both = plan("lstm", "bfloat16", 35, 20, 650, directions=2, **H200)
-    assert (both["cluster"], both["clusters"], both["tile"]) == (16, 4, 5)
+    assert (both["cluster"], both["clusters"], both["tile"], both["at_once"]) == (16, 4, 5, 2)
+    assert both["text"].startswith("cluster: whole sequence in one kernel, both directions at once")
     small = plan("lstm", "bfloat16", 35, 20, 200, **H200)
     assert small["schedule"] == "cluster"
     assert small["cluster"] < 16
@@ -81,11 +82,51 @@ def test_the_grid_takes_what_no_cluster_holds():
     crowd = plan("lstm", "bfloat16", 35, 65, 1500, **H200)
     assert (crowd["schedule"], crowd["refused"]["grid"]) == ("step", "takes at most 64 sequences")
     single = plan("lstm", "float32", 35, 20, 1500, **H200)
-    assert single["refused"]["grid"] == "has no float32 kernels"
+    assert single["refused"]["grid"] == "has no exact float32 kernels, and TF32 is not allowed"
+    loose = plan("lstm", "tf32", 35, 20, 1500, **H200)
+    assert loose["refused"]["grid"].startswith("does not fit: W_hh is [6000, 1500]")
+    assert plan("lstm", "tf32", 35, 20, 650, **H200)["schedule"] == "grid"
     huge = plan("lstm", "bfloat16", 35, 20, 5000, **H200)
     assert huge["refused"]["grid"] == (
         "does not fit: W_hh is [20000, 5000], all 132 blocks have 30683136 bytes"
     )
+
+
+def test_directions_that_do_not_fit_side_by_side_take_turns():
+    one = plan("lstm", "bfloat16", 35, 20, 1500, **H200)
+    assert plan("lstm", "bfloat16", 35, 20, 1500, directions=2, **H200) == one
+    assert (one["schedule"], one["at_once"]) == ("grid", 1)
+
+
+def test_blocks_share_k_where_reading_would_set_the_pace():
+    options = {"backward": True, **H200}
+    back = plan("lstm", "bfloat16", 35, 20, 1500, **options)
+    assert (back["schedule"], back["share"], back["cluster"]) == ("grid", 4, 96)
+    assert plan("lstm", "bfloat16", 35, 20, 1500, **H200)["share"] == 1
+    old = plan("lstm", "bfloat16", 35, 20, 1500, backward=True, **A100)
+    assert old["share"] <= 1  # no clusters
+
+
+def test_two_products_a_step():
+    for hidden, schedule in ((200, "cluster"), (650, "cluster"), (1500, "grid")):
+        found = plan("gru_reset_before", "bfloat16", 35, 20, hidden, **H200)
+        assert found["schedule"] == schedule
+        back = plan("gru_reset_before", "bfloat16", 35, 20, hidden, backward=True, **H200)
+        assert back["schedule"] == schedule
+    # Backward the two products read places of their own in one buffer.
+    assert (
+        back["workspace"]
+        < plan("gru", "bfloat16", 35, 20, 1500, backward=True, **H200)["workspace"]
+    )
+
+
+def test_tf32_is_as_wide_as_float32():
+    for hidden in (200, 256, 400):
+        found = plan("lstm", "tf32", 35, 20, hidden, **H200)
+        assert found["schedule"] == "cluster"
+        exact = plan("lstm", "float32", 35, 20, hidden, **H200)
+        assert exact["schedule"] == "cluster"
+    assert plan("lstm", "float32", 35, 20, 650, **H200)["schedule"] == "step"
 
 
 def test_what_does_not_fit_says_so():

@@ -14,6 +14,7 @@ from fastrnn.cells import CELLS, COMPILED
 from tests import emulated
 from tests.emulator import Layout
 from tests.layers import NAMES, assert_as_close_as_torch, random_layer
+from tests.test_bidirectional import layer_of
 
 try:
     toolchain.compiler()
@@ -41,10 +42,10 @@ PERSISTENT = ["cluster", "grid"]
 SCHEDULES = ["step", *PERSISTENT]
 
 
-def has(schedule, cell, dtype):
+def has(schedule, dtype):
     """Whether a schedule has kernels; test_plan.py asserts what is said where it has none."""
     wide = (torch.float64,) if schedule == "cluster" else (torch.float32, torch.float64)
-    return schedule == "step" or (cell != "gru_reset_before" and dtype not in wide)
+    return schedule == "step" or dtype not in wide
 
 
 # Clusters take long to emulate; test_cuda_cluster.py has their grid.
@@ -53,7 +54,7 @@ RUNS = [
     for schedule in SCHEDULES
     for cell in CELL_NAMES
     for dtype in (FLOORS if schedule == "step" else (torch.float32, torch.bfloat16))
-    if has(schedule, cell, dtype)
+    if has(schedule, dtype)
 ]
 every_run = pytest.mark.parametrize(("schedule", "cell", "dtype"), RUNS, indirect=["schedule"])
 IN_FLOAT32 = [run[:2] for run in RUNS if run[2] == torch.float32]
@@ -135,6 +136,50 @@ def test_grid(schedule, cell, dtype, shape):
             check(
                 random_layer(cell, *sizes, bias=bias, projected=projected, reverse=reverse), dtype
             )
+
+
+@pytest.mark.parametrize("schedule", PERSISTENT, indirect=True)
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_tf32(schedule, cell):
+    run = emulated.operators()
+    layer = random_layer(cell, [5, 5, 3], 8, 40)
+    exact, exact_grads = by_reference(layer)
+    run.use_cuda_tf32.default(True)
+    try:
+        ours, our_grads = by_operators(layer.to(torch.float32))
+    finally:
+        run.use_cuda_tf32.default(False)
+    for name, a, b in zip(["output", "state_n"], ours, exact, strict=False):
+        assert 1e-6 < (a.double() - b).abs().max() < 2e-3, name
+    for a, b in zip(our_grads, exact_grads, strict=True):
+        assert_as_close_as_torch("gradient", a, b, b, 4 * 2**-10)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, indirect=True)
+@pytest.mark.parametrize("extras", [False, True])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+def test_both_directions(schedule, cell, extras):
+    run, dtype = emulated.operators(), torch.bfloat16
+    ways, args = layer_of(cell, sizes=(10, 10, 3), extras=extras)
+    lower = [way.to(dtype) for way in ways]
+    lower[1].tensors[0] = lower[0].tensors[0]
+    args = [
+        a.detach().to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a
+        for a in args
+    ]
+    results = run.recurrence_both.default(*args, True)
+    given = [*weights(results[:3]), *weights(results[4:7])]
+    saved = (results[i] for i in (0, 2, 3, 4, 6, 7))
+    grads = run.recurrence_both_backward.default(*given, *args[:-1], *saved, cell, True, True)
+    for k, (way, rounded) in enumerate(zip(ways, lower, strict=True)):
+        values = zip(
+            [*results[4 * k : 4 * k + 4], *grads[6 * k : 6 * k + 6]],
+            [t for part in by_reference(rounded) for t in part],
+            [t for part in by_reference(way) for t in part],
+            strict=True,
+        )
+        for a, b, c in values:
+            assert_as_close_as_torch("both", a, b, c, FLOORS[dtype])
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -277,7 +322,10 @@ def test_plan_knows_the_kernels_and_their_layouts(device, cell, dtype, schedule)
                 continue
             layout = Layout()
             size = found["cluster"] if schedule == "cluster" else 132
-            args = (backward, batch, hidden, size, 132, 232448, ctypes.byref(layout))
+            if schedule == "grid" and found["share"] > 1:
+                size = 116 if found["share"] == 4 else 132
+            sizes = (batch, hidden, size, found["share"], 132, 232448)
+            args = (backward, *sizes, ctypes.byref(layout))
             assert kernels.layout(*args)
             names = {"bytes": "workspace"}
             for name, _ in Layout._fields_:

@@ -29,6 +29,7 @@ class Case:
         precision: "float32" (no TF32 in any product), "tf32", "float16" or "bfloat16".
         mode: "forward" (no gradients) or "train" (forward and backward).
         how: "eager" or "graph" (replays of a CUDA graph).
+        directions: 1 or 2.
     """
 
     cell: str
@@ -36,24 +37,27 @@ class Case:
     precision: str
     mode: str
     how: str
+    directions: int = 1
 
     @property
     def name(self) -> str:
         """On the command line, and in the table."""
         sizes = "x".join(map(str, self.shape))
-        return f"{self.cell}-{sizes}-{self.precision}-{self.mode}-{self.how}"
+        both = "-both" if self.directions == 2 else ""
+        return f"{self.cell}{both}-{sizes}-{self.precision}-{self.mode}-{self.how}"
 
     @property
     def columns(self) -> dict[str, Any]:
         """In a row."""
         named = {"cell": self.cell, "precision": self.precision, "mode": self.mode, "how": self.how}
-        return named | self.shape._asdict()
+        return named | self.shape._asdict() | {"directions": self.directions}
 
     @property
     def operations(self) -> float:
         """Floating-point operations of the products, a multiply-add counted as two."""
         T, B, I, H, L = self.shape  # noqa: E741, N806
-        forward = 2.0 * T * B * GATES[self.cell] * H * (I + H + (L - 1) * 2 * H)
+        D = self.directions  # noqa: N806
+        forward = 2.0 * T * B * D * GATES[self.cell] * H * (I + H + (L - 1) * (D + 1) * H)
         return forward if self.mode == "forward" else 3 * forward
 
     @property
@@ -138,3 +142,6 @@ def cases() -> Iterator[Case | AttentionCase]:
     for mode, how in both:
         for shape in PENN:
             yield Case("gru", shape, "bfloat16", mode, how)
+    for mode, how in both[:2]:
+        for shape in PENN[:2]:
+            yield Case("lstm", shape, "bfloat16", mode, how, directions=2)

@@ -126,10 +126,11 @@ class Measurement:
         self.clock = Clock(device)
         torch.manual_seed(0)
         T, B, I, H, L = case.shape  # noqa: E741, N806
-        exact = KINDS[case.cell](I, H, L, dtype=torch.float64).to(device)
+        both = case.directions == 2
+        exact = KINDS[case.cell](I, H, L, bidirectional=both, dtype=torch.float64).to(device)
         self.inputs = (
             torch.randn(T, B, I, dtype=torch.float64, device=device),
-            torch.randn(T, B, H, dtype=torch.float64, device=device),
+            torch.randn(T, B, case.directions * H, dtype=torch.float64, device=device),
         )
         self.exact = exact
         self.row: dict[str, Any] = {"case": case.name, **case.columns, "refused": {}, "errors": {}}

@@ -16,6 +16,7 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __restrict__ __restrict
 
 #define threadIdx (emulator::current->index)
@@ -181,8 +182,13 @@ inline void cluster_wait(const Place& where = Place::current()) {
   thread.met_cluster = true;
 }
 
-// a: 16 x 16 by rows, b: 16 x 8 by columns, d: 16 x 8; in the fragments' order of PTX
-// ISA 9.7.14.5.8.
+inline float to_tf32(float x) {
+  const std::uint32_t bits = emulator::bits_of(x);
+  return std::isfinite(x) ? emulator::float_of((bits + 0x1000) & ~0x1FFFu) : x;
+}
+
+// a: 16 x K by rows, b: K x 8 by columns, d: 16 x 8; in the fragments' order of PTX
+// ISA 9.7.14.5.8 (K = 16) and 9.7.14.5.6 (K = 8, of TF32, whose other bits nobody looks at).
 template <class T>
 void mma(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
   struct Fragments {
@@ -191,16 +197,20 @@ void mma(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]
   std::memcpy(mine.a, a, sizeof mine.a), std::memcpy(mine.b, b, sizeof mine.b);
   const Fragments* const all = emulator::exchange(mine);
   const unsigned group = emulator::current->lane / 4, place = emulator::current->lane % 4;
-  const auto value = [](std::uint32_t pair, int k) {
-    return widen(T{std::uint16_t(k & 1 ? pair >> 16 : pair)});
+  constexpr int of_word = 4 / int(sizeof(T)), half_k = 4 * of_word;
+  const auto value = [](std::uint32_t word, int k) {
+    if constexpr (sizeof(T) == 4)
+      return emulator::float_of(word & ~0x1FFFu);
+    else
+      return widen(T{std::uint16_t(k & 1 ? word >> 16 : word)});
   };
   for (int half = 0; half < 2; ++half)
-    for (int k = 0; k < 16; ++k) {
-      const unsigned holder = k % 8 / 2;
-      const float left = value(emulator::of_lane(all, group * 4 + holder).a[k / 8 * 2 + half], k);
+    for (int k = 0; k < 2 * half_k; ++k) {
+      const unsigned holder = k % half_k / of_word, high = k / half_k;
+      const float left = value(emulator::of_lane(all, group * 4 + holder).a[high * 2 + half], k);
       for (int column = 0; column < 2; ++column) {
         const Fragments right = emulator::of_lane(all, (place * 2 + column) * 4 + holder);
-        d[half * 2 + column] += left * value(right.b[k / 8], k);
+        d[half * 2 + column] += left * value(right.b[high], k);
       }
     }
 }

@@ -1,0 +1,76 @@
+// Where a thread of a persistent kernel is, and what its warp hands to other blocks.
+#pragma once
+
+#include "cluster_plan.h"
+#include "device_rows.h"
+
+namespace fastrnn::cuda {
+
+// Where this thread is, its block's shared memory, and the sequences it is at.
+struct ClusterPlace {
+  int lane, group, place, job, part;
+  int rank;   // of the block among those that share k
+  int piece;  // of the job's chunks
+  int first_octet;
+  int tile = 0, first_sequence = 0;
+  unsigned char* shared;
+
+  // block: among those that hold W_hh.
+  __device__ __forceinline__ ClusterPlace(const ClusterPlan& p, unsigned char* shared, int block)
+      : lane(int(threadIdx.x) % 32),
+        group(lane / 4),
+        place(lane % 4),
+        job(int(threadIdx.x) / 32 % p.jobs),
+        part(int(threadIdx.x) / 32 / p.jobs),
+        rank(block % p.share),
+        piece(rank * p.splits + part),
+        first_octet((block - rank) * p.octets()),
+        shared(shared) {}
+
+  __device__ __forceinline__ void turn_to(const ClusterPlan& p, int next_tile) {
+    tile = next_tile, first_sequence = tile * p.tile;
+  }
+
+  // The lane's own place for number i of the Count that its job has for a tile.
+  template <int Count>
+  __device__ __forceinline__ float& own(const ClusterPlan& p, int i) const {
+    float* const numbers = reinterpret_cast<float*>(shared + p.state);
+    return numbers[((tile * p.own + job) * Count + i) * 32 + lane];
+  }
+
+  // The sequence in the tile of the lane's element e.
+  __device__ __forceinline__ int column(int e) const { return place * 2 + e; }
+  // The first unit of the job's octet o.
+  __device__ __forceinline__ int unit_of(const ClusterPlan& p, int o) const {
+    return (first_octet + job * p.octets_of_job + o) * octet;
+  }
+  // The rows [tile, stride] of k in buffer i % 2, of two.
+  template <class T>
+  __device__ __forceinline__ T* rows(const ClusterPlan& p, Index i) const {
+    return reinterpret_cast<T*>(shared + p.rows) + (i & 1) * p.tile * p.stride;
+  }
+};
+
+// Copies what a warp has staged, [tile, count] numbers, to the same place of the rows of `peers`
+// blocks; to_peer(peer) is where.
+template <class T, class Target>
+__device__ __forceinline__ void spread(const ClusterPlan& p, const ClusterPlace& at,
+                                       const T* staged, int count, int peers,
+                                       const Target& to_peer) {
+  constexpr int width = 16 / int(sizeof(T));
+  const int pieces = count / width, of_peer = p.tile * pieces;
+  for (int i = at.lane; i < of_peer * peers; i += 32) {
+    const int peer = i / of_peer, n = i % of_peer / pieces, piece = i % pieces;
+    store(load<T, width>(staged + n * count + piece * width),
+          to_peer(peer) + n * p.stride + piece * width);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void broadcast(const ClusterPlan& p, const ClusterPlace& at,
+                                          const T* staged, int count, T* to) {
+  spread(p, at, staged, count, p.cluster,
+         [=](int peer) { return cluster_peer(to, unsigned(peer)); });
+}
+
+}  // namespace fastrnn::cuda
