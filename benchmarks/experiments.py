@@ -58,8 +58,7 @@ _SMALL = "--preset time-machine-gru128 --hidden-size 32 --epochs 15"
 SECTIONS: dict[str, tuple[str, list[Experiment]]] = {
     "Penn Treebank, 2 x 200 units": (
         "The four models of CS5787 exercises 2 (github.com/mitkrieg/dl-assignment-2) with its "
-        "sizes, epochs, rates and decays; what it leaves open, such as the clipping at 5, is that "
-        "of Zaremba et al. 2014.",
+        "sizes, epochs, rates and decays. It says nothing of clipping; each preset does.",
         [
             Experiment("s3-lstm", "--preset s3-lstm", 126.3, 122.2, S3),
             Experiment("s3-lstm-dropout", "--preset s3-lstm-dropout", 99.2, 95.8, S3),
@@ -93,7 +92,7 @@ def take(places: list[Path], folder: Path) -> list[Path]:
         folder: where to.
 
     Returns:
-        The runs' folders.
+        The folders of the copies.
 
     Raises:
         UserError: there is none.
@@ -107,7 +106,7 @@ def take(places: list[Path], folder: Path) -> list[Path]:
         there.mkdir(parents=True, exist_ok=True)
         for file in FILES:
             shutil.copyfile(runs[0] / file, there / file)
-        taken.append(runs[0])
+        taken.append(there)
     if not taken:
         where = ", ".join(map(str, places))
         raise UserError(f"{where}: no finished run of an experiment, such as s3-lstm, is there")
@@ -122,8 +121,9 @@ def page(folder: Path) -> str:
         f"this page lie each run's {', '.join(f'`{file}`' for file in FILES)}; "
         f"[{REPORT}]({REPORT}) shows all of them with curves and samples (download it: it is one "
         "file). A run is made again by `fastrnn.train` with its options and `--out RUNS/NAME`. "
-        "Perplexities: ours, and in parentheses the published one. Seconds are of training and "
-        "validation, while the machine had other work, too; of an epoch, and of all.",
+        "Perplexities: ours, and in parentheses the published one. Seconds are by the clock, of an "
+        "epoch and of all, of one thread, beside other work and with pauses; Time of an epoch, at "
+        "the end, is measured with nothing else running. A dash: not trained to the end yet.",
     ]
     for title, (text, experiments) in SECTIONS.items():
         rows = [_row(each, folder / each.name) for each in experiments]

@@ -114,7 +114,7 @@ def _data(runs: list[Summary], names: list[str], differing: list[str]) -> dict[s
     groups += [
         [key, key.replace("_", " ")] for key in differing if key not in ("optimizer", "cell")
     ]
-    chosen = next((key for key in ("optimizer", "cell") if key in differing), "")
+    chosen = next((key for key in ("data", "optimizer", "cell") if key in differing), "")
     return {
         "differing": differing,
         "groups": groups,

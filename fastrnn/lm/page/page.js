@@ -146,14 +146,17 @@ function drawCurves() {
   const kinds = show === "both" ? ["train", "valid"] : [show];
   const entries = labels(data.runs.filter((r) => kinds.some((k) => r[k].ppl.length)), group);
   place.replaceChildren();
-  const found = entries.flatMap(({ run }) => kinds.flatMap((kind) => run[kind].ppl));
-  if (!found.length) return element("p", { class: "note" }, place, "No run has got so far.");
-  const [low, high] = bounds(found, true);
+  if (!entries.length) return element("p", { class: "note" }, place, "No run has got so far.");
+  // Perplexities of one text are on one scale in all panels.
+  const text = ({ run }) => [run.short.data, run.short.level].join();
   const keys = [...new Set(entries.map(({ run }) => (group ? run.settings[group] : "All runs")))];
   for (const key of keys) {
     const inside = entries.filter(({ run }) => !group || run.settings[group] === key);
     const panel = element("div", { class: "panel" }, place);
     element("h3", {}, panel, group ? `${group.replaceAll("_", " ")}: ${key}` : key);
+    const texts = new Set(inside.map(text)), compared = entries.filter((e) => texts.has(text(e)));
+    const found = compared.flatMap(({ run }) => kinds.flatMap((kind) => run[kind].ppl));
+    const [low, high] = bounds(found, true);
     legend(panel, inside.map((e) => ({ ...e, name: e.run.name, value: e.run.best })));
     const pair = element("div", { class: "pair" }, panel);
     const longest = Math.max(...inside.flatMap(({ run }) => kinds.flatMap((k) => run[k].seconds)), 1);
