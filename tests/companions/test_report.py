@@ -247,18 +247,47 @@ def test_damaged_files(
     assert not (tmp_path / "page.html").exists()
 
 
+def drawn(path: Path, folder: Path) -> list[str]:
+    """The validation curves of a page, as a browser draws them."""
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu"]
+    command += ["--disable-background-networking", f"--user-data-dir={folder / 'browser'}"]
+    command += ["--virtual-time-budget=3000", "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return re.findall(r'<path class="line valid" d="(M[^"]*)"', done.stdout)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 def test_a_browser_draws_the_curves(runs: Path, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     assert main([str(runs), "-o", str(path)]) == 0
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu"]
-    command += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'browser'}"]
-    command += ["--virtual-time-budget=3000", "--dump-dom", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     # Two runs, each by epoch and by wall-clock.
-    paths = re.findall(r'<path class="line valid" d="(M[^"]*)"', done.stdout)
+    paths = drawn(path, tmp_path)
     assert len(paths) == 4
     assert "NaN" not in "".join(paths) and "Infinity" not in "".join(paths)
     words = len([p for p in paths if p.count("L") == 11])
     assert words == 2  # 12 epochs
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_a_browser_has_a_scale_for_each_text(runs: Path, tmp_path: Path) -> None:
+    first = find_runs([str(runs)])[0]
+    for name, factor in (("low", 1.0), ("high", 100.0)):
+        copy = tmp_path / "runs" / name
+        shutil.copytree(first, copy)
+        config = (copy / CONFIG).read_text()
+        (copy / CONFIG).write_text(re.sub('data = ".*"', f'data = "{name}"', config))
+        lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            line["ppl"] *= factor
+            line["loss"] += math.log(factor)
+        (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = tmp_path / "page.html"
+    html = page([read_summary(each) for each in find_runs([str(tmp_path / "runs")])], "two")
+    path.write_text(html.replace('"group": ""', '"group": "data"'))
+    paths = drawn(path, tmp_path)
+    assert len(paths) == 4
+    for each in paths:
+        last = float(each.rsplit(",", 1)[1])
+        assert 0 <= last <= 270  # the height of a chart
