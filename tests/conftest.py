@@ -37,6 +37,15 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for a second thread, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def device() -> Iterator[Emulator]:
     """The emulated device that runs CUDA kernels on the CPU, empty."""
     try:

@@ -22,7 +22,7 @@ from fastrnn import _cuda, ops
 from fastrnn.bidirectional import BothDirections
 from fastrnn.cells import CELLS, COMPILED
 from tests.gpu_attention import attention_checks
-from tests.layers import NAMES, Layer, assert_as_close_as_torch, random_layer
+from tests.layers import Layer, assert_as_close_as_torch, everything, random_layer
 
 # A few roundings of each dtype, relative to the largest value.
 FLOORS = {
@@ -51,22 +51,6 @@ def on_gpu(layer: Layer, dtype: torch.dtype) -> Layer:
     moved = (None if t is None else t.cuda() for t in (resets, seed, sequences))
     there.extras = (*moved, rates)
     return there
-
-
-def everything(
-    function: Callable[..., tuple[torch.Tensor, ...]], layer: Layer
-) -> dict[str, torch.Tensor]:
-    """Outputs, reserve and gradients of a weighted sum of the outputs, by name."""
-    results = function(*layer.arguments)
-    generator = torch.Generator().manual_seed(1)
-    total = 0
-    for output in results[:3]:
-        weight = torch.rand(output.shape, generator=generator, dtype=torch.float64)
-        total = total + (output * weight.to(output)).sum()
-    grads = torch.autograd.grad(total, layer.present, materialize_grads=True)
-    named = [f"grad_{n}" for n, t in zip(NAMES, layer.tensors, strict=True) if t is not None]
-    names = ("output", "state_n", "cells", "reserve", *named)
-    return {n: t.detach() for n, t in zip(names, (*results, *grads), strict=True)}
 
 
 class Refused(Exception):  # noqa: N818 (what it is)

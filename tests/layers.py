@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -108,6 +109,43 @@ def random_layer(
     if norm:
         tensors[7] = 1 + draw(2 * (rows + (c.states - 1) * hidden_size), bound=0.3)
     return Layer(cell, tensors, torch.tensor(batch_sizes), reverse).to(torch.float64)
+
+
+def output_grads(outputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Gradients that come back to outputs, the same ones for every dtype."""
+    generator = torch.Generator().manual_seed(1)
+    draw = [torch.rand(t.shape, generator=generator, dtype=torch.float64) for t in outputs]
+    return [w.to(t) for w, t in zip(draw, outputs, strict=True)]
+
+
+def named(
+    layer: Layer, results: tuple[Tensor, ...], grads: tuple[Tensor, ...]
+) -> dict[str, Tensor]:
+    """Outputs, reserve and the gradients of the present tensors, by name."""
+    present = [f"grad_{n}" for n, t in zip(NAMES, layer.tensors, strict=True) if t is not None]
+    names = ("output", "state_n", "cells", "reserve", *present)
+    return {n: t.detach() for n, t in zip(names, (*results, *grads), strict=True)}
+
+
+def everything(function: Callable[..., tuple[Tensor, ...]], layer: Layer) -> dict[str, Tensor]:
+    """Outputs, reserve and gradients of a weighted sum of the outputs, by name."""
+    results = function(*layer.arguments)
+    total = sum((r * w).sum() for r, w in zip(results, output_grads(results[:3]), strict=False))
+    grads = torch.autograd.grad(total, layer.present, materialize_grads=True)
+    return named(layer, results, grads)
+
+
+def assert_all_as_close_as_torch(
+    ours: Mapping[str, Tensor],
+    torchs: Mapping[str, Tensor],
+    exact: Mapping[str, Tensor],
+    floor: float,
+) -> None:
+    """`assert_as_close_as_torch` of everything, by name, that `exact` has."""
+    assert ours.keys() == torchs.keys() == exact.keys()
+    for name, right in exact.items():
+        values = (each.detach().cpu() for each in (ours[name], torchs[name], right))
+        assert_as_close_as_torch(name, *values, floor)
 
 
 def assert_as_close_as_torch(

@@ -25,16 +25,9 @@ from benchmarks.layers import Shape
 from benchmarks.worker import MALLOC, Workers, _Worker
 from fastrnn import _library
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Shape(3, 2, 5, 4, 2)
 native = pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class TestCases:

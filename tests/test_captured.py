@@ -1,6 +1,5 @@
 """Training steps as recordings make the same numbers as plain ones."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +20,7 @@ from fastrnn.train import main  # noqa: E402
 from tests.gpu_checks import training_graph_agrees  # noqa: E402
 from tests.recorded import Recorded  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("no_pictures", "one_thread")
 
 
 @pytest.fixture

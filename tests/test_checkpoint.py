@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,8 @@ from fastrnn.lm.command_line import parse  # noqa: E402
 from fastrnn.lm.errors import UserError  # noqa: E402
 from fastrnn.lm.report import Reporter  # noqa: E402
 from fastrnn.lm.session import train  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(value: float) -> Checkpoint:
@@ -128,15 +129,6 @@ def test_weights_of_another_shape_or_name_are_refused(tmp_path: Path) -> None:
         restore_weights(model, weights, tmp_path)
     with pytest.raises(UserError, match=r"weight is nothing, expected \[2, 3\]"):
         restore_weights(model, {}, tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for a second thread, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Dies(Exception):

@@ -23,12 +23,11 @@ from tests.test_checkpoint import (  # noqa: E402, F401
     Watching,
     arguments,
     make,
-    one_thread,
     outcome,
     text,
 )
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("no_pictures", "one_thread")
 
 
 def in_child(arguments: list[str]) -> int:

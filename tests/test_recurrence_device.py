@@ -13,7 +13,14 @@ from fastrnn import ops
 from fastrnn.cells import CELLS, COMPILED
 from tests import emulated
 from tests.emulator import Layout
-from tests.layers import NAMES, assert_as_close_as_torch, random_layer
+from tests.layers import (
+    assert_all_as_close_as_torch,
+    assert_as_close_as_torch,
+    everything,
+    named,
+    output_grads,
+    random_layer,
+)
 from tests.test_bidirectional import layer_of
 
 try:
@@ -80,20 +87,6 @@ def schedule(request):
     found.use_cuda_schedule.default("auto")
 
 
-def weights(tensors):
-    """Gradients that come back to the outputs, the same ones for every dtype."""
-    generator = torch.Generator().manual_seed(1)
-    draw = [torch.rand(t.shape, generator=generator, dtype=torch.float64) for t in tensors]
-    return [w.to(t.dtype) for w, t in zip(draw, tensors, strict=True)]
-
-
-def by_reference(layer):
-    results = ops.reference(*layer.arguments)
-    total = sum((r * w).sum() for r, w in zip(results, weights(results[:3]), strict=False))
-    grads = torch.autograd.grad(total, layer.present, materialize_grads=True)
-    return [r.detach() for r in results], grads
-
-
 def by_operators(layer):
     run = emulated.operators()
     arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in layer.arguments]
@@ -101,28 +94,20 @@ def by_operators(layer):
     output, _, cells, reserve = results
     *rows, cell, reverse = arguments
     grads = run.recurrence_backward.default(
-        *weights(results[:3]), *rows, output, cells, reserve, cell, reverse, True, True
+        *output_grads(results[:3]), *rows, output, cells, reserve, cell, reverse, True, True
     )
     present = [g for g, t in zip(grads, layer.tensors, strict=True) if t is not None]
-    return results, present
+    return named(layer, results, present)
 
 
 def check(layer, dtype):
-    exact, exact_grads = by_reference(layer)
     rounded = layer.to(dtype)
-    torchs, torchs_grads = by_reference(rounded)
-    ours, our_grads = by_operators(rounded)
-    present = [n for n, t in zip(NAMES, layer.tensors, strict=True) if t is not None]
-    names = ["output", "state_n", "cells", "reserve", *(f"grad_{n}" for n in present)]
-    every = zip(
-        names,
-        [*ours, *our_grads],
-        [*torchs, *torchs_grads],
-        [*exact, *exact_grads],
-        strict=True,
+    assert_all_as_close_as_torch(
+        by_operators(rounded),
+        everything(ops.reference, rounded),
+        everything(ops.reference, layer),
+        FLOORS[dtype],
     )
-    for name, *values in every:
-        assert_as_close_as_torch(name, *values, FLOORS[dtype])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -143,16 +128,18 @@ def test_grid(schedule, cell, dtype, shape):
 def test_tf32(schedule, cell):
     run = emulated.operators()
     layer = random_layer(cell, [5, 5, 3], 8, 40)
-    exact, exact_grads = by_reference(layer)
+    exact = everything(ops.reference, layer)
     run.use_cuda_tf32.default(True)
     try:
-        ours, our_grads = by_operators(layer.to(torch.float32))
+        ours = by_operators(layer.to(torch.float32))
     finally:
         run.use_cuda_tf32.default(False)
-    for name, a, b in zip(["output", "state_n"], ours, exact, strict=False):
-        assert 1e-6 < (a.double() - b).abs().max() < 2e-3, name
-    for a, b in zip(our_grads, exact_grads, strict=True):
-        assert_as_close_as_torch("gradient", a, b, b, 4 * 2**-10)
+    assert ours.keys() == exact.keys()
+    for name, right in exact.items():
+        if name in ("output", "state_n"):
+            assert 1e-6 < (ours[name].double() - right).abs().max() < 2e-3, name
+        elif name.startswith("grad_"):
+            assert_as_close_as_torch(name, ours[name], right, right, 4 * 2**-10)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, indirect=True)
@@ -168,18 +155,16 @@ def test_both_directions(schedule, cell, extras):
         for a in args
     ]
     results = run.recurrence_both.default(*args, True)
-    given = [*weights(results[:3]), *weights(results[4:7])]
+    given = [*output_grads(results[:3]), *output_grads(results[4:7])]
     saved = (results[i] for i in (0, 2, 3, 4, 6, 7))
     grads = run.recurrence_both_backward.default(*given, *args[:-1], *saved, cell, True, True)
     for k, (way, rounded) in enumerate(zip(ways, lower, strict=True)):
-        values = zip(
-            [*results[4 * k : 4 * k + 4], *grads[6 * k : 6 * k + 6]],
-            [t for part in by_reference(rounded) for t in part],
-            [t for part in by_reference(way) for t in part],
-            strict=True,
+        assert_all_as_close_as_torch(
+            named(way, results[4 * k : 4 * k + 4], grads[6 * k : 6 * k + 6]),
+            everything(ops.reference, rounded),
+            everything(ops.reference, way),
+            FLOORS[dtype],
         )
-        for a, b, c in values:
-            assert_as_close_as_torch("both", a, b, c, FLOORS[dtype])
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fastrnn import _library, ops
-from tests.layers import NAMES, assert_as_close_as_torch, random_layer
-from tests.test_recurrence import FLOORS, SHAPES, forward_and_gradients
+from tests.layers import assert_all_as_close_as_torch, everything, random_layer
+from tests.test_recurrence import FLOORS, SHAPES
 
 pytestmark = pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
 KINDS = ("projected", "normed lstm", "normed gru")
@@ -64,21 +64,13 @@ def test_grid(kind, shape, dtype, extras):
         )
         if extras is not None:
             layer = layer.with_extras(drawn=extras == "training")
-        exact, exact_grads = forward_and_gradients(ops.reference, layer)
         rounded = layer.to(dtype)
-        torchs, torchs_grads = forward_and_gradients(ops.reference, rounded)
-        ours, our_grads = forward_and_gradients(ops.Recurrence.apply, rounded)
-        present = [n for n, t in zip(NAMES, layer.tensors, strict=True) if t is not None]
-        names = ["output", "state_n", "cells", "reserve", *(f"grad_{n}" for n in present)]
-        every = zip(
-            names,
-            [*ours, *our_grads],
-            [*torchs, *torchs_grads],
-            [*exact, *exact_grads],
-            strict=True,
+        assert_all_as_close_as_torch(
+            everything(ops.Recurrence.apply, rounded),
+            everything(ops.reference, rounded),
+            everything(ops.reference, layer),
+            FLOORS[dtype],
         )
-        for name, *values in every:
-            assert_as_close_as_torch(name, *values, FLOORS[dtype])
 
 
 @pytest.mark.parametrize("name", ["avx2", "portable"])
@@ -108,8 +100,7 @@ def test_same_bits_for_any_number_of_threads_and_run(kind, extras):
         results = []
         for threads in (1, 2, 7, 2):
             torch.set_num_threads(threads)
-            outputs, grads = forward_and_gradients(ops.Recurrence.apply, layer)
-            results.append([*outputs, *grads])
+            results.append(everything(ops.Recurrence.apply, layer).values())
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,8 @@ from fastrnn.lm.run import Run  # noqa: E402
 from fastrnn.lm.settings import to_dict, to_toml  # noqa: E402
 from fastrnn.train import main  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).parents[1]
 CELLS = ["rnn-tanh", "rnn-relu", "lstm", "gru"]
 
@@ -42,15 +43,6 @@ def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("a b a c a d\n" * 600)
     return path
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for a second thread, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def small(text: Path, out: Path, *more: str) -> list[str]:

@@ -29,16 +29,8 @@ from fastrnn.lm.schedule import learning_rate  # noqa: E402
 from fastrnn.lm.step import clip, total_norm  # noqa: E402
 from fastrnn.lm.tokens import Vocabulary  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CELLS = ["rnn-tanh", "rnn-relu", "lstm", "gru", "gru-reset-before"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    """Models this small only wait for a second thread, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def options_of(**options: Any) -> ModelOptions:

@@ -3,11 +3,9 @@
 import importlib
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 for name in ("tyro", "optuna"):
     pytest.importorskip(name)
@@ -17,15 +15,7 @@ from fastrnn.lm.parallel import check_shares  # noqa: E402
 
 PAGE = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.M | re.S)
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("no_pictures", "one_thread")
 
 
 @pytest.mark.slow

@@ -15,7 +15,9 @@ from fastrnn.lm.model import LanguageModel, count_parameters  # noqa: E402
 from fastrnn.lm.saved import open_run  # noqa: E402
 from fastrnn.train import main  # noqa: E402
 from tests.test_training_options import options_of  # noqa: E402
-from tests.test_ways_of_training import one_thread, run, text  # noqa: E402, F401
+from tests.test_ways_of_training import run, text  # noqa: E402, F401
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(**more: object) -> LanguageModel:
@@ -100,13 +102,13 @@ def test_it_writes_what_all_at_once_gives(text: Path, tmp_path: Path) -> None:  
 @pytest.mark.parametrize("rule", ["rms", "sgd"])
 def test_it_follows_the_text_it_is_scored_on(rule: str) -> None:
     model = small(context=6)
-    tokens = torch.arange(9, dtype=torch.int32).repeat(60)
+    tokens = torch.arange(9, dtype=torch.int32).repeat(150)
     before = [p.detach().clone() for p in model.parameters()]
     still = evaluate_dynamically(model, tokens, 0, tokens, Adaptation("sgd", 1e-12, 0.0))
     rate = 5e-5 if rule == "rms" else 0.1
     moving = evaluate_dynamically(model, tokens, 0, tokens, Adaptation(rule, rate, 0.0))
     assert still == pytest.approx(evaluate(model, tokens, 0, 10)[0], rel=0.05)
-    assert moving < still - 0.2
+    assert moving < still - 0.3
     for parameter, value in zip(model.parameters(), before, strict=True):
         assert parameter.equal(value)
 

@@ -18,7 +18,7 @@ import fastrnn
 from fastrnn import _kernels, ops
 from fastrnn.cells import CELLS, COMPILED
 from fastrnn.triton_ops import TritonRecurrence
-from tests.layers import NAMES, assert_as_close_as_torch, random_layer
+from tests.layers import assert_all_as_close_as_torch, everything, random_layer
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs the triton package", allow_module_level=True)
@@ -74,28 +74,15 @@ def scheduled(monkeypatch):
     return set_schedule
 
 
-def forward_and_gradients(function, layer):
-    """On the CPU: outputs, reserve, and gradients of a weighted sum of the outputs."""
-    results = function(*layer.arguments)
-    generator = torch.Generator().manual_seed(1)
-    total = 0
-    for output in results[:3]:
-        weight = torch.rand(output.shape, generator=generator, dtype=torch.float64)
-        total = total + (output * weight.to(output)).sum()
-    grads = torch.autograd.grad(total, layer.present)
-    return [t.detach().cpu() for t in (*results, *grads)]
-
-
 def check(layer, dtype, device):
     """Every result, as close to float64's as torch's own steps come at this dtype."""
-    exact = forward_and_gradients(ops.reference, layer)
     rounded = layer.to(dtype, device)
-    torchs = forward_and_gradients(ops.reference, rounded)
-    ours = forward_and_gradients(TritonRecurrence.apply, rounded)
-    present = [n for n, t in zip(NAMES, layer.tensors, strict=True) if t is not None]
-    names = ["output", "state_n", "cells", "reserve", *(f"grad_{n}" for n in present)]
-    for name, *values in zip(names, ours, torchs, exact, strict=True):
-        assert_as_close_as_torch(name, *values, FLOORS[dtype])
+    assert_all_as_close_as_torch(
+        everything(TritonRecurrence.apply, rounded),
+        everything(ops.reference, rounded),
+        everything(ops.reference, layer),
+        FLOORS[dtype],
+    )
 
 
 # batch_sizes, I, H, then bias, weight_ih, direction, and resets with zoneout ("training",

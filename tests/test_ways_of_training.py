@@ -1,7 +1,6 @@
 """Whole runs in the ways that the options offer: precision, sentences, documents, levels."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,7 @@ from fastrnn.train import main  # noqa: E402
 from tests.test_data import dataset  # noqa: E402
 from tests.test_training_options import options_of  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("no_pictures", "one_thread")
 
 
 @pytest.fixture
