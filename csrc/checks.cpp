@@ -24,7 +24,8 @@ Tensor Checks::tensor(const char* name, const Tensor& tensor, const Shape& shape
   const auto sizes = tensor.sizes();
   check(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()), name, " must be ",
         shape, ", got ", tensor);
-  check(tensor.scalar_type() == like.scalar_type(), name, " must have the input's dtype");
+  check(tensor.scalar_type() == like.scalar_type(), name, " must have the input's dtype ",
+        like.scalar_type(), ", got ", tensor.scalar_type());
   check(tensor.device() == like.device(), name, " must be on the input's device");
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
@@ -34,8 +35,8 @@ void Checks::kernel_dtype(const Tensor& tensor, bool bfloat16) const {
   const ScalarType dtype = tensor.scalar_type();
   (*this)(dtype == ScalarType::Float || dtype == ScalarType::Double ||
               (bfloat16 && dtype == ScalarType::BFloat16),
-          "the compiled kernels take float32",
-          bfloat16 ? ", float64 and bfloat16" : " and float64");
+          "the compiled kernels take float32", bfloat16 ? ", float64 and bfloat16" : " and float64",
+          ", got ", dtype);
 }
 
 }  // namespace fastrnn

@@ -48,7 +48,7 @@ class CrossEntropyLoop {
     }
     if (!gradients) return;
     row_scales_ = arena_.template take<C>(stride_);
-    hidden_panels_ = arena_.template take<T>(ceil_div(K, NK * w) * NK * w * padded<T>(chunk_));
+    hidden_panels_ = arena_.template take<T>(panel_size<T, NK>(K, chunk_));
     grad_block_ = arena_.template take<T>(block * stride_ * threads);
     grad_tiles_ = arena_.template take<C>(parts * ceil_div(K, R) * R * stride_);
     if constexpr (rounds<T>) {

@@ -237,4 +237,23 @@ void store_tile(const Value<T>* tile, Index rows, Index panel, T* out, Index col
     }
 }
 
+// This thread's rows of out [rows, n] = a [rows, k] B, B packed; as many at a time as stay in the
+// cache for all of B's panels.
+template <class T, int NV>
+void product_by_rows(const Team& team, Index rows, Index n, Index k, const T* a, const T* packed,
+                     T* out) {
+  constexpr Index at_once = 256;
+  const Index end = team.end(rows);
+  for (Index row = team.begin(rows), count; row < end; row += count) {
+    count = smaller(end - row, at_once);
+    T* const here = out + row * n;
+    product<T, NV>(
+        team.alone(), count, ceil_div(n, width<T>), k, a + row * k, k, packed,
+        [&](const Value<T>* tile, Index row0, Index rows_here, Index panel) {
+          store_tile<T, NV>(tile, rows_here, panel, here + row0 * n, n, n);
+        },
+        rows);
+  }
+}
+
 }  // namespace fastrnn::FASTRNN_ISA

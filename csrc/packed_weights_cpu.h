@@ -28,8 +28,7 @@ struct PackedWeights {
     ih = arena.take<T>(gate_vectors<G>() * w * padded<T>(I));
     last_gates = arena.take<T>(gate_vectors<last>() * w * width_h);
     if constexpr (first > 0) first_gates = arena.take<T>(gate_vectors<first>() * w * width_h);
-    constexpr Index panel = projection_vectors * w;
-    if (P) projection = arena.take<T>(ceil_div(P, panel) * panel * padded<T>(H));
+    if (P) projection = arena.take<T>(panel_size<T, projection_vectors>(P, H));
   }
 
   // This thread's share of packing weight_ih [G*H, I] (null without a projection), weight_hh

@@ -105,6 +105,12 @@ void pack_columns_transposed(const T* source, Index ld, Index lanes, Index k, T*
   }
 }
 
+// Numbers of B [k, n] in panels.
+template <class T, int NV>
+constexpr Index panel_size(Index n, Index k) {
+  return ceil_div(n, NV * width<T>) * NV * width<T> * padded<T>(k);
+}
+
 // B^T [n, k] row-major to panels: natural column order.
 template <class T, int NV>
 void pack_transposed(const Team& team, const T* source, Index n, Index k, T* packed) {

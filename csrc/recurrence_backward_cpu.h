@@ -21,7 +21,6 @@ class BackwardLoop {
   static constexpr int first = Cell::operand_gates;
   static constexpr int NV = 2;
   static constexpr Index w = V::width;
-  static constexpr Index input_rows = 256;  // whose gates' gradients stay in the cache
 
  public:
   BackwardLoop(const Backward& args, char* workspace, int threads)
@@ -33,17 +32,18 @@ class BackwardLoop {
     const Index N = s_.rows, I = s_.input_size;
     carry_ = arena_.template take<C>(S * s_.batch * H_);
     if (s_.resets) zeros_ = arena_.template take<T>(s_.batch * H_);
-    packed_hh_ = arena_.template take<T>(panel_size(H_, first ? first * H_ : GH_));
-    if (first) packed_last_ = arena_.template take<T>(panel_size(H_, GH_ - first * H_));
+    packed_hh_ = arena_.template take<T>(panel_size<T, NV>(H_, first ? first * H_ : GH_));
+    if (first) packed_last_ = arena_.template take<T>(panel_size<T, NV>(H_, GH_ - first * H_));
     if (first) operand_ = arena_.template take<T>(N * H_);
     grad_x_ = s_.weight_ih ? arena_.template take<T>(N * GH_) : static_cast<T*>(s_.grad_input);
     grad_h_ = Cell::shared_gradients ? grad_x_ : arena_.template take<T>(N * GH_);
-    if (s_.weight_ih && s_.grad_input) packed_ih_ = arena_.template take<T>(panel_size(I, GH_));
-    if (s_.grad_weight_ih) packed_x_ = arena_.template take<T>(panel_size(I, N));
+    if (s_.weight_ih && s_.grad_input)
+      packed_ih_ = arena_.template take<T>(panel_size<T, NV>(I, GH_));
+    if (s_.grad_weight_ih) packed_x_ = arena_.template take<T>(panel_size<T, NV>(I, N));
     if (s_.grad_weight_hh) {
-      packed_prev_ = arena_.template take<T>(panel_size(H_, N));
+      packed_prev_ = arena_.template take<T>(panel_size<T, NV>(H_, N));
       previous_ = arena_.template take<const T*>(N);
-      if (first) packed_operand_ = arena_.template take<T>(panel_size(H_, N));
+      if (first) packed_operand_ = arena_.template take<T>(panel_size<T, NV>(H_, N));
       scratch_ = arena_.template take<T>(transposed_scratch<T, NV>(N) * threads);
     }
   }
@@ -73,13 +73,13 @@ class BackwardLoop {
           team, H_, s_.rows, [&](Index row) { return operand_ + row * H_; }, packed_operand_);
       team.wait();
     }
-    if (packed_ih_) finish_input(team);
+    if (packed_ih_)
+      product_by_rows<T, NV>(team, s_.rows, s_.input_size, GH_, grad_x_, packed_ih_,
+                             static_cast<T*>(s_.grad_input));
     if (s_.grad_weight_hh) finish_weights(team);
   }
 
  private:
-  static Index panel_size(Index n, Index k) { return ceil_div(n, NV * w) * NV * w * padded<T>(k); }
-
   const T* at(const void* base, Index row) const { return static_cast<const T*>(base) + row * H_; }
   const T* reserve(Index row) const {
     return static_cast<const T*>(s_.reserve) + row * reserve_stride_;
@@ -222,20 +222,6 @@ class BackwardLoop {
     for (int i = 1; i < S; ++i)
       copy(share.team, (share.end - share.begin) * H_, carry(i, share.begin),
            grad_state(i, share.begin));
-  }
-
-  void finish_input(const Team& team) const {
-    const Index I = s_.input_size, end = team.end(s_.rows);
-    for (Index row = team.begin(s_.rows), rows; row < end; row += rows) {
-      rows = smaller(end - row, input_rows);
-      T* const out = static_cast<T*>(s_.grad_input) + row * I;
-      product<T, NV>(
-          team.alone(), rows, ceil_div(I, w), GH_, grad_x_ + row * GH_, GH_, packed_ih_,
-          [&](const C* tile, Index row0, Index count, Index panel) {
-            store_tile<T, NV>(tile, count, panel, out + row0 * I, I, I);
-          },
-          s_.rows);
-    }
   }
 
   void finish_weights(const Team& team) const {

@@ -9,7 +9,7 @@ Dtype dtype_of(const Tensor& tensor) {
   if (type == ScalarType::Float) return Dtype::float32;
   if (type == ScalarType::Double) return Dtype::float64;
   if (type == ScalarType::Half) return Dtype::float16;
-  check(type == ScalarType::BFloat16, "the CUDA kernels take floating-point tensors");
+  check(type == ScalarType::BFloat16, "the CUDA kernels take floating-point tensors, got ", type);
   return Dtype::bfloat16;
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cells.h"
+#include "gain_sums_cpu.h"
 #include "gemm_transposed_cpu.h"
 #include "kernels_cpu.h"
 #include "packed_weights_cpu.h"
@@ -29,30 +30,31 @@ class RowsBackward {
         P_(args.projected ? args.projected : H_),
         GH_(G * H_),
         gains_(2 * (GH_ + (S - 1) * H_)),
-        sums_size_(gains_ + (Cell::shared_gradients ? 1 : 2) * GH_),
         slots_(args),
         arena_(workspace) {
     const Index N = s_.rows, I = s_.input_size;
     for (int i = 0; i < S; ++i) before_[i] = arena_.template take<const T*>(N);
     zeros_ = arena_.template take<T>(H_);
-    packed_hh_ = arena_.template take<T>(panel_size(P_, GH_));
+    packed_hh_ = arena_.template take<T>(panel_size<T, NV>(P_, GH_));
     grad_x_ = s_.weight_ih ? arena_.template take<T>(N * GH_) : static_cast<T*>(s_.grad_input);
     const bool shared = !s_.gains && Cell::shared_gradients;
     grad_h_ = shared ? grad_x_ : arena_.template take<T>(N * GH_);
-    if (s_.weight_ih && s_.grad_input) packed_ih_ = arena_.template take<T>(panel_size(I, GH_));
+    if (s_.weight_ih && s_.grad_input)
+      packed_ih_ = arena_.template take<T>(panel_size<T, NV>(I, GH_));
     if (s_.projected) {
-      packed_hr_ = arena_.template take<T>(panel_size(H_, P_));
+      packed_hr_ = arena_.template take<T>(panel_size<T, NV>(H_, P_));
       grad_output_ = arena_.template take<T>(N * P_);
       grad_unprojected_ = arena_.template take<T>(s_.batch * H_);
     }
     if (s_.gains) {
-      sums_ = arena_.template take<T>(SequenceBlocks::blocks_of(s_.batch) * 2 * sums_size_);
+      const Index biases = (Cell::shared_gradients ? 1 : 2) * GH_;
+      sums_ = GainSums<T>(arena_, SequenceBlocks::blocks_of(s_.batch), gains_ + biases);
       buffers_ = arena_.template take<T>(threads * H_);
     }
     if (!s_.grad_weight_hh) return;
-    packed_prev_ = arena_.template take<T>(panel_size(P_, N));
-    if (s_.grad_weight_ih) packed_x_ = arena_.template take<T>(panel_size(I, N));
-    if (s_.projected) packed_unprojected_ = arena_.template take<T>(panel_size(H_, N));
+    packed_prev_ = arena_.template take<T>(panel_size<T, NV>(P_, N));
+    if (s_.grad_weight_ih) packed_x_ = arena_.template take<T>(panel_size<T, NV>(I, N));
+    if (s_.projected) packed_unprojected_ = arena_.template take<T>(panel_size<T, NV>(H_, N));
     scratch_ = arena_.template take<T>(transposed_scratch<T, NV>(s_.rows) * threads);
   }
 
@@ -71,19 +73,23 @@ class RowsBackward {
       const Segment* const last = s_.segments + s_.step_begin[step + 1];
       if (first < last)
         step_(blocks, first->step, first->row, last[-1].sequence + last[-1].rows, buffer);
-      reset(blocks, first, last);
-      if (s_.gains && step % summed_steps == 0) join_sums(blocks);
+      blocks.beginning_anew(first, last, [&](Index s) {
+        for (int i = 0; i < S; ++i)
+          for (Index j = 0; j < H_; ++j) carry(i, s)[j] = T(0);
+      });
+      if (s_.gains && step % summed_steps == 0)
+        for (Index b = blocks.first_block; b < blocks.last_block; ++b) sums_.join(b);
     }
     team.wait();
-    if (packed_ih_) finish_input(team);
+    if (packed_ih_)
+      product_by_rows<T, NV>(team, s_.rows, s_.input_size, GH_, grad_x_, packed_ih_,
+                             static_cast<T*>(s_.grad_input));
     if (!s_.grad_weight_hh) return;
     if (s_.gains) finish_gains(team);
     finish_weights(team);
   }
 
  private:
-  static Index panel_size(Index n, Index k) { return ceil_div(n, NV * w) * NV * w * k; }
-
   const T* reserve(Index row) const {
     return static_cast<const T*>(s_.reserve) + row * slots_.count * H_;
   }
@@ -124,8 +130,7 @@ class RowsBackward {
         for (Index j = 0; j < H_; ++j) carry(i, sequence)[j] = j < units ? from[j] : T(0);
       }
     if (s_.gains)
-      for (Index block = blocks.first_block; block < blocks.last_block; ++block)
-        for (Index i = 0; i < 2 * sums_size_; ++i) sums(block)[i] = T(0);
+      for (Index b = blocks.first_block; b < blocks.last_block; ++b) sums_.clear(b);
   }
 
   void pack(const Team& team) const {
@@ -142,16 +147,6 @@ class RowsBackward {
     if (packed_unprojected_)
       pack_rows<T, NV>(
           team, H_, N, [&](Index row) { return reserve(row) + R * H_; }, packed_unprojected_);
-  }
-
-  void reset(const SequenceBlocks& blocks, const Segment* first, const Segment* last) const {
-    for (const Segment* segment = first; segment < last; ++segment) {
-      if (!segment->reset) continue;
-      const Index end = smaller(blocks.end, segment->sequence + segment->rows);
-      for (Index s = larger(blocks.begin, segment->sequence); s < end; ++s)
-        for (int i = 0; i < S; ++i)
-          for (Index j = 0; j < H_; ++j) carry(i, s)[j] = T(0);
-    }
   }
 
   // row0: of the step's first sequence.
@@ -173,7 +168,7 @@ class RowsBackward {
     for (Index block = blocks.first_block; block < blocks.last_block; ++block)
       for (Index s = blocks.start(block); s < smaller(blocks.start(block + 1), active); ++s) {
         if (s_.gains)
-          normed_row(step, row0 + s, s, buffer, sums(block));
+          normed_row(step, row0 + s, s, buffer, sums_.recent(block));
         else if constexpr (S > 1)
           row(step, row0 + s, s);
       }
@@ -241,8 +236,8 @@ class RowsBackward {
     if constexpr (S > 1) {
       const T* const gain_c = gain_hh + GH_;
       T* const sums_c = sums_hh + GH_;
-      output_backward(step, row, sequence, gain_c, buffer);
       const Moments<T> of_c(made(row), H_);
+      output_backward(step, row, sequence, of_c, gain_c, buffer);
       norm_backward(of_c, made(row), gain_c, buffer, H_, buffer, sums_c, sums_c + H_);
     }
     for (Index unit = 0; unit < H_; unit += w) {
@@ -269,8 +264,8 @@ class RowsBackward {
   }
 
   // From h to the normalised c, whose gradient `grad_c` [H] gets; the gate on the way, to grad_x.
-  void output_backward(Index step, Index row, Index sequence, const T* gain, T* grad_c) const {
-    const Moments<T> of_c(made(row), H_);
+  void output_backward(Index step, Index row, Index sequence, const Moments<T>& of_c, const T* gain,
+                       T* grad_c) const {
     for (Index unit = 0; unit < H_; unit += w) {
       const Index lanes = H_ - unit;
       V kept[R], grads[G], through;
@@ -285,24 +280,11 @@ class RowsBackward {
     }
   }
 
-  // A block's gradients of gains, then of the biases: those of the last steps, and after them the
-  // sums of all before.
-  T* sums(Index block) const { return sums_ + block * 2 * sums_size_; }
-
-  void join_sums(const SequenceBlocks& blocks) const {
-    for (Index block = blocks.first_block; block < blocks.last_block; ++block) {
-      T *const recent = sums(block), *const all = recent + sums_size_;
-      for (Index i = 0; i < sums_size_; ++i) all[i] += recent[i], recent[i] = T(0);
-    }
-  }
-
   void finish_gains(const Team& team) const {
     T* const gains = static_cast<T*>(s_.grad_gains);
     T *const ih = static_cast<T*>(s_.grad_bias_ih), *const hh = static_cast<T*>(s_.grad_bias_hh);
-    for (Index i = team.begin(sums_size_); i < team.end(sums_size_); ++i) {
-      T sum(0);
-      for (Index block = 0; block < SequenceBlocks::blocks_of(s_.batch); ++block)
-        sum += sums(block)[sums_size_ + i];
+    for (Index i = team.begin(sums_.size); i < team.end(sums_.size); ++i) {
+      const T sum = sums_.total(i);
       const Index bias = i - gains_;
       if (bias < 0) {
         gains[i] = sum;
@@ -312,15 +294,6 @@ class RowsBackward {
       if (ih && !second) ih[bias] = sum;
       if (hh && second == !Cell::shared_gradients) hh[bias - (second ? GH_ : 0)] = sum;
     }
-  }
-
-  void finish_input(const Team& team) const {
-    const Index I = s_.input_size;
-    T* const out = static_cast<T*>(s_.grad_input);
-    product<T, NV>(team, s_.rows, ceil_div(I, w), GH_, grad_x_, GH_, packed_ih_,
-                   [&](const T* tile, Index row0, Index rows, Index panel) {
-                     store_tile<T, NV>(tile, rows, panel, out + row0 * I, I, I);
-                   });
   }
 
   void finish_weights(const Team& team) const {
@@ -348,13 +321,14 @@ class RowsBackward {
 
   const Backward& s_;
   const Index H_, P_, GH_;  // P: units of h
-  const Index gains_, sums_size_;
+  const Index gains_;
   const Slots<Cell> slots_;
   Arena arena_;
   const T** before_[S];  // [N] each
   T *zeros_, *packed_hh_, *packed_hr_ = nullptr, *packed_ih_ = nullptr;
   T *grad_x_, *grad_h_, *grad_output_ = nullptr, *grad_unprojected_ = nullptr;
-  T *sums_ = nullptr, *buffers_ = nullptr;
+  GainSums<T> sums_;  // of the gains, then of the biases
+  T* buffers_ = nullptr;
   T *packed_prev_ = nullptr, *packed_x_ = nullptr, *packed_unprojected_ = nullptr,
     *scratch_ = nullptr;
 };

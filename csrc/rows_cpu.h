@@ -23,6 +23,17 @@ class SequenceBlocks {
   static Index blocks_of(Index batch) { return RowBlocks<block_vectors>(batch).count; }
   Index start(Index block) const { return blocks_.start(block); }
 
+  // Calls of_sequence(sequence) for those of ours that begin anew in a step's segments.
+  template <class OfSequence>
+  void beginning_anew(const Segment* first, const Segment* last,
+                      const OfSequence& of_sequence) const {
+    for (const Segment* segment = first; segment < last; ++segment) {
+      if (!segment->reset) continue;
+      const Index stop = smaller(end, segment->sequence + segment->rows);
+      for (Index s = larger(begin, segment->sequence); s < stop; ++s) of_sequence(s);
+    }
+  }
+
   // Of the step's `active` first sequences, ours: C = A B as in `product`; A's rows are by
   // sequence.
   template <class T, int NV, class Finish>

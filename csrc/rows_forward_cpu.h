@@ -60,7 +60,10 @@ class RowsForward {
       const Segment* const first = s_.segments + s_.step_begin[step];
       const Segment* const last = s_.segments + s_.step_begin[step + 1];
       if (first == last) continue;  // all sequences have ended
-      reset(blocks, first, last);
+      blocks.beginning_anew(first, last, [&](Index s) {
+        for (int i = 0; i < S; ++i)
+          for (Index j = 0; j < H_; ++j) state(i, s)[j] = T(0);
+      });
       step_(blocks, first->step, first->row, last[-1].sequence + last[-1].rows, buffer);
     }
   }
@@ -86,16 +89,6 @@ class RowsForward {
         const Index units_here = i == 0 ? P_ : H_;
         for (Index j = 0; j < H_; ++j) state(i, sequence)[j] = j < units_here ? from[j] : T(0);
       }
-  }
-
-  void reset(const SequenceBlocks& blocks, const Segment* first, const Segment* last) const {
-    for (const Segment* segment = first; segment < last; ++segment) {
-      if (!segment->reset) continue;
-      const Index end = smaller(blocks.end, segment->sequence + segment->rows);
-      for (Index s = larger(blocks.begin, segment->sequence); s < end; ++s)
-        for (int i = 0; i < S; ++i)
-          for (Index j = 0; j < H_; ++j) state(i, s)[j] = T(0);
-    }
   }
 
   // A row of a tile of gates of the same units, to all gates' rows side by side: out [G*H].
