@@ -40,73 +40,72 @@ void add_column_sums(const T* a, Index stride, Index rows, Index n, bool accumul
   }
 }
 
-// This thread's rows of C = A^T B for several B: `a` is [k, lda] and C's row m is a's column m.
-// `sums` [m], if not null, gets the sums of a's columns. `scratch` holds `transposed_scratch`
-// values, the thread's own.
-//
-// A block of k at a time stays in the first-level cache; but where C is rounded, it must be added
-// up before: then all of k is one block, and slices of it meet in the tile.
-constexpr Index k_block = 768;
-template <class T, int NV>
-constexpr Index scratch_stride = ceil_div(tile_rows<NV>, width<T>) * width<T>;
-template <class T, int NV>
-constexpr Index transposed_scratch(Index k) {
-  return (rounds<T> ? padded<T>(k) : k_block) * scratch_stride<T, NV>;
+// Rows that a thread's part of a transposed product stays in the first-level cache for. Where C is
+// rounded it must be added up before: then all rows are one slice.
+constexpr Index slice_rows = 768;
+template <class T>
+constexpr Index slices_of(Index rows) {
+  return rounds<T> ? 1 : ceil_div(rows, slice_rows);
+}
+template <class T>
+constexpr Index largest_slice(Index rows) {
+  return ceil_div(rows, larger(1, slices_of<T>(rows)));
 }
 
 template <class T, int NV>
-void transposed_product(const Team& team, const T* a, Index lda, Index m, Index k,
+constexpr Index scratch_stride = ceil_div(tile_rows<NV>, width<T>) * width<T>;
+template <class T, int NV>
+constexpr Index transposed_scratch(Index rows) {
+  return padded<T>(largest_slice<T>(rows)) * scratch_stride<T, NV>;
+}
+
+// This thread's rows of C = A^T B for several B, or += if `add`: `a` is [k, lda], k a slice of all
+// rows, and C's row m is a's column m. `sums` [m], if not null, gets the sums of a's columns.
+// `scratch` holds `transposed_scratch` values, the thread's own.
+template <class T, int NV>
+void transposed_product(const Team& team, const T* a, Index lda, Index m, Index k, bool add,
                         const Target<T>* targets, int count, T* scratch, T* sums) {
   using V = Vec<Value<T>>;
   constexpr Index w = width<T>, panel_width = NV * w, stride = scratch_stride<T, NV>;
   constexpr Index group = stride * depth<T>;
   alignas(64) Value<T> tile[tile_rows<NV> * panel_width], column_sums[stride];
-  const Index first = team.begin(m);
+  const Index first = team.begin(m), parts = ceil_div(k, sum_slice);
   const RowBlocks<NV> blocks(team.end(m) - first);
-  const Index slices = rounds<T> ? 1 : ceil_div(k, k_block);
-  // A slice of B stays in the cache for all blocks.
-  for (Index slice = 0; slice < slices; ++slice) {
-    const Index k0 = k * slice / slices, here = k * (slice + 1) / slices - k0;
-    const Index parts = ceil_div(here, sum_slice);
-    const bool add = slice > 0;
-    for (Index block = 0; block < blocks.count; ++block) {
-      const Index row0 = first + blocks.start(block);
-      const Index rows = first + blocks.start(block + 1) - row0;
-      const auto at = [&](Index i) __attribute__((always_inline)) { return a + i * lda + row0; };
-      for (Index i = 0; i < here; i += depth<T>)
-        for (Index r = 0; r < rows; r += w) {
-          const auto columns =
-              zip_rows<T>([&](Index j) { return at(k0 + i + j) + r; }, here - i, rows - r);
-          __builtin_memcpy(scratch + i * stride + r * depth<T>, &columns.v, sizeof columns.v);
-        }
-      if (sums) {
-        for (Index r = 0; r < rows; r += w)
-          V::load(sums + row0 + r, add ? rows - r : 0).store(column_sums + r);
-        add_column_sums(scratch, stride, here, rows, add, column_sums);
-        for (Index r = 0; r < rows; r += w)
-          V::load(column_sums + r).store(sums + row0 + r, rows - r);
+  for (Index block = 0; block < blocks.count; ++block) {
+    const Index row0 = first + blocks.start(block);
+    const Index rows = first + blocks.start(block + 1) - row0;
+    const auto at = [&](Index i) __attribute__((always_inline)) { return a + i * lda + row0; };
+    for (Index i = 0; i < k; i += depth<T>)
+      for (Index r = 0; r < rows; r += w) {
+        const auto columns = zip_rows<T>([&](Index j) { return at(i + j) + r; }, k - i, rows - r);
+        __builtin_memcpy(scratch + i * stride + r * depth<T>, &columns.v, sizeof columns.v);
       }
-      for (const Target<T>* target = targets; target < targets + count; ++target) {
-        const Index panels = ceil_div(target->columns, panel_width);
-        for (Index panel = 0; panel < panels; ++panel) {
-          const T* b = target->packed + (panel * padded<T>(k) + k0) * panel_width;
-          T* out = target->out + row0 * target->columns + panel * panel_width;
-          const Index left = target->columns - panel * panel_width;
-          const int used = vectors_used<NV>(ceil_div(left, w));
-          for (Index i = 0; i < parts; ++i) {
-            const Index begin = i * sum_slice;
-            tile_product<T, NV>(used, rows, scratch + begin * stride, depth<T>, group,
-                                b + begin * panel_width, smaller(sum_slice, here - begin), tile,
-                                i > 0, panel_width, m);
-          }
-          for (Index r = 0; r < rows; ++r)
-            for (Index v = 0; v < NV && v * w < left; ++v) {
-              T* const place = out + r * target->columns + v * w;
-              V sum = V::load(tile + (r * NV + v) * w);
-              if (add) sum = V::load(place, left - v * w) + sum;
-              sum.store(place, left - v * w);
-            }
+    if (sums) {
+      for (Index r = 0; r < rows; r += w)
+        V::load(sums + row0 + r, add ? rows - r : 0).store(column_sums + r);
+      add_column_sums(scratch, stride, k, rows, add, column_sums);
+      for (Index r = 0; r < rows; r += w) V::load(column_sums + r).store(sums + row0 + r, rows - r);
+    }
+    for (const Target<T>* target = targets; target < targets + count; ++target) {
+      const Index panels = ceil_div(target->columns, panel_width);
+      for (Index panel = 0; panel < panels; ++panel) {
+        const T* b = target->packed + panel * padded<T>(k) * panel_width;
+        T* out = target->out + row0 * target->columns + panel * panel_width;
+        const Index left = target->columns - panel * panel_width;
+        const int used = vectors_used<NV>(ceil_div(left, w));
+        for (Index i = 0; i < parts; ++i) {
+          const Index begin = i * sum_slice;
+          tile_product<T, NV>(used, rows, scratch + begin * stride, depth<T>, group,
+                              b + begin * panel_width, smaller(sum_slice, k - begin), tile, i > 0,
+                              panel_width, m);
         }
+        for (Index r = 0; r < rows; ++r)
+          for (Index v = 0; v < NV && v * w < left; ++v) {
+            T* const place = out + r * target->columns + v * w;
+            V sum = V::load(tile + (r * NV + v) * w);
+            if (add) sum = V::load(place, left - v * w) + sum;
+            sum.store(place, left - v * w);
+          }
       }
     }
   }

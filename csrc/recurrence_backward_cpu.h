@@ -39,11 +39,12 @@ class BackwardLoop {
     grad_h_ = Cell::shared_gradients ? grad_x_ : arena_.template take<T>(N * GH_);
     if (s_.weight_ih && s_.grad_input)
       packed_ih_ = arena_.template take<T>(panel_size<T, NV>(I, GH_));
-    if (s_.grad_weight_ih) packed_x_ = arena_.template take<T>(panel_size<T, NV>(I, N));
+    const Index slice = largest_slice<T>(N);
+    if (s_.grad_weight_ih) packed_x_ = arena_.template take<T>(panel_size<T, NV>(I, slice));
     if (s_.grad_weight_hh) {
-      packed_prev_ = arena_.template take<T>(panel_size<T, NV>(H_, N));
+      packed_prev_ = arena_.template take<T>(panel_size<T, NV>(H_, slice));
       previous_ = arena_.template take<const T*>(N);
-      if (first) packed_operand_ = arena_.template take<T>(panel_size<T, NV>(H_, N));
+      if (first) packed_operand_ = arena_.template take<T>(panel_size<T, NV>(H_, slice));
       scratch_ = arena_.template take<T>(transposed_scratch<T, NV>(N) * threads);
     }
   }
@@ -68,11 +69,6 @@ class BackwardLoop {
     }
     finish_state(share);
     team.wait();
-    if (packed_operand_) {
-      pack_rows<T, NV>(
-          team, H_, s_.rows, [&](Index row) { return operand_ + row * H_; }, packed_operand_);
-      team.wait();
-    }
     if (packed_ih_)
       product_by_rows<T, NV>(team, s_.rows, s_.input_size, GH_, grad_x_, packed_ih_,
                              static_cast<T*>(s_.grad_input));
@@ -102,24 +98,20 @@ class BackwardLoop {
     if (first)
       pack_rows<T, NV>(team, H_, GH_ - first * H_, rows_of(hh + first * H_ * H_, H_), packed_last_);
     if (packed_ih_) pack_rows<T, NV>(team, I, GH_, rows_of(ih, I), packed_ih_);
-    if (packed_x_)
-      pack_rows<T, NV>(team, I, s_.rows, rows_of(static_cast<const T*>(s_.input), I), packed_x_);
     if (zeros_) clear(team, s_.batch * H_, zeros_);
     if (s_.grad_state_n)
       copy(team, S * s_.batch * H_, static_cast<const T*>(s_.grad_state_n), carry_);
     else
       clear(team, S * s_.batch * H_, carry_);
-    if (packed_prev_) pack_previous(team);
+    if (previous_) find_previous(team);
   }
 
   // The states before each row, in the rows' order: the other side of W_hh's gradient.
-  void pack_previous(const Team& team) const {
+  void find_previous(const Team& team) const {
     const Segment* const end = s_.segments + s_.step_begin[s_.steps];
     for (const Segment* segment = s_.segments; segment < end; ++segment)
       for (Index r = team.begin(segment->rows); r < team.end(segment->rows); ++r)
         previous_[segment->row + r] = previous(*segment, 0) + r * H_;
-    team.wait();
-    pack_rows<T, NV>(team, H_, s_.rows, [&](Index row) { return previous_[row]; }, packed_prev_);
   }
 
   // grad [rows, H] = a [rows, k] W + base [rows, H]; each vector of units goes to
@@ -224,7 +216,28 @@ class BackwardLoop {
            grad_state(i, share.begin));
   }
 
+  // A slice of all rows at a time, whose operands stay in the cache from packing to product.
   void finish_weights(const Team& team) const {
+    const Index slices = slices_of<T>(s_.rows), I = s_.input_size;
+    const T* const input = static_cast<const T*>(s_.input);
+    for (Index slice = 0; slice < slices; ++slice) {
+      const Index row0 = s_.rows * slice / slices, rows = s_.rows * (slice + 1) / slices - row0;
+      const auto pack = [&](Index n, T* packed, const auto& at) {
+        pack_rows<T, NV>(team, n, rows, [&](Index row) { return at(row0 + row); }, packed);
+      };
+      if (slice > 0) team.wait();
+      pack(H_, packed_prev_, [&](Index row) { return previous_[row]; });
+      if (packed_x_) pack(I, packed_x_, [&](Index row) { return input + row * I; });
+      if (first) pack(H_, packed_operand_, [&](Index row) { return operand_ + row * H_; });
+      team.wait();
+      add_weights(team, row0, rows);
+    }
+    if (!Cell::shared_gradients || !s_.grad_bias_ih || !s_.grad_bias_hh) return;
+    team.wait();
+    copy(team, GH_, static_cast<const T*>(s_.grad_bias_hh), static_cast<T*>(s_.grad_bias_ih));
+  }
+
+  void add_weights(const Team& team, Index row0, Index rows) const {
     T* const hh = static_cast<T*>(s_.grad_weight_hh);
     T* const ih = static_cast<T*>(s_.grad_weight_ih);
     T* const scratch = scratch_ + team.rank * transposed_scratch<T, NV>(s_.rows);
@@ -233,8 +246,8 @@ class BackwardLoop {
     const auto gradient = [&](const T* grad, Index first_gate, Index gates, void* bias,
                               const Target<T>* targets, int count) {
       T* const sums = bias ? static_cast<T*>(bias) + first_gate * H_ : nullptr;
-      transposed_product<T, NV>(team, grad + first_gate * H_, GH_, gates * H_, s_.rows, targets,
-                                count, scratch, sums);
+      transposed_product<T, NV>(team, grad + row0 * GH_ + first_gate * H_, GH_, gates * H_, rows,
+                                row0 > 0, targets, count, scratch, sums);
     };
     void* const bias = s_.grad_bias_hh ? s_.grad_bias_hh : s_.grad_bias_ih;
     const Target<T> both[2] = {prev, x};
@@ -250,9 +263,6 @@ class BackwardLoop {
       gradient(grad_h_, 0, G, s_.grad_bias_hh, &prev, 1);
       if (ih) gradient(grad_x_, 0, G, s_.grad_bias_ih, &x, 1);
     }
-    if (!Cell::shared_gradients || !s_.grad_bias_ih || !s_.grad_bias_hh) return;
-    team.wait();
-    copy(team, GH_, static_cast<const T*>(s_.grad_bias_hh), static_cast<T*>(s_.grad_bias_ih));
   }
 
   const Backward& s_;

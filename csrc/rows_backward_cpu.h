@@ -5,10 +5,10 @@
 
 #include "cells.h"
 #include "gain_sums_cpu.h"
-#include "gemm_transposed_cpu.h"
 #include "kernels_cpu.h"
 #include "packed_weights_cpu.h"
 #include "rows_cpu.h"
+#include "rows_weights_cpu.h"
 #include "workspace.h"
 #include "zoneout_cpu.h"
 
@@ -51,11 +51,7 @@ class RowsBackward {
       sums_ = GainSums<T>(arena_, SequenceBlocks::blocks_of(s_.batch), gains_ + biases);
       buffers_ = arena_.template take<T>(threads * H_);
     }
-    if (!s_.grad_weight_hh) return;
-    packed_prev_ = arena_.template take<T>(panel_size<T, NV>(P_, N));
-    if (s_.grad_weight_ih) packed_x_ = arena_.template take<T>(panel_size<T, NV>(I, N));
-    if (s_.projected) packed_unprojected_ = arena_.template take<T>(panel_size<T, NV>(H_, N));
-    scratch_ = arena_.template take<T>(transposed_scratch<T, NV>(s_.rows) * threads);
+    if (s_.grad_weight_hh) weights_ = RowsWeights<T, Cell>(s_, arena_, threads);
   }
 
   Index bytes() const { return arena_.bytes(); }
@@ -86,7 +82,7 @@ class RowsBackward {
                              static_cast<T*>(s_.grad_input));
     if (!s_.grad_weight_hh) return;
     if (s_.gains) finish_gains(team);
-    finish_weights(team);
+    weights_.run(team, grad_x_, grad_h_, grad_output_, before_[0]);
   }
 
  private:
@@ -134,19 +130,13 @@ class RowsBackward {
   }
 
   void pack(const Team& team) const {
-    const Index I = s_.input_size, N = s_.rows;
+    const Index I = s_.input_size;
     const auto rows_of = [](const void* base, Index ld) {
       return [=](Index row) { return static_cast<const T*>(base) + row * ld; };
     };
     pack_rows<T, NV>(team, P_, GH_, rows_of(s_.weight_hh, P_), packed_hh_);
     if (packed_hr_) pack_rows<T, NV>(team, H_, P_, rows_of(s_.weight_hr, H_), packed_hr_);
     if (packed_ih_) pack_rows<T, NV>(team, I, GH_, rows_of(s_.weight_ih, I), packed_ih_);
-    if (packed_x_) pack_rows<T, NV>(team, I, N, rows_of(s_.input, I), packed_x_);
-    if (packed_prev_)
-      pack_rows<T, NV>(team, P_, N, [&](Index row) { return before_[0][row]; }, packed_prev_);
-    if (packed_unprojected_)
-      pack_rows<T, NV>(
-          team, H_, N, [&](Index row) { return reserve(row) + R * H_; }, packed_unprojected_);
   }
 
   // row0: of the step's first sequence.
@@ -296,29 +286,6 @@ class RowsBackward {
     }
   }
 
-  void finish_weights(const Team& team) const {
-    T* const scratch = scratch_ + team.rank * transposed_scratch<T, NV>(s_.rows);
-    const Target<T> prev{packed_prev_, P_, static_cast<T*>(s_.grad_weight_hh)};
-    const Target<T> x{packed_x_, s_.input_size, static_cast<T*>(s_.grad_weight_ih)};
-    const auto gradient = [&](const T* grad, Index n, const Target<T>* targets, int count,
-                              T* bias) {
-      transposed_product<T, NV>(team, grad, n, n, s_.rows, targets, count, scratch, bias);
-    };
-    if (s_.gains) {  // which the biases came with
-      gradient(grad_h_, GH_, &prev, 1, nullptr);
-      if (packed_x_) gradient(grad_x_, GH_, &x, 1, nullptr);
-      return;
-    }
-    T *const ih = static_cast<T*>(s_.grad_bias_ih), *const hh = static_cast<T*>(s_.grad_bias_hh);
-    const Target<T> both[2] = {prev, x};
-    const Target<T> unprojected{packed_unprojected_, H_, static_cast<T*>(s_.grad_weight_hr)};
-    gradient(grad_x_, GH_, both, packed_x_ ? 2 : 1, hh ? hh : ih);
-    gradient(grad_output_, P_, &unprojected, 1, nullptr);
-    if (!ih || !hh) return;
-    team.wait();
-    for (Index i = team.begin(GH_); i < team.end(GH_); ++i) ih[i] = hh[i];
-  }
-
   const Backward& s_;
   const Index H_, P_, GH_;  // P: units of h
   const Index gains_;
@@ -329,8 +296,7 @@ class RowsBackward {
   T *grad_x_, *grad_h_, *grad_output_ = nullptr, *grad_unprojected_ = nullptr;
   GainSums<T> sums_;  // of the gains, then of the biases
   T* buffers_ = nullptr;
-  T *packed_prev_ = nullptr, *packed_x_ = nullptr, *packed_unprojected_ = nullptr,
-    *scratch_ = nullptr;
+  RowsWeights<T, Cell> weights_;
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

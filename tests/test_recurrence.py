@@ -19,14 +19,14 @@ native = pytest.mark.skipif(_library.unavailable is not None, reason="no compile
 # A few roundings of each dtype, relative to the largest value.
 FLOORS = {torch.float32: 1e-6, torch.float64: 2e-14, torch.bfloat16: 2**-7}
 # batch_sizes, I, H: single steps, ragged batches, sizes around the vector and tile widths, rows
-# beyond one block of the weight gradient's sum.
+# beyond one slice of the weights' gradients.
 SHAPES = {
     "one": ([1], 1, 1),
     "step": ([5], 20, 33),
     "padded": ([5, 5], 33, 128),
     "ragged": ([9, 9, 4, 4, 1, 0], 7, 40),  # the last step has no sequence left
     "long": ([1] * 63, 16, 16),
-    "tall": ([100] * 6, 12, 17),
+    "tall": ([320] * 5, 12, 17),
     "wide": ([20] * 3, 70, 200),
 }
 
