@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
 from benchmarks.cases import Case, Work
@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "layer_norm": {"layer_norm": True},
     "recompute": {"recompute": True},
 }
-FEATURES = ("lengths", "resets", "return_cells", "proj_size", *OPTIONS)
+FEATURES = ("lengths", "packed", "resets", "return_cells", "proj_size", *OPTIONS)
 
 
 def cases() -> Iterator[Case]:
@@ -59,7 +59,8 @@ def feature(name: str, shape: Shape) -> Work:
     else:
         ours.load_state_dict(plain.state_dict(), strict=False)  # gains are its own
     x = torch.randn(shape.T, shape.B, shape.I, requires_grad=True)
-    grads = {w: torch.randn(shape.T, shape.B, w) for w in (shape.H, options.get("proj_size", 0))}
+    grads = torch.randn(shape.T, shape.B, shape.H)
+    given: Any = x
     call: dict[str, Any] = {}
     share = 1.0
     peer, peer_name = partial(torch_nn, x), "torch.nn"
@@ -72,6 +73,11 @@ def feature(name: str, shape: Shape) -> Work:
         def peer() -> tuple[Any, ...]:
             output, state = torch_nn(pack_padded_sequence(x, lengths, enforce_sorted=False))
             return nn.utils.rnn.pad_packed_sequence(output, total_length=shape.T)[0], state
+    elif name == "packed":
+        given = pack_padded_sequence(x, half_lengths(shape), enforce_sorted=False)
+        given = given._replace(data=given.data.detach().requires_grad_())
+        share = given.data.size(0) / (shape.T * shape.B)
+        peer, peer_name = partial(torch_nn, given), "torch.nn packed"
     elif name == "resets":
         call["resets"] = torch.rand(shape.T, shape.B) < 0.1
     elif name == "return_cells":
@@ -83,13 +89,18 @@ def feature(name: str, shape: Shape) -> Work:
         projections = shape.L * options["proj_size"]
         multiply_adds = shape.T * shape.B * shape.H * (4 * units + projections)
 
+    leaf = given.data if name == "packed" else x
+
     def step(module: nn.Module, forward: Any) -> None:
         module.zero_grad()
-        x.grad = None
+        x.grad = leaf.grad = None
         output = forward()[0]
-        output.backward(grads[output.size(-1)])
+        if isinstance(output, PackedSequence):
+            output = output.data
+        # As many of the gradient's numbers as there are, in one shape or another.
+        output.backward(grads.flatten()[: output.numel()].view_as(output))
 
-    with_it = partial(ours, x, **call)
+    with_it = partial(ours, given, **call)
 
     def check() -> None:
         """Against the definition, the reference backend; the same masks by the same seed."""
@@ -98,8 +109,8 @@ def feature(name: str, shape: Shape) -> Work:
             torch.manual_seed(1)
             with fastrnn.use_backend(backend):
                 step(ours, with_it)
-            assert x.grad is not None
-            found.append([x.grad, *(p.grad for p in ours.parameters())])
+            assert leaf.grad is not None
+            found.append([leaf.grad, *(p.grad for p in ours.parameters())])
         assert_close(*found)
 
     return Work(

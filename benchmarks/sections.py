@@ -56,8 +56,8 @@ SUITES = (
         "features",
         "What features cost",
         "A training step of an LSTM with the feature, beside the same layers without it (plain; "
-        "ratio: plain / with it) and torch.nn's. `lengths` has a mean of half the maximum; its "
-        "torch.nn is packed input. `recompute` trades time for memory held.",
+        "ratio: plain / with it) and torch.nn's. Lengths have a mean of half the maximum: `lengths` "
+        "of padded input, `packed` of a PackedSequence. `recompute` trades time for memory held.",
     ),
     (
         "loss",

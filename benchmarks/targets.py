@@ -115,7 +115,8 @@ def _targets() -> dict[str, list[Target]]:
             found[f"layers/{cell}/train/{shape}/bfloat16/native"].append(Target("float32", 1.6))
     for size, ratio in ((200, 2.5), (650, 2.2)):
         found[f"loss/train/700x{size}x10000"] += [Target(peer, ratio), Target("memory", 0.15)]
-    found[f"features/lengths/{small}"].append(Target("plain", 1.67))
+    for name in ("lengths", "packed"):
+        found[f"features/{name}/{small}"].append(Target("plain", 1.67))
     found[f"language_model/lstm/{small}"] += [
         Target("ms", 30.0),
         Target(peer, 2.6, "default"),
