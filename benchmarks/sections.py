@@ -57,7 +57,8 @@ SUITES = (
         "What features cost",
         "A training step of an LSTM with the feature, beside the same layers without it "
         "(plain; ratio: plain / with it) and torch.nn's. Lengths have a mean of half the maximum: "
-        "`lengths` of padded input, `packed` of a PackedSequence. `recompute` trades time for memory held.",
+        "`lengths` of padded input, `packed` of a PackedSequence. `recompute` trades time for "
+        "memory held.",
     ),
     (
         "loss",
