@@ -122,14 +122,22 @@ void pack_transposed(const Team& team, const T* source, Index n, Index k, T* pac
                             NV * w);
 }
 
-// B [k, n] to panels; row(i) is the address of its row i.
+// What stays in a core's second cache beside the rest that a loop reads.
+constexpr Index near_bytes = 768 << 10;
+
+// B [k, n] to panels; row(i) is the address of its row i. Where a thread's part stays in its cache,
+// threads share the panels as those of a product do, which then need not fetch them from another
+// core; else the rows, which are then read in order.
 template <class T, int NV, class Row>
 void pack_rows(const Team& team, Index n, Index k, const Row& row, T* packed) {
   constexpr Index w = width<T>;
   const Index panels = ceil_div(n, NV * w), groups = ceil_div(k, depth<T>);
-  for (Index group = team.begin(groups); group < team.end(groups); ++group) {
+  const bool near = panels >= team.size && n * k * Index(sizeof(T)) <= near_bytes * team.size;
+  const Team of_panels = near ? team : team.alone(), of_groups = near ? team.alone() : team;
+  const Index first_vector = of_panels.begin(panels) * NV, last_vector = of_panels.end(panels) * NV;
+  for (Index group = of_groups.begin(groups); group < of_groups.end(groups); ++group) {
     const Index first = group * depth<T>;
-    for (Index v = 0; v < panels * NV; ++v) {
+    for (Index v = first_vector; v < last_vector; ++v) {
       const auto at = [&](Index i)
                           __attribute__((always_inline)) { return row(first + i) + v * w; };
       const auto columns = zip_rows<T>(at, k - first, n - v * w);

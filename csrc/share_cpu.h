@@ -14,11 +14,13 @@ struct Part : Segment {
 // Either every thread takes sequences of its own through all the steps, with no barrier and nothing
 // to fetch from another core; or all threads take all sequences and share the units of each step.
 // The former where there are enough sequences to fill tiles, as long as the weights, which each
-// core then reads whole in every step, come from a near cache.
+// core then reads whole in every step, come from a near cache; and steps enough to pay for what of
+// them another core packed.
 class Share {
  public:
   Share(const Sequence& s, const Team& team, Index weight_bytes)
-      : own(team.size > 1 && s.batch >= least_sequences * team.size && weight_bytes <= near_bytes),
+      : own(team.size > 1 && s.batch >= least_sequences * team.size && s.steps >= least_steps &&
+            weight_bytes <= near_bytes),
         team(own ? team.alone() : team),
         begin(own ? sequence_at(s, s.rows * team.rank / team.size) : 0),
         end(own ? sequence_at(s, s.rows * (team.rank + 1) / team.size) : s.batch),
@@ -49,7 +51,7 @@ class Share {
   const Index begin, end;
 
  private:
-  static constexpr Index least_sequences = 4, near_bytes = 768 << 10;
+  static constexpr Index least_sequences = 4, least_steps = 16;
 
   static Index rows_of(const Sequence& s, Index step) {
     if (s.step_begin[step] == s.step_begin[step + 1]) return 0;

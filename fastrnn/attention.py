@@ -10,6 +10,7 @@ from torch import Tensor
 from fastrnn import _attention, _library, triton_attention
 from fastrnn._autocast import lower_dtype
 from fastrnn.backends import choose, chosen
+from fastrnn.ops import applied
 
 _WIDEST = 256  # units of a head in the CUDA kernels
 # Of each backend with kernels: the operator, and the autograd Function around it.
@@ -79,7 +80,7 @@ def masked_attention(
     else:
         op, function = _OPERATORS[backend]
         if torch.is_grad_enabled():
-            output = function.apply(*args)[0]
+            output = applied(function, *args)[0]
         else:
             output = _attention.below_autograd(op, *args)[0]
     result: Tensor = output.reshape(*lead, *output.shape[-2:]).to(dtype)

@@ -104,7 +104,7 @@ def run(
             *(cell, reverse),
         )
         if torch.is_grad_enabled():
-            output, state_n, every, _ = function.apply(*args)
+            output, state_n, every, _ = ops.applied(function, *args)
         else:
             output, state_n, every, _ = ops.below_autograd(op, *args, return_cells)
         if weight_hr is not None:

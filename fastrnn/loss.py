@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from fastrnn._autocast import lower_dtype
 from fastrnn._library import LIBRARY
 from fastrnn.backends import choose
+from fastrnn.ops import applied
 
 
 def reference(
@@ -190,7 +191,7 @@ def linear_cross_entropy(
 
 def _native(*args: Any) -> Tensor:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:3]):
-        loss: Tensor = LinearCrossEntropy.apply(*args)[0]
+        loss: Tensor = applied(LinearCrossEntropy, *args)[0]
         return loss
     losses: Tensor = torch.ops.fastrnn.linear_cross_entropy.default(*args, False)[0]
     return losses.sum()

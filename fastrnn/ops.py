@@ -153,6 +153,16 @@ def below_autograd(op: Any, *args: Any) -> tuple[Tensor, ...]:
         return tuple(op(*args))
 
 
+def applied(function: Any, *args: Any) -> Any:
+    """`function.apply(*args)` of a Function that has `setup_context` and takes no defaults.
+
+    torch's looks at the signature of `forward` in every call, to find defaults: 20 us.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)
+
+
 class Recurrence(torch.autograd.Function):
     """`fastrnn::recurrence` with gradients; takes the operator's arguments up to `reverse`."""
 

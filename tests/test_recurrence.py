@@ -26,7 +26,8 @@ SHAPES = {
     "padded": ([5, 5], 33, 128),
     "ragged": ([9, 9, 4, 4, 1, 0], 7, 40),  # the last step has no sequence left
     "long": ([1] * 63, 16, 16),
-    "tall": ([320] * 5, 12, 17),
+    "uneven": ([9] * 9 + [4] * 8 + [1], 7, 40),  # steps enough for threads of their own sequences
+    "tall": ([100] * 16, 12, 17),
     "wide": ([20] * 3, 70, 200),
 }
 
@@ -110,7 +111,7 @@ def test_bfloat16_is_rounded_to_the_nearest_of_two_to_the_even():
 def test_same_bits_for_any_number_of_threads_and_run(cell, extras, dtype):
     before = torch.get_num_threads()
     # Sequences enough for two threads to take some each, not for seven; then fewer, then one.
-    layer = random_layer(cell, [20] * 3 + [13, 5, 1], 50, 200).to(dtype)
+    layer = random_layer(cell, [20] * 14 + [13, 5, 1], 50, 200).to(dtype)
     layer = layer.with_extras(drawn=True) if extras else layer
     try:
         results = []
