@@ -11,6 +11,7 @@ from torch import Tensor
 from fastrnn.lm.batches import Batch, window
 from fastrnn.lm.data import batchify, scored_columns
 from fastrnn.lm.layers import State
+from fastrnn.lm.memory import trimmed
 from fastrnn.lm.model import LanguageModel
 
 # The training text is sampled for the mean square of its gradients in windows of this many columns.
@@ -76,7 +77,7 @@ def evaluate_dynamically(
     total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     state: State | None = None
     try:
-        for row in range(0, inputs.size(0), length):
+        for row in trimmed(range(0, inputs.size(0), length)):
             part = window(inputs[row : row + length], targets[row : row + length], document)
             loss, state = _loss(model, part.to(device), state)
             if not part.count:  # nothing but the beginning of a document
@@ -127,7 +128,7 @@ def gradient_roots(
     squares = [torch.zeros_like(p, requires_grad=False) for p in parameters]
     state: State | None = None
     starts = range(0, columns.size(0) - 1, length)[:WINDOWS]
-    for row in starts:
+    for row in trimmed(starts):
         end = min(row + length, columns.size(0) - 1)
         part = window(columns[row:end], columns[row + 1 : end + 1], document)
         loss, state = _loss(model, part.to(parameters[0].device), state)

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastrnn.lm.batches import Batch, Sentences, window
 from fastrnn.lm.config import TrainingOptions
 from fastrnn.lm.data import scored_columns
+from fastrnn.lm.memory import trimmed
 from fastrnn.lm.model import LanguageModel
 
 COLUMNS = 10
@@ -43,7 +44,7 @@ def evaluate(
     began, state, count = time.perf_counter(), None, 0
     total = torch.zeros((), dtype=torch.float64, device=device)
     context = getattr(model.rnn, "context", batch)  # a transformer reads no longer windows
-    for part in _batches(tokens, before, batch, document, sentences, context):
+    for part in trimmed(_batches(tokens, before, batch, document, sentences, context)):
         part = part.to(device)
         given = state if part.carried else None
         loss, state = model.loss(part.inputs, part.targets, given, "sum", part.resets, part.lengths)

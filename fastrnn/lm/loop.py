@@ -17,15 +17,13 @@ from fastrnn.lm.errors import UserError
 from fastrnn.lm.evaluate import evaluate
 from fastrnn.lm.interrupt import StopOnSignal
 from fastrnn.lm.journal import Journal
-from fastrnn.lm.memory import trim_free_memory
+from fastrnn.lm.memory import TRIM_INTERVAL, trim_free_memory
 from fastrnn.lm.model import LanguageModel
 from fastrnn.lm.optim import stalled
 from fastrnn.lm.parallel import World
 from fastrnn.lm.report import Reporter
 from fastrnn.lm.run import Run
 from fastrnn.lm.snapshot import Counters, Progress
-
-TRIM_INTERVAL = 10  # steps; each could add 100 MB where the heap grows
 
 
 class Trainer:

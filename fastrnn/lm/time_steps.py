@@ -15,6 +15,7 @@ from fastrnn._layers import Layers
 from fastrnn.lm.batches import IGNORED, Batch, window
 from fastrnn.lm.data import batchify
 from fastrnn.lm.layers import State
+from fastrnn.lm.memory import trimmed
 from fastrnn.lm.model import LanguageModel
 
 GRADIENT_WINDOWS = 10
@@ -27,7 +28,7 @@ def _windows(
     device = next(model.parameters()).device
     rows = batchify(tokens, min(columns, tokens.numel() // 2))
     steps = min(steps, rows.size(0) - 1)
-    for row in range(0, rows.size(0) - steps, steps):
+    for row in trimmed(range(0, rows.size(0) - steps, steps)):
         part = window(rows[row : row + steps], rows[row + 1 : row + steps + 1], document)
         yield part.to(device)
 
@@ -49,15 +50,15 @@ def loss_per_step(
         T losses in nats.
     """
     model.eval()
-    sums: list[Tensor] = []
-    counts: list[Tensor] = []
+    sums: Tensor | float = 0.0
+    counts: Tensor | int = 0
     state: State | None = None
     for part in _windows(model, tokens, columns, steps, document):
         logits, state = model(part.inputs, state, part.resets)
         losses = F.cross_entropy(logits.float(), part.targets.flatten(), reduction="none")
-        sums.append(losses.view(part.targets.shape).sum(1, dtype=torch.float64))
-        counts.append((part.targets != IGNORED).sum(1))
-    return (torch.stack(sums).sum(0) / torch.stack(counts).sum(0).clamp_min(1)).tolist()
+        sums = sums + losses.view(part.targets.shape).sum(1, dtype=torch.float64)
+        counts = counts + (part.targets != IGNORED).sum(1)
+    return (torch.as_tensor(sums) / torch.as_tensor(counts).clamp_min(1)).tolist()
 
 
 def gradient_norm_per_step(
