@@ -9,9 +9,9 @@ namespace fastrnn::FASTRNN_ISA {
 template <class T>
 class AttentionBackwardLoop : AttentionTiles<T> {
   using Tiles = AttentionTiles<T>;
-  using Tiles::block_panels, Tiles::panels, Tiles::padded;
   using Tiles::NV, Tiles::w, Tiles::panel_width, Tiles::most_rows, Tiles::key_block, Tiles::used;
-  using typename Tiles::Needed, typename Tiles::V;
+  using Tiles::panels, Tiles::padded;
+  using typename Tiles::Needed, typename Tiles::Result, typename Tiles::V;
   static constexpr Index query_block = 8 * most_rows;
 
  public:
@@ -48,6 +48,7 @@ class AttentionBackwardLoop : AttentionTiles<T> {
         gradients({item % query_blocks, item % query_blocks + 1}, {0, key_blocks}, true, false);
       }
     }
+    if (stream_) V::streamed();
     if (s_.grad_mask.data) mask_gradients(team);
   }
 
@@ -60,19 +61,13 @@ class AttentionBackwardLoop : AttentionTiles<T> {
     const Index E = s_.size, D = s_.value_size;
     keys_by_column_ = arena.take<T>(padded(s_.keys) * E);
     values_by_column_ = arena.take<T>(padded(s_.keys) * D);
-    keys_ = arena.take<T>(padded(E) * s_.keys);
-    queries_ = arena.take<T>(padded(E) * s_.queries);
-    grads_ = arena.take<T>(padded(D) * s_.queries);
-    // One panel is also the matrix row by row.
-    query_rows_ = panels(E) == 1 ? queries_ : arena.take<T>(E * s_.queries);
-    grad_rows_ = panels(D) == 1 ? grads_ : arena.take<T>(D * s_.queries);
+    packed_keys_ = arena.take<T>(padded(E) * s_.keys);
+    packed_queries_ = arena.take<T>(padded(E) * s_.queries);
+    packed_grads_ = arena.take<T>(padded(D) * s_.queries);
     means_ = arena.take<T>(s_.queries);
-    grad_queries_ = arena.take<T>(padded(E) * s_.queries);
-    grad_keys_ = arena.take<T>(padded(E) * key_block);
-    grad_values_ = arena.take<T>(padded(D) * key_block);
-    weights_ = arena.take<T>(query_block * key_block);
-    slopes_ = arena.take<T>(query_block * key_block);
-    kept_ = arena.take<T>(key_block);
+    weights_ = arena.take<T>(query_block * stride_);
+    slopes_ = arena.take<T>(query_block * stride_);
+    kept_ = arena.take<T>(most_rows * key_block);
   }
 
   // Packs a head's operands, unless they are; and rowsum(grad_output * output), the mean slope.
@@ -86,19 +81,18 @@ class AttentionBackwardLoop : AttentionTiles<T> {
     const T* grad = this->at(s_.grad_output);
     Tiles::pack_columns(key, s_.key.row, Lk, E, keys_by_column_);
     Tiles::pack_columns(value, s_.value.row, Lk, D, values_by_column_);
-    Tiles::pack_panels(key, s_.key.row, Lk, E, T(1), keys_);
-    Tiles::pack_panels(query, s_.query.row, Lq, E, T(s_.scale), queries_);
-    Tiles::pack_panels(grad, s_.grad_output.row, Lq, D, T(1), grads_);
-    if (panels(E) > 1) Tiles::pack_rows(query, s_.query.row, Lq, E, T(s_.scale), query_rows_);
-    if (panels(D) > 1) Tiles::pack_rows(grad, s_.grad_output.row, Lq, D, T(1), grad_rows_);
+    keys_ = Tiles::pack_panels(key, s_.key.row, Lk, E, packed_keys_);
+    queries_ = Tiles::pack_panels(query, s_.query.row, Lq, E, packed_queries_);
+    grads_ = Tiles::pack_panels(grad, s_.grad_output.row, Lq, D, packed_grads_);
+    this->ahead_ = {};
+    if (short_) {
+      this->coming(s_.query, Lq, E);
+      this->coming(s_.key, Lk, E);
+      this->coming(s_.value, Lk, D);
+      this->coming(s_.output, Lq, D);
+      this->coming(s_.grad_output, Lq, D);
+    }
     for (Index i = 0; i < Lq; ++i) {
-      if (short_) {
-        Tiles::prefetch(this->next(s_.grad_output, i), D);
-        Tiles::prefetch(this->next(s_.output, i), D);
-        Tiles::template prefetch<1>(this->at(s_.grad_query, i), E);
-        Tiles::template prefetch<1>(this->at(s_.grad_key, i), E);
-        Tiles::template prefetch<1>(this->at(s_.grad_value, i), D);
-      }
       V sum(T(0));
       for (Index c = 0; c < D; c += w)
         sum = sum + V::load(grad + i * s_.grad_output.row + c, D - c) *
@@ -112,30 +106,31 @@ class AttentionBackwardLoop : AttentionTiles<T> {
   void gradients(Blocks query_blocks, Blocks key_blocks, bool of_queries, bool of_keys) {
     const Index E = s_.size, D = s_.value_size, begin = query_blocks.begin * query_block;
     const Index end = smaller(s_.queries, query_blocks.end * query_block);
-    if (of_queries) Tiles::zero(grad_queries_ + begin * panel_width, s_.queries, end - begin, E);
+    if (of_queries && s_.keys == 0)
+      Tiles::zero(this->at(s_.grad_query, begin), s_.grad_query.row, end - begin, E);
     for (Index key = key_blocks.begin * key_block;
          key < smaller(s_.keys, key_blocks.end * key_block); key += key_block) {
       const Index count = smaller(key_block, s_.keys - key);
-      if (of_keys) {
-        Tiles::zero(grad_keys_, key_block, count, E);
-        Tiles::zero(grad_values_, key_block, count, D);
-      }
+      T* const grad_key = this->at(s_.grad_key, key);
+      T* const grad_value = this->at(s_.grad_value, key);
+      const auto begin_with_zeros = [&] {
+        Tiles::zero(grad_key, s_.grad_key.row, count, E);
+        Tiles::zero(grad_value, s_.grad_value.row, count, D);
+      };
+      bool begun = !of_keys;
       for (Index query = begin; query < end; query += query_block) {
-        const Block block = slopes(query, key, of_queries);
+        const Block block = slopes(query, key, T(s_.scale), of_queries);
         if (!of_keys || block.none()) continue;
+        const bool whole = block.columns.begin == 0 && block.columns.end == count;
+        if (!begun && !whole) begin_with_zeros();
+        const bool add = begun || !whole;
         const Index first = query + block.rows.begin;
-        transposed(block, weights_, grads_, first, D, grad_values_);
-        transposed(block, slopes_, queries_, first, E, grad_keys_);
+        transposed(block, weights_, grads_, first, D, grad_value, s_.grad_value.row, add);
+        transposed(block, slopes_, queries_, first, E, grad_key, s_.grad_key.row, add);
+        begun = true;
       }
-      if (!of_keys) continue;
-      Tiles::unpack(grad_keys_, key_block, count, E, T(1), this->at(s_.grad_key, key),
-                    s_.grad_key.row);
-      Tiles::unpack(grad_values_, key_block, count, D, T(1), this->at(s_.grad_value, key),
-                    s_.grad_value.row);
+      if (!begun) begin_with_zeros();
     }
-    if (of_queries)
-      Tiles::unpack(grad_queries_ + begin * panel_width, s_.queries, end - begin, E, T(s_.scale),
-                    this->at(s_.grad_query, begin), s_.grad_query.row);
   }
 
   // The rows and columns of a block outside which its weights are 0.
@@ -144,93 +139,108 @@ class AttentionBackwardLoop : AttentionTiles<T> {
     bool none() const { return rows.begin >= rows.end; }
   };
 
-  // Weights and slopes, dS, of a block [query_block, key_block]; both are zeros in the rest of what
-  // is returned. Adds the slopes' share to the gradient of the queries if that is wanted.
-  Block slopes(Index query, Index key, bool of_queries) {
-    const Index count = smaller(query_block, s_.queries - query);
+  // Weights and slopes, dS times `factor`, of a block [query_block, stride_]; both are zeros in the
+  // rest of what is returned. Makes the slopes' share of the gradient of the queries if that is
+  // wanted.
+  Block slopes(Index query, Index key, T factor, bool of_queries) {
+    const Index count = smaller(query_block, s_.queries - query), E = s_.size;
     const Index keys = smaller(key_block, s_.keys - key);
     const RowBlocks<NV> tiles(count);
     Block block{{count, 0}, {key_block, 0}};
     for (Index t = 0, first = 0, rows; t < tiles.count; ++t, first += rows) {
       rows = tiles.start(t + 1) - first;
       const Needed needed = Tiles::needed(query + first, rows, key);
-      const Index begin = needed.begin * panel_width;
-      for (Index r = first; r < first + rows; ++r)
-        for (T* row : {weights_ + r * key_block, slopes_ + r * key_block}) {
-          for (Index c = 0; c < begin; c += w) V(T(0)).store(row + c);
-          for (Index c = ceil_div(needed.keys, w) * w; c < keys; c += w) V(T(0)).store(row + c);
+      const Index begin = needed.begin * panel_width, end = ceil_div(needed.keys, w) * w;
+      T *const weights = weights_ + first * stride_, *const slopes = slopes_ + first * stride_;
+      if (begin > 0 || end < keys)
+        for (T* out : {weights, slopes}) {
+          Tiles::zero(out, stride_, rows, begin);
+          Tiles::zero(out + end, stride_, rows, ceil_div(keys - end, w) * w);
         }
-      if (needed.none()) continue;
+      T* const grad_query = this->at(s_.grad_query, query + first);
+      if (needed.none()) {
+        if (of_queries && key == 0) Tiles::zero(grad_query, s_.grad_query.row, rows, E);
+        continue;
+      }
       block.rows = {smaller(block.rows.begin, first), first + rows};
       block.columns.begin = smaller(block.columns.begin, begin);
-      block.columns.end = needed.keys > block.columns.end ? needed.keys : block.columns.end;
-      tile_slopes(query, first, rows, key, needed);
-      if (!of_queries) continue;
-      for (Index p = 0; p < panels(s_.size); ++p)
-        tile_product<T, NV>(used(s_.size - p * panel_width), rows,
-                            slopes_ + first * key_block + begin, key_block, 1,
-                            keys_ + (p * s_.keys + key + begin) * panel_width, needed.keys - begin,
-                            grad_queries_ + (p * s_.queries + query + first) * panel_width);
+      block.columns.end = larger(block.columns.end, needed.keys);
+      products(query + first, rows, key, needed, weights, slopes);
+      this->of_kind([&](auto kind) {
+        tile_slopes<kind()>(query + first, rows, key, needed, factor, weights, slopes);
+      });
+      if (of_queries)
+        product(rows, slopes + begin, stride_, 1, keys_ + (key + begin) * panel_width, s_.keys,
+                needed.keys - begin, E, grad_query, s_.grad_query.row, key > 0);
     }
     return block;
   }
 
-  // One tile: rows from `first` on of the block's weights and slopes.
-  void tile_slopes(Index query, Index first, Index rows, Index key, const Needed& needed) {
+  // Of a tile's queries with the keys, and of its grads with the values.
+  void products(Index query, Index rows, Index key, const Needed& needed, T* with_keys,
+                T* with_values) {
     const Index E = s_.size, D = s_.value_size;
-    const Index E_row = panels(E) == 1 ? panel_width : E, D_row = panels(D) == 1 ? panel_width : D;
-    T *weights = weights_ + first * key_block, *slopes = slopes_ + first * key_block;
-    query += first;
-    for (Index p = needed.begin; p < needed.end; ++p) {
-      const Index column = p * panel_width;
+    for (Index column = needed.begin * panel_width; column < needed.keys; column += panel_width) {
       const int vectors = used(needed.keys - column);
-      tile_product<T, NV>(vectors, rows, query_rows_ + query * E_row, E_row, 1,
-                          keys_by_column_ + (key + column) * E, E, weights + column, false,
-                          key_block);
-      tile_product<T, NV>(vectors, rows, grad_rows_ + query * D_row, D_row, 1,
-                          values_by_column_ + (key + column) * D, D, slopes + column, false,
-                          key_block);
-      this->mask_scores(query, rows, key + column, vectors, weights + column, key_block);
-    }
-    const T* logs = static_cast<const T*>(s_.logsumexp) + packed_ * s_.queries + query;
-    const T* means = means_ + query;
-    T* const kept = kept_;
-    const bool drops = s_.dropout > 0;
-    const Index begin = needed.begin * panel_width, end = needed.keys;
-    for (Index r = 0; r < rows; ++r, weights += key_block, slopes += key_block) {
-      if (short_) {
-        Tiles::prefetch(this->next(s_.query, query + r), E);
-        Tiles::prefetch(this->next(s_.key, query + r), E);
-        Tiles::prefetch(this->next(s_.value, query + r), D);
-      }
-      if (drops) {
-        this->kept(query + r, key + begin, end - begin, kept);
-        Tiles::multiply(slopes + begin, kept, end - begin);
-      }
-      const V log(logs[r]), mean(means[r]);
-      for (Index c = begin; c < end; c += w) {
-        const V weight = exp_or_zero(V::load(weights + c) - log);
-        weight.store(weights + c);
-        (weight * (V::load(slopes + c) - mean)).store(slopes + c);
-      }
-      if (drops) Tiles::multiply(weights + begin, kept, end - begin);
+      this->ahead_.ask(2);
+      tile_product<T, NV>(vectors, rows, this->at(s_.query, query), s_.query.row, 1,
+                          keys_by_column_ + (key + column) * E, E, with_keys + column, false,
+                          stride_);
+      this->ahead_.ask(2);
+      tile_product<T, NV>(vectors, rows, this->at(s_.grad_output, query), s_.grad_output.row, 1,
+                          values_by_column_ + (key + column) * D, D, with_values + column, false,
+                          stride_);
     }
   }
 
-  // out [panels(width)][key_block][panel_width] += a^T b: `a` a block's weights or slopes, b's
+  // Turns these products into weights and slopes.
+  template <Mask kind>
+  void tile_slopes(Index query, Index rows, Index key, const Needed& needed, T factor, T* weights,
+                   T* slopes) {
+    const T* logs = static_cast<const T*>(s_.logsumexp) + packed_ * s_.queries + query;
+    const T* means = means_ + query;
+    const V scale(T(s_.scale)), part(factor);
+    const Index begin = needed.begin * panel_width, end = needed.keys;
+    if (s_.dropout > 0) {
+      this->kept(query, rows, key + begin, end - begin, kept_);
+      Tiles::multiply(slopes + begin, stride_, kept_, rows, end - begin);
+    }
+    auto mask = this->row(query, key);
+    for (Index r = 0; r < rows; ++r, mask.next()) {
+      this->ahead_.ask(1);
+      const V log(logs[r]), mean(means[r]);
+      for (Index c = r * stride_ + begin; c < r * stride_ + end; c += w) {
+        const V weight = exp_or_zero(
+            this->template scores<kind>(V::load(weights + c), scale, mask, c - r * stride_, log));
+        const V slope = weight * part * (V::load(slopes + c) - mean);
+        weight.store(weights + c);
+        slope.store(slopes + c);
+      }
+    }
+    if (s_.dropout > 0) Tiles::multiply(weights + begin, stride_, kept_, rows, end - begin);
+  }
+
+  // out [columns, width] of the block's columns = or += a^T b: `a` a block's weights or slopes, b's
   // panels from row `first` on.
-  void transposed(const Block& block, const T* a, const T* b, Index first, Index width, T* out) {
+  void transposed(const Block& block, const T* a, const T* b, Index first, Index width, T* out,
+                  Index ld, bool add) {
     const RowBlocks<NV> tiles(block.columns.end - block.columns.begin);
-    const Index depth = block.rows.end - block.rows.begin;
-    a += block.rows.begin * key_block + block.columns.begin;
-    out += block.columns.begin * panel_width;
+    a += block.rows.begin * stride_ + block.columns.begin;
+    out += block.columns.begin * ld;
     for (Index t = 0, column = 0, columns; t < tiles.count; ++t, column += columns) {
       columns = tiles.start(t + 1) - column;
-      for (Index p = 0; p < panels(width); ++p)
-        tile_product<T, NV>(used(width - p * panel_width), columns, a + column, 1, key_block,
-                            b + (p * s_.queries + first) * panel_width, depth,
-                            out + (p * key_block + column) * panel_width);
+      this->ahead_.ask(2);
+      product(columns, a + column, 1, stride_, b + first * panel_width, s_.queries,
+              block.rows.end - block.rows.begin, width, out + column * ld, ld, add);
     }
+  }
+
+  // A share of a gradient.
+  void product(Index rows, const T* a, Index row_stride, Index k_stride, const T* b,
+               Index panel_rows, Index depth, Index width, T* out, Index ld, bool add) {
+    const auto run = stream_ && !add ? Tiles::template product<Result::streamed>
+                                     : Tiles::template product<Result::asked>;
+    run(rows, a, row_stride, k_stride, b, panel_rows, depth, width, out, ld, add);
   }
 
   // Adds the slopes to the mask's gradient, which begins as zeros. Each thread owns rows of the
@@ -252,13 +262,13 @@ class AttentionBackwardLoop : AttentionTiles<T> {
   }
 
   void add_slopes(Index query, Index key) {
-    const Block block = slopes(query, key, false);
+    const Block block = slopes(query, key, T(1), false);
     for (Index r = block.rows.begin; r < block.rows.end; ++r) {
       T* const out = this->at(s_.grad_mask, query + r) + key * s_.grad_mask_column;
       V sum(T(0));
       for (Index c = block.columns.begin; c < block.columns.end; c += w) {
         const Index lanes = block.columns.end - c;
-        const V slope = V::load(slopes_ + r * key_block + c, lanes);
+        const V slope = V::load(slopes_ + r * stride_ + c, lanes);
         if (s_.grad_mask_column == 0)
           sum = sum + slope;
         else
@@ -268,20 +278,34 @@ class AttentionBackwardLoop : AttentionTiles<T> {
     }
   }
 
+  // A result is large, and each of its rows whole aligned vectors.
+  bool streams(const Heads& grad, Index rows, Index width) const {
+    const auto whole = [](std::intptr_t bytes) { return bytes % vector_bytes == 0; };
+    constexpr Index large = 4 << 20;
+    const Index stride = grad.batch | grad.head | grad.row | width;
+    return whole(std::intptr_t(grad.data)) && stride % w == 0 &&
+           s_.batch * s_.heads * rows * width * Index(sizeof(T)) > large;
+  }
+
   const AttentionBackward& s_;
   char* const workspace_;
   const int threads_;
   // Whether a head is one block. Then its rows are asked for while the one before is worked on, a
   // few at a time: a quarter of the time of such heads went into waiting for memory.
   const bool short_ = s_.queries <= query_block && s_.keys <= key_block;
+  // Whether the results go past the caches, where they would not stay: a third of what such heads
+  // read was what they were about to overwrite.
+  const bool stream_ = short_ && streams(s_.grad_query, s_.queries, s_.size) &&
+                       streams(s_.grad_key, s_.keys, s_.size) &&
+                       streams(s_.grad_value, s_.keys, s_.value_size);
+  // Of rows of weights and slopes: no longer than short keys need.
+  const Index stride_ = smaller(key_block, ceil_div(s_.keys, w) * w);
   Index bytes_, packed_ = -1;              // the packed head
   T *keys_by_column_, *values_by_column_;  // [panels(Lk)][E or D][panel_width]
-  T *keys_, *queries_, *grads_;            // [panels(E or D)][Lk or Lq][panel_width]
-  T *query_rows_, *grad_rows_;             // [Lq, E or D], or padded to the one panel's width
-  T* means_;                               // [Lq]
-  T* grad_queries_;                        // [panels(E)][Lq][panel_width]
-  T *grad_keys_, *grad_values_;            // [panels(E or D)][key_block][panel_width]
-  T *weights_, *slopes_, *kept_;           // [query_block][key_block], twice; [key_block]
+  const T *keys_, *queries_, *grads_;
+  T *packed_keys_, *packed_queries_, *packed_grads_;  // [panels(E or D)][Lk or Lq][panel_width]
+  T* means_;                                          // [Lq]
+  T *weights_, *slopes_, *kept_;  // [query_block][stride_], twice; of a tile's dropout
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

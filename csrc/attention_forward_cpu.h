@@ -9,9 +9,9 @@ namespace fastrnn::FASTRNN_ISA {
 template <class T>
 class AttentionForwardLoop : AttentionTiles<T> {
   using Tiles = AttentionTiles<T>;
-  using Tiles::infinity, Tiles::block_panels, Tiles::panels, Tiles::padded;
+  using Tiles::infinity, Tiles::panels, Tiles::padded;
   using Tiles::NV, Tiles::w, Tiles::panel_width, Tiles::most_rows, Tiles::key_block, Tiles::used;
-  using typename Tiles::Needed, typename Tiles::V;
+  using typename Tiles::Needed, typename Tiles::Result, typename Tiles::V;
   static constexpr Index query_block = 4 * most_rows;
 
  public:
@@ -34,8 +34,16 @@ class AttentionForwardLoop : AttentionTiles<T> {
       if (head != packed) {
         this->open(head);
         Tiles::pack_columns(this->at(s_.key), s_.key.row, s_.keys, s_.size, keys_);
-        Tiles::pack_panels(this->at(s_.value), s_.value.row, s_.keys, s_.value_size, T(1), values_);
+        values_ = Tiles::pack_panels(this->at(s_.value), s_.value.row, s_.keys, s_.value_size,
+                                     packed_values_);
         packed = head;
+        this->ahead_ = {};
+        if (short_) {
+          this->coming(s_.query, s_.queries, s_.size);
+          this->coming(s_.key, s_.keys, s_.size);
+          this->coming(s_.value, s_.keys, s_.value_size);
+          this->coming(s_.output, s_.queries, s_.value_size);
+        }
       }
       // From both ends in turns: halves of a causal head weigh the same.
       const Index block = i % 2 ? blocks - 1 - i / 2 : i / 2;
@@ -46,65 +54,73 @@ class AttentionForwardLoop : AttentionTiles<T> {
  private:
   void take(Arena& arena) {
     keys_ = arena.take<T>(padded(s_.keys) * s_.size);
-    values_ = arena.take<T>(padded(s_.value_size) * s_.keys);
-    queries_ = arena.take<T>(query_block * s_.size);
-    sums_ = arena.take<T>(padded(s_.value_size) * query_block);
+    packed_values_ = arena.take<T>(padded(s_.value_size) * s_.keys);
     most_ = arena.take<T>(query_block);
     totals_ = arena.take<T>(query_block * w);
     scores_ = arena.take<T>(most_rows * key_block);
-    kept_ = arena.take<T>(key_block);
+    kept_ = arena.take<T>(most_rows * key_block);
   }
 
   void queries(Index head, Index first) {
-    const Index count = smaller(query_block, s_.queries - first), size = s_.size;
-    Tiles::pack_rows(this->at(s_.query, first), s_.query.row, count, size, T(s_.scale), queries_);
-    Tiles::zero(sums_, query_block, count, s_.value_size);
+    const Index count = smaller(query_block, s_.queries - first), D = s_.value_size;
     for (Index r = 0; r < count; ++r) most_[r] = -infinity;
     for (Index i = 0; i < count * w; i += w) V(T(0)).store(totals_ + i);
+    if (s_.keys == 0) Tiles::zero(this->at(s_.output, first), s_.output.row, count, D);
     const RowBlocks<NV> tiles(count);
     for (Index key = 0; key < s_.keys; key += key_block)
       for (Index t = 0, row = 0, rows; t < tiles.count; ++t, row += rows) {
         rows = tiles.start(t + 1) - row;
+        T* const out = this->at(s_.output, first + row);
         const Needed needed = Tiles::needed(first + row, rows, key);
-        if (needed.none()) continue;
-        scores(first + row, row, rows, key, needed);
-        weigh(first + row, row, rows, key, needed);
-        if (short_)
-          for (Index r = first + row; r < first + row + rows; ++r)
-            Tiles::template prefetch<1>(this->at(s_.output, r), s_.value_size);
-        sum_values(row, rows, key, needed);
+        if (needed.none()) {
+          if (key == 0) Tiles::zero(out, s_.output.row, rows, D);
+          continue;
+        }
+        products(first + row, rows, key, needed);
+        this->of_kind([&](auto kind) { weigh<kind()>(first, row, rows, key, needed); });
+        this->ahead_.ask(1);
+        const Index begin = needed.begin * panel_width;
+        Tiles::template product<Result::plain>(rows, scores_ + begin, key_block, 1,
+                                               values_ + (key + begin) * panel_width, s_.keys,
+                                               needed.keys - begin, D, out, s_.output.row, key > 0);
       }
     finish(head, first, count);
   }
 
-  // scores_ [rows][key_block] of the tile.
-  void scores(Index query, Index row, Index rows, Index key, const Needed& needed) {
+  // scores_ [rows][key_block] of the tile: the products.
+  void products(Index query, Index rows, Index key, const Needed& needed) {
     for (Index p = needed.begin; p < needed.end; ++p) {
-      T* const tile = scores_ + p * panel_width;
-      const int vectors = used(needed.keys - p * panel_width);
-      tile_product<T, NV>(vectors, rows, queries_ + row * s_.size, s_.size, 1,
-                          keys_ + (key + p * panel_width) * s_.size, s_.size, tile, false,
-                          key_block);
-      this->mask_scores(query, rows, key + p * panel_width, vectors, tile, key_block);
+      this->ahead_.ask(1);
+      tile_product<T, NV>(used(needed.keys - p * panel_width), rows, this->at(s_.query, query),
+                          s_.query.row, 1, keys_ + (key + p * panel_width) * s_.size, s_.size,
+                          scores_ + p * panel_width, false, key_block);
     }
   }
 
-  // Turns the tile's scores into weights, exp(score - the row's largest so far).
-  void weigh(Index query, Index row, Index rows, Index key, const Needed& needed) {
-    const Index begin = needed.begin * panel_width, end = needed.keys;
+  // Turns the tile's products into weights, exp(score - the row's largest so far).
+  template <Mask kind>
+  void weigh(Index first, Index row, Index rows, Index key, const Needed& needed) {
+    const Index begin = needed.begin * panel_width, end = needed.keys, query = first + row;
+    const V scale(T(s_.scale)), nothing(T(0));
+    alignas(64) T high[most_rows];
+    auto mask = this->row(query, key);
+    for (Index r = 0; r < rows; ++r, mask.next()) {
+      T* const scores = scores_ + r * key_block;
+      this->ahead_.ask(1);
+      V most(most_[row + r]);
+      for (Index c = begin; c < end; c += w) {
+        const V score = this->template scores<kind>(V::load(scores + c), scale, mask, c, nothing);
+        score.store(scores + c);
+        most = Larger()(most, score);
+      }
+      high[r] = across(most, Larger());
+    }
     for (Index r = 0; r < rows; ++r) {
       T* const scores = scores_ + r * key_block;
-      if (short_) {
-        Tiles::prefetch(this->next(s_.query, row + r), s_.size);
-        Tiles::prefetch(this->next(s_.key, row + r), s_.size);
-        Tiles::prefetch(this->next(s_.value, row + r), s_.value_size);
-      }
-      const T before = most_[row + r];
-      V high(before);
-      for (Index c = begin; c < end; c += w) high = Larger()(high, V::load(scores + c));
-      const T most = across(high, Larger());
+      this->ahead_.ask(1);
+      const T most = high[r];
+      if (most > most_[row + r]) fade(first, row + r, most_[row + r], most);
       const V base(most == -infinity ? T(0) : most);
-      if (most > before) fade(row + r, before, most);
       V total = V::load(totals_ + (row + r) * w);
       for (Index c = begin; c < end; c += w) {
         const V weight = exp_or_zero(V::load(scores + c) - base);
@@ -112,43 +128,31 @@ class AttentionForwardLoop : AttentionTiles<T> {
         weight.store(scores + c);
       }
       total.store(totals_ + (row + r) * w);
-      if (s_.dropout == 0) continue;
-      this->kept(query + r, key + begin, end - begin, kept_);
-      Tiles::multiply(scores + begin, kept_, end - begin);
     }
+    if (s_.dropout == 0) return;
+    this->kept(query, rows, key + begin, end - begin, kept_);
+    Tiles::multiply(scores_ + begin, key_block, kept_, rows, end - begin);
   }
 
   // What was summed against a smaller score, against the larger.
-  void fade(Index row, T before, T most) {
+  void fade(Index first, Index row, T before, T most) {
     most_[row] = most;
     if (before == -infinity) return;  // nothing was
     const V share = exp_or_zero(V(before - most));
     (V::load(totals_ + row * w) * share).store(totals_ + row * w);
-    for (Index v = 0; v < ceil_div(s_.value_size, w); ++v) {
-      T* const sum = sums_ + (v / NV * query_block + row) * panel_width + v % NV * w;
-      (V::load(sum) * share).store(sum);
-    }
+    multiply_row(this->at(s_.output, first + row), share);
   }
 
-  void sum_values(Index row, Index rows, Index key, const Needed& needed) {
-    const Index first = needed.begin * panel_width;
-    for (Index p = 0; p < panels(s_.value_size); ++p)
-      tile_product<T, NV>(used(s_.value_size - p * panel_width), rows, scores_ + first, key_block,
-                          1, values_ + (p * s_.keys + key + first) * panel_width,
-                          needed.keys - first, sums_ + (p * query_block + row) * panel_width);
+  void multiply_row(T* out, V share) {
+    for (Index c = 0; c < s_.value_size; c += w)
+      (V::load(out + c, s_.value_size - c) * share).store(out + c, s_.value_size - c);
   }
 
   void finish(Index head, Index first, Index count) {
-    T *const out = this->at(s_.output, first), *const sums = sums_, *const totals = totals_;
-    const Index D = s_.value_size, ld = s_.output.row;
     alignas(64) T total[query_block] = {};
-    for (Index r = 0; r < count; ++r) total[r] = across(V::load(totals + r * w), Add());
-    for (Index r = 0; r < count; ++r) {
-      const V share(total[r] == 0 ? T(0) : 1 / total[r]);
-      for (Index v = 0; v * w < D; ++v)
-        (V::load(sums + (v / NV * query_block + r) * panel_width + v % NV * w) * share)
-            .store(out + r * ld + v * w, D - v * w);
-    }
+    for (Index r = 0; r < count; ++r) total[r] = across(V::load(totals_ + r * w), Add());
+    for (Index r = 0; r < count; ++r)
+      multiply_row(this->at(s_.output, first + r), V(total[r] == 0 ? T(0) : 1 / total[r]));
     T* const logs = static_cast<T*>(s_.logsumexp) + head * s_.queries + first;
     for (Index r = 0; r < count; r += w) {
       const V sum = V::load(total + r), log = V::load(most_ + r) + log_positive(sum);
@@ -163,10 +167,10 @@ class AttentionForwardLoop : AttentionTiles<T> {
   // Whether a head is one block. Then its rows are asked for while the one before is worked on, a
   // few at a time: a quarter of the time of such heads went into waiting for memory.
   const bool short_ = s_.queries <= query_block && s_.keys <= key_block;
-  T *keys_, *values_;   // [panels][E][panel_width], [panels(D)][Lk][panel_width]
-  T *queries_, *sums_;  // [block, E], scaled; [panels(D)][block][panel_width]
-  T *most_, *totals_;   // [block], [block, w]: largest score, sums of weights by lane
-  T *scores_, *kept_;   // [rows][key_block], also as weights; [key_block]
+  const T* values_;
+  T *keys_, *packed_values_;  // [panels][E][panel_width], [panels(D)][Lk][panel_width]
+  T *most_, *totals_;         // [block], [block, w]: largest score, sums of weights by lane
+  T *scores_, *kept_;         // [rows][key_block]: products, scores, weights; of dropout
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

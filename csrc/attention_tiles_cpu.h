@@ -11,6 +11,42 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
+// Rows of several tensors that will be needed, asked for a few cache lines at a time: many at once
+// hold up what is needed now.
+template <class T>
+class Ahead {
+  static constexpr Index line = 64 / sizeof(T);
+
+ public:
+  void add(const T* rows, Index ld, Index count, Index width) {
+    row_lines_ += ceil_div(width, line);
+    if (ld == width) {  // no gaps: as rows of four lines
+      count = ceil_div(count * width, 4 * line);
+      ld = width = 4 * line;
+    }
+    parts_[count_++] = {rows, ld, width};
+    rounds_ = larger(rounds_, count);
+  }
+
+  // As many lines as so many halves of a row of every tensor have.
+  void ask(int halves) {
+    for (Index lines = row_lines_ * halves / 2; lines > 0 && rounds_ > 0;) {
+      Part& part = parts_[next_];
+      for (Index c = 0; c < part.width; c += line, --lines) __builtin_prefetch(part.row + c);
+      part.row += part.ld;
+      if (++next_ == count_) next_ = 0, --rounds_;
+    }
+  }
+
+ private:
+  struct Part {
+    const T* row;
+    Index ld, width;
+  } parts_[8];
+  int count_ = 0, next_ = 0;
+  Index row_lines_ = 0, rounds_ = 0;
+};
+
 template <class T>
 class AttentionTiles {
  protected:
@@ -19,7 +55,7 @@ class AttentionTiles {
   using Bits = typename C::Bits;
   static constexpr int NV = 2;
   static constexpr Index w = V::width, panel_width = NV * w, most_rows = tile_rows<NV>;
-  static constexpr Index key_block = 128, block_panels = key_block / panel_width;
+  static constexpr Index key_block = 128;
   static constexpr T infinity = T(__builtin_inf());
 
   AttentionTiles(const Attention& arguments) : a_(arguments) {}
@@ -37,19 +73,13 @@ class AttentionTiles {
     batch_ = head / a_.heads, head_ = head % a_.heads;
     const Index next = head + 1 < a_.batch * a_.heads ? head + 1 : head;
     next_batch_ = next / a_.heads, next_head_ = next % a_.heads;
-    const Index bytes = a_.mask_kind == Mask::boolean ? 1 : sizeof(T);
-    mask_ = static_cast<const char*>(a_.mask.data) + offset(a_.mask) * bytes;
+    mask_ = static_cast<const char*>(a_.mask.data) + offset(a_.mask) * mask_bytes();
   }
 
-  // Of the head that comes next.
-  const T* next(const Heads& tensor, Index row) const {
-    return static_cast<const T*>(tensor.data) + next_batch_ * tensor.batch +
-           next_head_ * tensor.head + row * tensor.row;
-  }
-
-  template <int Write = 0>
-  static FASTRNN_INLINE void prefetch(const T* row, Index width) {
-    for (Index c = 0; c < width; c += 64 / sizeof(T)) __builtin_prefetch(row + c, Write, 3);
+  // The next head's part of a tensor, to be asked for while the open one is worked on.
+  void coming(const Heads& tensor, Index rows, Index width) {
+    ahead_.add(static_cast<T*>(tensor.data) + next_batch_ * tensor.batch + next_head_ * tensor.head,
+               tensor.row, rows, width);
   }
 
   // [n, k] to out [panels(n)][k][panel_width]: row i becomes column i.
@@ -59,34 +89,54 @@ class AttentionTiles {
                               out + (v / NV) * k * panel_width + v % NV * w, panel_width);
   }
 
-  // [n, k] times `factor` to out [panels(k)][n][panel_width].
-  static void pack_panels(const T* source, Index ld, Index n, Index k, T factor, T* out) {
-    for (Index v = 0; v < ceil_div(k, w); ++v)
-      for (Index i = 0; i < n; ++i)
-        (V::load(source + i * ld + v * w, k - v * w) * V(factor))
-            .store(out + (v / NV * n + i) * panel_width + v % NV * w);
+  // [n, k] to out [panels(k)][n][panel_width]. Returns out, or the source if that is one panel.
+  static const T* pack_panels(const T* source, Index ld, Index n, Index k, T* out) {
+    if (ld == panel_width && k == panel_width) return source;
+    T* const packed = out;
+    for (; k > 0; source += panel_width, k -= panel_width)
+      for (Index i = 0; i < n; ++i, out += panel_width)
+        for (Index v = 0; v < smaller(panel_width, k); v += w)
+          V::load(source + i * ld + v, k - v).store(out + v);
+    return packed;
   }
 
-  // [n, k] times `factor` to out [n, k].
-  static void pack_rows(const T* source, Index ld, Index n, Index k, T factor, T* out) {
-    for (Index i = 0; i < n; ++i)
-      for (Index c = 0; c < k; c += w)
-        (V::load(source + i * ld + c, k - c) * V(factor)).store(out + i * k + c, k - c);
+  // How a product meets its result's memory: as it is, asking first for what is written without
+  // having been read, or past the caches (whole vectors that are not added to).
+  enum class Result { plain, asked, streamed };
+
+  // out [rows, width], its rows `ld` apart, = or += a [rows, depth] b; b's panels have
+  // `panel_rows` rows.
+  template <Result how>
+  static FASTRNN_INLINE void product(Index rows, const T* a, Index row_stride, Index k_stride,
+                                     const T* b, Index panel_rows, Index depth, Index width, T* out,
+                                     Index ld, bool add) {
+    for (; width > 0; width -= panel_width, out += panel_width, b += panel_rows * panel_width) {
+      const Index columns = smaller(width, panel_width);
+      if (columns % w == 0 && how != Result::streamed) {
+        if (how == Result::asked && !add)
+          for (Index r = 0; r < rows; ++r)
+            for (Index c = 0; c < columns; c += 64 / Index(sizeof(T)))
+              __builtin_prefetch(out + r * ld + c, 1);
+        tile_product<T, NV>(used(columns), rows, a, row_stride, k_stride, b, depth, out, add, ld);
+        continue;
+      }
+      alignas(64) T tile[most_rows * panel_width];
+      tile_product<T, NV>(used(columns), rows, a, row_stride, k_stride, b, depth, tile, false);
+      for (Index r = 0; r < rows; ++r)
+        for (Index c = 0; c < columns; c += w) {
+          const V sum = V::load(tile + r * panel_width + c);
+          T* const to = out + r * ld + c;
+          if (how == Result::streamed)
+            sum.stream(to);
+          else
+            (add ? V::load(to, columns - c) + sum : sum).store(to, columns - c);
+        }
+    }
   }
 
-  // [panels(k)][stride][panel_width], the first n rows of each, times `factor` to rows of k.
-  static void unpack(const T* panel, Index stride, Index n, Index k, T factor, T* out, Index ld) {
-    for (Index v = 0; v < ceil_div(k, w); ++v)
-      for (Index i = 0; i < n; ++i)
-        (V::load(panel + (v / NV * stride + i) * panel_width + v % NV * w) * V(factor))
-            .store(out + i * ld + v * w, k - v * w);
-  }
-
-  // The first n rows of [panels(width)][stride][panel_width].
-  static void zero(T* panel, Index stride, Index n, Index width) {
-    for (Index p = 0; p < panels(width); ++p)
-      for (Index i = 0; i < n * panel_width; i += w)
-        V(T(0)).store(panel + p * stride * panel_width + i);
+  static void zero(T* out, Index ld, Index rows, Index width) {
+    for (Index r = 0; r < rows; ++r)
+      for (Index c = 0; c < width; c += w) V(T(0)).store(out + r * ld + c, width - c);
   }
 
   // The panels of a block of keys that some of these queries attend to, from the first such to the
@@ -107,50 +157,71 @@ class AttentionTiles {
     return {begin, end, smaller(keys, end * panel_width)};
   }
 
-  // tile[rows][stride], a panel's products of scaled queries and keys, to scores: -inf where a
-  // query does not attend, and beyond the last key.
-  void mask_scores(Index query, Index rows, Index key, int vectors, T* tile, Index stride) const {
-    const Index last = a_.keys - key, lanes = vectors * w, column = a_.mask_column;
-    if (const Mask kind = a_.mask_kind; kind != Mask::none)
-      for (Index r = 0; r < rows; ++r) {
-        const char* mask = mask_at(query + r, key);
-        T* const row = tile + r * stride;
-        for (Index v = 0; v < lanes; v += w)
-          masked(V::load(row + v), kind, mask, column, v, last).store(row + v);
-      }
-    if (last >= lanes && !(a_.causal && key + lanes > query + 1)) return;
-    Bits lane;
-    for (int i = 0; i < int(w); ++i) lane[i] = i;
-    for (Index r = 0; r < rows; ++r) {
-      const Index allowed = a_.causal ? smaller(last, query + r + 1 - key) : last;
-      T* const row = tile + r * stride;
-      for (Index v = smaller(allowed < 0 ? 0 : allowed, lanes) / w * w; v < lanes; v += w) {
-        const Bits attends = lane < typename C::Whole(allowed - v);
-        V(attends ? V::load(row + v).v : V(-infinity).v).store(row + v);
-      }
-    }
+  // Calls f with the kind of mask as a constant.
+  template <class F>
+  FASTRNN_INLINE void of_kind(const F& f) const {
+    if (a_.mask_kind == Mask::boolean)
+      f(std::integral_constant<Mask, Mask::boolean>());
+    else if (a_.mask_kind == Mask::additive)
+      f(std::integral_constant<Mask, Mask::additive>());
+    else
+      f(std::integral_constant<Mask, Mask::none>());
   }
 
-  // 0 where dropout takes a weight of the query away, else 1 / (1 - dropout), for `count` keys from
-  // a multiple of 4 on; out has room for a multiple of 64.
-  void kept(Index query, Index key, Index count, T* out) const {
+  // A query's row of a block of keys.
+  struct Row {
+    const char* mask;
+    Index keys, allowed;  // how many there are, and how many causality leaves
+    Index mask_row;       // bytes
+    bool causal;
+    FASTRNN_INLINE void next() {
+      mask += mask_row;
+      if (causal) allowed = smaller(keys, allowed + 1);
+    }
+  };
+  Row row(Index query, Index key) const {
+    const Index keys = a_.keys - key, allowed = a_.causal ? smaller(keys, query + 1 - key) : keys;
+    return {mask_at(query, key), keys, allowed, a_.mask.row * mask_bytes(), a_.causal};
+  }
+
+  // From products of the query with the row's keys from c on, scores less `base`: -inf where the
+  // query does not attend, and beyond the last key.
+  template <Mask kind>
+  FASTRNN_INLINE V scores(V products, V scale, const Row& row, Index c, V base) const {
+    V x = products * scale;
+    if constexpr (kind == Mask::additive)
+      x = masked(x, kind, row.mask, a_.mask_column, c, row.keys);
+    x = x - base;
+    if constexpr (kind == Mask::boolean) x = masked(x, kind, row.mask, a_.mask_column, c, row.keys);
+    if (c + w <= row.allowed) return x;
+    Bits lane;
+    for (int i = 0; i < int(w); ++i) lane[i] = i;
+    return lane < typename C::Whole(row.allowed - c) ? x.v : V(-infinity).v;
+  }
+
+  // out [rows][key_block]: 0 where dropout takes a weight of the query away, else 1 / (1 -
+  // dropout), for `count` keys from a multiple of 4 on.
+  void kept(Index query, Index rows, Index key, Index count, T* out) const {
     constexpr int quads = 16;  // at a time, vectors of them
     alignas(64) std::uint32_t words[4 * quads];
     const T keep = T(1 / (1 - a_.dropout));
-    for (Index first = 0; first < count; first += 4 * quads) {
-      philox<quads>(std::uint64_t(*a_.seed), std::uint32_t((key + first) / 4),
-                    std::uint32_t(batch_ * a_.heads + head_), std::uint32_t(query), 0, words);
-      for (Index i = 0; i < 4 * quads; ++i)
-        out[first + i] = words[i] < a_.dropped_below ? T(0) : keep;
-    }
+    for (Index r = 0; r < rows; ++r, out += key_block)
+      for (Index first = 0; first < count; first += 4 * quads) {
+        philox<quads>(std::uint64_t(*a_.seed), std::uint32_t((key + first) / 4),
+                      std::uint32_t(batch_ * a_.heads + head_), std::uint32_t(query + r), 0, words);
+        for (Index i = 0; i < 4 * quads; ++i)
+          out[first + i] = words[i] < a_.dropped_below ? T(0) : keep;
+      }
   }
 
-  // x *= y, whole vectors.
-  static void multiply(T* x, const T* y, Index count) {
-    for (Index i = 0; i < count; i += w) (V::load(x + i) * V::load(y + i)).store(x + i);
+  // x [rows][stride] *= kept, whole vectors.
+  static void multiply(T* x, Index stride, const T* kept, Index rows, Index count) {
+    for (Index r = 0; r < rows; ++r, x += stride, kept += key_block)
+      for (Index i = 0; i < count; i += w) (V::load(x + i) * V::load(kept + i)).store(x + i);
   }
 
   const Attention& a_;
+  Ahead<T> ahead_;
 
  private:
   // Lanes of x, from `place` on in a mask's row of `left` keys, whose key the query attends to,
@@ -181,9 +252,9 @@ class AttentionTiles {
   }
 
   const char* mask_at(Index query, Index key) const {
-    const Index bytes = a_.mask_kind == Mask::boolean ? 1 : sizeof(T);
-    return mask_ + (query * a_.mask.row + key * a_.mask_column) * bytes;
+    return mask_ + (query * a_.mask.row + key * a_.mask_column) * mask_bytes();
   }
+  Index mask_bytes() const { return a_.mask_kind == Mask::boolean ? 1 : sizeof(T); }
 
   Index offset(const Heads& tensor) const { return batch_ * tensor.batch + head_ * tensor.head; }
 

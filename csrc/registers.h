@@ -8,7 +8,7 @@
 
 #include "inline.h"
 
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 

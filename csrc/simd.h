@@ -24,6 +24,21 @@ struct Vec {
     return r;
   }
   FASTRNN_INLINE void store(T* p) const { __builtin_memcpy(p, &v, sizeof v); }
+  // Past the caches, if the set can; p is aligned. `streamed` comes before others read it.
+  FASTRNN_INLINE void stream(T* p) const {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), __m512i(v));
+#elif defined(__AVX2__)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), __m256i(v));
+#else
+    store(p);
+#endif
+  }
+  static FASTRNN_INLINE void streamed() {
+#ifdef __AVX2__
+    _mm_sfence();
+#endif
+  }
 
   // The first n lanes only; a load leaves zeros in the others.
   static FASTRNN_INLINE Vec load(const T* p, Index n) {
@@ -156,6 +171,10 @@ struct Add {
 struct Larger {
   template <class T>
   FASTRNN_INLINE Vec<T> operator()(Vec<T> a, Vec<T> b) const {
+#ifdef __AVX512F__
+    if constexpr (sizeof(T) == 4)  // where one is NaN, the second
+      return typename Vec<T>::Register(_mm512_maskz_max_ps(0xFFFF, __m512(b.v), __m512(a.v)));
+#endif
     return b.v > a.v ? b.v : a.v;
   }
 };
@@ -214,13 +233,33 @@ FASTRNN_INLINE Vec<T> exp_negative(Vec<T> x) {
   return scale * fraction + scale;
 }
 
-// exp of x <= 0, and 0 of what is below T's smallest normal number, -inf too; NaN stays.
+// exp of x <= 0, and 0 of what is below T's smallest normal number, -inf too; NaN stays. A power of
+// two, 2^n 2^r with |r| <= 1/2 and Taylor's series: what log2(e) lost when it was rounded is far
+// below the result's precision unless x is so low that its share of a sum is.
 template <class T>
 FASTRNN_INLINE Vec<T> exp_or_zero(Vec<T> x) {
-  Vec<T> scale, fraction;
-  split_exp(x, scale, fraction);
-  const Vec<T> y = scale * fraction + scale;
-  return x.v < Vec<T>(-Constants<T>::exp_limit).v ? Vec<T>(T(0)).v : y.v;
+  using C = Constants<T>;
+  using V = Vec<T>;
+  constexpr T ln2 = T(0.6931471805599453);
+  const V unit(T(1.4426950408889634)), biased(C::round + T(C::bias));
+  const V shifted = x * unit + biased;
+  const V r = x * unit - (shifted - biased);
+  T coefficient(1);
+  V terms[C::degree + 1];  // by Estrin's scheme, as above
+#pragma GCC unroll 16
+  for (int k = 0; k <= C::degree; ++k, coefficient *= ln2 / T(k)) terms[k] = V(coefficient);
+  V power = r;
+#pragma GCC unroll 4
+  for (int n = C::degree + 1; n > 1; n = (n + 1) / 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n / 2; ++i) terms[i] = terms[2 * i] + terms[2 * i + 1] * power;
+    if (n % 2) terms[n / 2] = terms[n - 1];
+    power = power * power;
+  }
+  const V sum = terms[0];
+  const V scale = typename V::Register(typename C::Bits(shifted.v) << C::mantissa);
+  const V y = sum * scale;
+  return x.v < V(-C::exp_limit).v ? V(T(0)).v : y.v;
 }
 
 // log of x >= 1 (0 may come, what it gives is not to be read): the exponent and mantissa taken for

@@ -46,6 +46,14 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Everything torch allocates holds NaN until a kernel writes it."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
 def device() -> Iterator[Emulator]:
     """The emulated device that runs CUDA kernels on the CPU, empty."""
     try:

@@ -18,6 +18,7 @@ from fastrnn.functional import masked_attention
 from tests.attentions import AXES, by_definition, kept, random_case
 from tests.layers import assert_as_close_as_torch
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 native = pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
 FLOORS = {torch.float32: 1e-6, torch.float64: 2e-14}
 # B, heads, Lq, Lk, E, D: odd sizes, the seeds' own, several blocks of each kind, one column.
@@ -111,6 +112,19 @@ def test_threads_do_not_matter(heads):
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@native
+@pytest.mark.parametrize("layout", ["contiguous", "heads inside rows"])
+def test_many_short_heads(layout):
+    """Gradients so large go past the caches; some heads and some queries attend to nothing."""
+    sizes = 128, 16, 17, 35, 32, 32
+    case = random_case(sizes, "full")
+    case.mask[::3, 5] = False
+    case.mask[1::3, :, :, 20:] = False
+    if layout != "contiguous":
+        case.tensors = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in case.tensors]
+    assert_as_close(case, torch.float32)
 
 
 @pytest.mark.parametrize("backend", [pytest.param("native", marks=native), "reference"])
@@ -263,9 +277,14 @@ def test_memory_grows_with_the_length_alone():
         ({"value": torch.zeros(2, 3, 6, 8)}, r"value must be \[2, 3, 7, 'D'\], got \[2, 3, 6, 8\]"),
         ({"value": torch.zeros(2, 3, 7, 8).double()}, "value must be torch.float32, got"),
         ({"key": torch.zeros(2, 3, 7, 8, device="meta")}, "key must be on cpu, got meta"),
-        ({"mask": torch.zeros(2, 3, 7, 5)}, r"mask must be broadcastable to .*\[2, 3, 5, 7\], got"),
+        (
+            {"mask": torch.zeros(2, 3, 7, 5)},
+            r"mask must be broadcastable to .* = \[2, 3, 5, 7\], got \[2, 3, 7, 5\]",
+        ),
+        ({"mask": torch.zeros(5, 7, device="meta")}, "mask must be on cpu, got meta"),
         ({"mask": torch.zeros(5, 7).half()}, "mask must be torch.float32, got torch.float16"),
         ({"dropout_p": 1.0}, r"dropout_p must be in \[0, 1\), got 1.0"),
+        ({"dropout_p": -0.1}, r"dropout_p must be in \[0, 1\), got -0.1"),
         ({"dropout_p": "0.1"}, r"dropout_p must be in \[0, 1\), got '0.1'"),
     ],
 )

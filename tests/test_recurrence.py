@@ -15,6 +15,7 @@ from fastrnn import _library, ops
 from fastrnn.cells import CELLS
 from tests.layers import assert_all_as_close_as_torch, everything, random_layer
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 native = pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
 # A few roundings of each dtype, relative to the largest value.
 FLOORS = {torch.float32: 1e-6, torch.float64: 2e-14, torch.bfloat16: 2**-7}
@@ -30,14 +31,6 @@ SHAPES = {
     "tall": ([100] * 16, 12, 17),
     "wide": ([20] * 3, 70, 200),
 }
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """Everything torch allocates holds NaN until a kernel writes it."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @native
