@@ -240,7 +240,7 @@ class AttentionBackwardLoop : AttentionTiles<T> {
                Index panel_rows, Index depth, Index width, T* out, Index ld, bool add) {
     const auto run = stream_ && !add ? Tiles::template product<Result::streamed>
                                      : Tiles::template product<Result::asked>;
-    run(rows, a, row_stride, k_stride, b, panel_rows, depth, width, out, ld, add);
+    run(rows, a, row_stride, k_stride, b, panel_rows, depth, width, out, ld, add, nullptr);
   }
 
   // Adds the slopes to the mask's gradient, which begins as zeros. Each thread owns rows of the
@@ -278,26 +278,15 @@ class AttentionBackwardLoop : AttentionTiles<T> {
     }
   }
 
-  // A result is large, and each of its rows whole aligned vectors.
-  bool streams(const Heads& grad, Index rows, Index width) const {
-    const auto whole = [](std::intptr_t bytes) { return bytes % vector_bytes == 0; };
-    constexpr Index large = 4 << 20;
-    const Index stride = grad.batch | grad.head | grad.row | width;
-    return whole(std::intptr_t(grad.data)) && stride % w == 0 &&
-           s_.batch * s_.heads * rows * width * Index(sizeof(T)) > large;
-  }
-
   const AttentionBackward& s_;
   char* const workspace_;
   const int threads_;
   // Whether a head is one block. Then its rows are asked for while the one before is worked on, a
   // few at a time: a quarter of the time of such heads went into waiting for memory.
   const bool short_ = s_.queries <= query_block && s_.keys <= key_block;
-  // Whether the results go past the caches, where they would not stay: a third of what such heads
-  // read was what they were about to overwrite.
-  const bool stream_ = short_ && streams(s_.grad_query, s_.queries, s_.size) &&
-                       streams(s_.grad_key, s_.keys, s_.size) &&
-                       streams(s_.grad_value, s_.keys, s_.value_size);
+  const bool stream_ = short_ && this->streams(s_.grad_query, s_.queries, s_.size) &&
+                       this->streams(s_.grad_key, s_.keys, s_.size) &&
+                       this->streams(s_.grad_value, s_.keys, s_.value_size);
   // Of rows of weights and slopes: no longer than short keys need.
   const Index stride_ = smaller(key_block, ceil_div(s_.keys, w) * w);
   Index bytes_, packed_ = -1;              // the packed head

@@ -42,13 +42,14 @@ class AttentionForwardLoop : AttentionTiles<T> {
           this->coming(s_.query, s_.queries, s_.size);
           this->coming(s_.key, s_.keys, s_.size);
           this->coming(s_.value, s_.keys, s_.value_size);
-          this->coming(s_.output, s_.queries, s_.value_size);
+          if (!stream_) this->coming(s_.output, s_.queries, s_.value_size);
         }
       }
       // From both ends in turns: halves of a causal head weigh the same.
       const Index block = i % 2 ? blocks - 1 - i / 2 : i / 2;
       queries(head, block * query_block);
     }
+    if (stream_) V::streamed();
   }
 
  private:
@@ -79,10 +80,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
         products(first + row, rows, key, needed);
         this->of_kind([&](auto kind) { weigh<kind()>(first, row, rows, key, needed); });
         this->ahead_.ask(1);
-        const Index begin = needed.begin * panel_width;
-        Tiles::template product<Result::plain>(rows, scores_ + begin, key_block, 1,
-                                               values_ + (key + begin) * panel_width, s_.keys,
-                                               needed.keys - begin, D, out, s_.output.row, key > 0);
+        sum_values(row, rows, key, needed, out);
       }
     finish(head, first, count);
   }
@@ -134,6 +132,22 @@ class AttentionForwardLoop : AttentionTiles<T> {
     Tiles::multiply(scores_ + begin, key_block, kept_, rows, end - begin);
   }
 
+  // Adds the tile's weighted values to its output. What is streamed is complete and cannot be
+  // divided by the sum of its weights later.
+  void sum_values(Index row, Index rows, Index key, const Needed& needed, T* out) {
+    T shares[most_rows];
+    for (Index r = 0; stream_ && r < rows; ++r) shares[r] = share(total(row + r));
+    const Index begin = needed.begin * panel_width;
+    const auto product = stream_ ? Tiles::template product<Result::streamed>
+                                 : Tiles::template product<Result::plain>;
+    product(rows, scores_ + begin, key_block, 1, values_ + (key + begin) * panel_width, s_.keys,
+            needed.keys - begin, s_.value_size, out, s_.output.row, key > 0,
+            stream_ ? shares : nullptr);
+  }
+
+  T total(Index row) const { return across(V::load(totals_ + row * w), Add()); }
+  static T share(T total) { return total == 0 ? T(0) : 1 / total; }
+
   // What was summed against a smaller score, against the larger.
   void fade(Index first, Index row, T before, T most) {
     most_[row] = most;
@@ -149,13 +163,14 @@ class AttentionForwardLoop : AttentionTiles<T> {
   }
 
   void finish(Index head, Index first, Index count) {
-    alignas(64) T total[query_block] = {};
-    for (Index r = 0; r < count; ++r) total[r] = across(V::load(totals_ + r * w), Add());
-    for (Index r = 0; r < count; ++r)
-      multiply_row(this->at(s_.output, first + r), V(total[r] == 0 ? T(0) : 1 / total[r]));
+    alignas(64) T sums[query_block] = {};
+    for (Index r = 0; r < count; ++r) sums[r] = total(r);
+    if (!stream_)
+      for (Index r = 0; r < count; ++r)
+        multiply_row(this->at(s_.output, first + r), V(share(sums[r])));
     T* const logs = static_cast<T*>(s_.logsumexp) + head * s_.queries + first;
     for (Index r = 0; r < count; r += w) {
-      const V sum = V::load(total + r), log = V::load(most_ + r) + log_positive(sum);
+      const V sum = V::load(sums + r), log = V::load(most_ + r) + log_positive(sum);
       V(sum.v == V(T(0)).v ? V(infinity).v : log.v).store(logs + r, count - r);
     }
   }
@@ -167,6 +182,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
   // Whether a head is one block. Then its rows are asked for while the one before is worked on, a
   // few at a time: a quarter of the time of such heads went into waiting for memory.
   const bool short_ = s_.queries <= query_block && s_.keys <= key_block;
+  const bool stream_ = short_ && this->streams(s_.output, s_.queries, s_.value_size);
   const T* values_;
   T *keys_, *packed_values_;  // [panels][E][panel_width], [panels(D)][Lk][panel_width]
   T *most_, *totals_;         // [block], [block, w]: largest score, sums of weights by lane

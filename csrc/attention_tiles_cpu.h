@@ -7,6 +7,7 @@
 #include "gemm_cpu.h"
 #include "kernels_cpu.h"
 #include "philox.h"
+#include "softmax_cpu.h"
 #include "workspace.h"
 
 namespace fastrnn::FASTRNN_ISA {
@@ -100,16 +101,25 @@ class AttentionTiles {
     return packed;
   }
 
+  // Whether a result is to go past the caches: it would not stay in them, and a third of what short
+  // heads read was what they were about to overwrite. Its rows must be whole aligned vectors.
+  bool streams(const Heads& result, Index rows, Index width) const {
+    constexpr Index large = 4 << 20;
+    const Index strides = result.batch | result.head | result.row | width;
+    return reinterpret_cast<std::uintptr_t>(result.data) % vector_bytes == 0 && strides % w == 0 &&
+           a_.batch * a_.heads * rows * width * Index(sizeof(T)) > large;
+  }
+
   // How a product meets its result's memory: as it is, asking first for what is written without
   // having been read, or past the caches (whole vectors that are not added to).
   enum class Result { plain, asked, streamed };
 
   // out [rows, width], its rows `ld` apart, = or += a [rows, depth] b; b's panels have
-  // `panel_rows` rows.
+  // `panel_rows` rows. A streamed row may be multiplied by its factor.
   template <Result how>
   static FASTRNN_INLINE void product(Index rows, const T* a, Index row_stride, Index k_stride,
                                      const T* b, Index panel_rows, Index depth, Index width, T* out,
-                                     Index ld, bool add) {
+                                     Index ld, bool add, const T* factors = nullptr) {
     for (; width > 0; width -= panel_width, out += panel_width, b += panel_rows * panel_width) {
       const Index columns = smaller(width, panel_width);
       if (columns % w == 0 && how != Result::streamed) {
@@ -124,7 +134,8 @@ class AttentionTiles {
       tile_product<T, NV>(used(columns), rows, a, row_stride, k_stride, b, depth, tile, false);
       for (Index r = 0; r < rows; ++r)
         for (Index c = 0; c < columns; c += w) {
-          const V sum = V::load(tile + r * panel_width + c);
+          V sum = V::load(tile + r * panel_width + c);
+          if (how == Result::streamed && factors) sum = sum * V(factors[r]);
           T* const to = out + r * ld + c;
           if (how == Result::streamed)
             sum.stream(to);
