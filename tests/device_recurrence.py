@@ -90,21 +90,19 @@ class OnDevice:
 
     def backward(self) -> Any:
         """Makes the gradients' tensors, too: `sent`, by the structure's names."""
-        rows, H, O = sum(self.problem.sizes), self.problem.hidden, self.output_size
+        rows, H = sum(self.problem.sizes), self.problem.hidden
         S, B, GH = self.cell.states, self.problem.batch, self.cell.gates * self.problem.hidden
         self.sent = {
             "carry": self.empty(S, B, H, dtype=self.sums),
             "grad_x": self.empty(rows, GH),
             "grad_state": self.empty(S, B, H),
-            "previous": self.empty(rows, O),
+            "previous": self.empty(rows, self.output_size),
         }
         if self.problem.projected:
-            self.sent["grad_projected"] = self.empty(rows, O)
+            self.sent["grad_projected"] = self.empty(rows, self.output_size)
         shared = self.problem.cell != "gru"
         normed = "gains" in self.tensors
-        self.sent["grad_h"] = (
-            self.sent["grad_x"] if shared and not normed else self.empty(rows, GH)
-        )
+        self.sent["grad_h"] = self.sent["grad_x"] if shared and not normed else self.empty(rows, GH)
         if normed:
             self.sent["gates"] = self.empty(rows, GH)
             self.sent["gates_h"] = self.sent["gates"] if shared else self.empty(rows, GH)

@@ -72,7 +72,10 @@ def test_what_may_be_absent(device, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_order_of_threads_gives_the_same_bits(device, kind):
-    p, found = problem_of(kind, [3, 2], 72, resets=0.3, zoneout=(0.3, 0.2)[: 1 + (kind != KINDS[2])]), []
+    p, found = (
+        problem_of(kind, [3, 2], 72, resets=0.3, zoneout=(0.3, 0.2)[: 1 + (kind != KINDS[2])]),
+        [],
+    )
     for seed in range(20):
         device.clear()
         device.seed(seed)
