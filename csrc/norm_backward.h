@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(row_threads)
   const T *const h_row = kept_row + slots * H, *c_row = nullptr;
   const T* const gain_hh = static_cast<const T*>(b.gains) + GH;
   const T *const gain_c = gain_hh + GH, *const bias_c = gain_c + H;  // of a cell of two states
-  T *const gates = static_cast<T*>(b.gates) + row * GH, *const gates_h =
-                                                            static_cast<T*>(b.gates_h) + row * GH;
+  T* const gates = static_cast<T*>(b.gates) + row * GH;
+  T* const gates_h = static_cast<T*>(b.gates_h) + row * GH;
   V* const carry = static_cast<V*>(b.carry) + sequence * H;
 
   const T* rows[S] = {h_row};
@@ -134,9 +134,8 @@ __global__ void __launch_bounds__(row_threads, 4) norm_input(NormBackward b, Reg
   const Index H = b.hidden_size, GH = G * H, slots = extras.slots<Cell>(), row = block_row();
   if (row >= b.rows) return;
   const T* const x_row = static_cast<const T*>(b.reserve) + (row * (slots + 2 * G) + slots + G) * H;
-  const T *const gain = static_cast<const T*>(b.gains), *const gates =
-                                                            static_cast<const T*>(b.gates) +
-                                                            row * GH;
+  const T* const gain = static_cast<const T*>(b.gains);
+  const T* const gates = static_cast<const T*>(b.gates) + row * GH;
   Moments<V> of[1];
   find_moments<Width>({x_row}, {GH}, of, shared);
   if (threadIdx.x == 0) kept_moments<V>(b, Normed::x)[row] = of[0];
@@ -153,9 +152,9 @@ __global__ void __launch_bounds__(row_threads, 4) norm_input(NormBackward b, Reg
                            static_cast<T*>(b.grad_x) + row * GH);
 }
 
-// The gradients of gain and bias, both [columns] or null, of y = gain * normalised(x) + bias: sums
-// over rows of grad_y [rows, columns] and x, whose rows are `stride` apart. A block has 32 columns,
-// its warps take the rows in turn.
+// The gradients of gain and bias (or null), [columns] each, of y = gain * normalised(x) + bias:
+// sums over rows of grad_y [rows, columns] and x, whose rows are `stride` apart. A block has 32
+// columns, its warps take the rows in turn.
 template <class T>
 __global__ void __launch_bounds__(row_threads)
     norm_sums(Index rows, Index columns, const T* grad_y, const T* x, Index stride,

@@ -20,8 +20,8 @@ __global__ void __launch_bounds__(row_threads)
   const T* const x_row = static_cast<const T*>(f.x_proj) + row * GH;
   const T* const h_row = reset ? nullptr : product + sequence * GH;
   const T *const gain_ih = static_cast<const T*>(f.gains), *const gain_hh = gain_ih + GH;
-  const T *const bias_ih = static_cast<const T*>(f.bias_ih), *const bias_hh =
-                                                                 static_cast<const T*>(f.bias_hh);
+  const T* const bias_ih = static_cast<const T*>(f.bias_ih);
+  const T* const bias_hh = static_cast<const T*>(f.bias_hh);
   const Index slots = extras.slots<Cell>();  // then those of the two products
   T* const kept_row = f.reserve ? static_cast<T*>(f.reserve) + row * (slots + 2 * G) * H : nullptr;
   const T* const running = static_cast<const T*>(f.running) + sequence * H;

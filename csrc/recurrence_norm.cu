@@ -42,7 +42,7 @@ struct Launches {
   // Of the gain at `place` of `gains` and of a bias.
   static int sums(const NormBackward& b, Normed which, Index columns, const void* grad_y,
                   const T* x, Index stride, Index place, void* grad_bias, void* stream) {
-    T* const gain = b.grad_gains ? static_cast<T*>(b.grad_gains) + place : nullptr;
+    T* const gain = static_cast<T*>(b.grad_gains) + place;
     const Grid grid{unsigned((columns + 31) / 32), 1, row_threads,
                     row_warps * 2 * 32 * Index(sizeof(V))};
     return launch(norm_sums<T>, grid, stream, b.rows, columns, static_cast<const T*>(grad_y), x,

@@ -26,13 +26,9 @@ SHAPES = {
 @pytest.mark.parametrize("dtype", FLOORS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_grid(kind, dtype, shape):
-    for reverse, bias, projected in (
-        (False, True, False),
-        (True, False, False),
-        (True, True, True),
-    ):
-        options = {"bias": bias, "projected": projected, "reverse": reverse}
-        check(layer_of(kind, *SHAPES[shape], **options), dtype)
+    check(layer_of(kind, *SHAPES[shape], seed=1), dtype)
+    check(layer_of(kind, *SHAPES[shape], bias=False, reverse=True, seed=2), dtype)
+    check(layer_of(kind, *SHAPES[shape], projected=True, reverse=True, seed=3), dtype)
 
 
 @pytest.mark.parametrize("extras", ["resets", "training", "evaluation"])
