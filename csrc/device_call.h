@@ -48,7 +48,7 @@ class Rows {
 // Of the running states [S, B, H], what a product takes: h [B, O].
 inline Tensor state_h(const Tensor& states, const Inputs& in) {
   Tensor h = torch::stable::select(states, 0, 0);
-  return narrow(h, 1, 0, in.output_size());
+  return in.projected ? narrow(h, 1, 0, in.projected) : h;
 }
 
 // A copy of the initial states, with zeros beyond the units of a projected h.
