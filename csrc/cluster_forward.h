@@ -16,7 +16,7 @@ struct Ways {
 
     explicit One(const Way<Pass>& way)
         : pass(way.pass),
-          extras(way.pass.extras),
+          extras(way.pass),
           steps(way.steps),
           weight(static_cast<const T*>(way.weight_hh)) {}
   } of[max_ways];

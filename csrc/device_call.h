@@ -45,6 +45,23 @@ class Rows {
   Tensor matrix_, first_;
 };
 
+// Of the running states [S, B, H], what a product takes: h [B, O].
+inline Tensor state_h(const Tensor& states, const Inputs& in) {
+  Tensor h = torch::stable::select(states, 0, 0);
+  return in.projected ? narrow(h, 1, 0, in.projected) : h;
+}
+
+// A copy of the initial states, with zeros beyond the units of a projected h.
+inline Tensor running_states(const Inputs& in) {
+  const Tensor states = torch::stable::clone(in.state);
+  if (in.projected) {
+    Tensor h = torch::stable::select(states, 0, 0);
+    Tensor beyond = narrow(h, 1, in.projected, in.hidden_size - in.projected);
+    torch::stable::zero_(beyond);
+  }
+  return states;
+}
+
 // One call of an operator on its device.
 struct Call {
   const Inputs& in;
@@ -69,8 +86,20 @@ struct Call {
   Tensor empty(std::int64_t rows, std::int64_t columns) const {
     return new_empty(in.input, {rows, columns});
   }
+  std::optional<Tensor> empty_if(bool wanted, std::int64_t rows, std::int64_t columns) const {
+    return wanted ? std::optional<Tensor>(empty(rows, columns)) : std::nullopt;
+  }
+  // Of the sums' type.
+  Tensor empty_sums(std::initializer_list<std::int64_t> shape) const {
+    const bool wide = in.input.scalar_type() == ScalarType::Double;
+    return new_empty(in.input, shape, wide ? ScalarType::Double : ScalarType::Float);
+  }
 
   const StepKernels& step_kernels() const { return *device.step(cell.c_str(), dtype_of(in.input)); }
+  // Null without gains.
+  const NormKernels* norm_kernels() const {
+    return in.gains ? device.norm(cell.c_str(), dtype_of(in.input)) : nullptr;
+  }
   const PersistentKernels& persistent(const Plan& plan) const {
     const bool clusters = plan.schedule == Schedule::cluster;
     return *(clusters ? device.cluster : device.grid)(cell.c_str(), product_dtype());
@@ -81,9 +110,16 @@ struct Call {
   }
 
   Plan plan(bool backward, int directions) const {
-    const Request request{cell,     product_dtype(), std::int64_t(steps.size()),
-                          in.batch, in.hidden_size,  directions,
-                          backward, false,           schedule_asked()};
+    const Request request{cell,
+                          product_dtype(),
+                          std::int64_t(steps.size()),
+                          in.batch,
+                          in.hidden_size,
+                          directions,
+                          backward,
+                          in.gains.has_value(),
+                          in.projected > 0,
+                          schedule_asked()};
     Plan plan = cuda::plan(request, device.offer);
     for (std::size_t i = 0; i < schedule_names.size(); ++i)
       check(plan.schedule || request.asked != schedule_names[i], "the ", request.asked,
@@ -98,24 +134,39 @@ struct Call {
                   static_cast<const std::int64_t*>(data(extras.sequences)),
                   {}};
     for (int i = 0; i < max_states; ++i) inside.zoneout[i] = extras.zoneout.rates[i];
-    // A projection that comes from outside has its bias.
-    const void* bias_ih = in.weight_ih ? data(in.bias_ih) : nullptr;
-    return {in.rows, in.batch, in.hidden_size, data(in.state), bias_ih, data(in.bias_hh), inside};
+    // A projection that comes from outside has its bias, unless a norm is to come before it.
+    const void* bias_ih = in.weight_ih || in.gains ? data(in.bias_ih) : nullptr;
+    return {in.rows, in.batch,         in.hidden_size, in.projected, data(in.state),
+            bias_ih, data(in.bias_hh), data(in.gains), inside};
   }
 };
 
-inline void forward_by_steps(const Call& call, const Forward& forward, const Tensor& running) {
+inline void forward_by_steps(const Call& call, const Forward& forward, const Tensor& running,
+                             const std::optional<Tensor>& unprojected) {
   const StepKernels& kernels = call.step_kernels();
+  const NormKernels* const norm = call.norm_kernels();
   void* const stream = call.device.stream;
   Tensor weight = *call.in.weight_hh;
-  const std::int64_t H = call.in.hidden_size, B = call.in.batch;
+  const std::int64_t H = call.in.hidden_size, B = call.in.batch, O = call.in.output_size();
   const std::int64_t early = kernels.operand_gates * H, late = kernels.gates * H - early;
   const Tensor late_weight = transposed(narrow(weight, 0, early, late));
-  Rows state(torch::stable::select(running, 0, 0)), late_product(call.empty(B, late));
+  Rows h(state_h(running, call.in)), late_product(call.empty(B, late));
   if (early == 0) {
+    std::optional<Tensor> inner, weight_hr;
+    if (norm && kernels.states > 1) inner = call.empty_sums({B, kernels.reserve + 1, H});
+    std::optional<Rows> made, projection;
+    if (unprojected) {
+      weight_hr = transposed(*call.in.weight_hr);
+      made.emplace(*unprojected), projection.emplace(call.empty(B, O));
+    }
     for (const Step& step : call.steps) {
-      call.product(late_product.first(step.rows), state.first(step.rows), late_weight);
-      call.queued(kernels.forward(forward, step, late_product.data(), nullptr, stream));
+      call.product(late_product.first(step.rows), h.first(step.rows), late_weight);
+      void* const product = late_product.data();
+      call.queued(norm ? norm->forward(forward, step, product, writable(inner), stream)
+                       : kernels.forward(forward, step, product, nullptr, stream));
+      if (!unprojected) continue;
+      call.product(projection->first(step.rows), made->first(step.rows), *weight_hr);
+      call.queued(kernels.project(forward, step, projection->data(), stream));
     }
     return;
   }
@@ -123,7 +174,7 @@ inline void forward_by_steps(const Call& call, const Forward& forward, const Ten
   Rows early_product(call.empty(B, early)), operands(call.empty(B, H));
   Tensor stage = call.empty(forward.reserve ? 0 : B, early);
   for (const Step& step : call.steps) {
-    call.product(early_product.first(step.rows), state.first(step.rows), early_weight);
+    call.product(early_product.first(step.rows), h.first(step.rows), early_weight);
     call.queued(kernels.operand(forward, step, early_product.data(), operands.data(),
                                 writable(stage), stream));
     call.product(late_product.first(step.rows), operands.first(step.rows), late_weight);
@@ -131,22 +182,35 @@ inline void forward_by_steps(const Call& call, const Forward& forward, const Ten
   }
 }
 
-// grad_x, grad_h: [N, G*H], those of `backward`.
-inline void backward_by_steps(const Call& call, const Backward& backward, Tensor grad_x,
-                              Tensor grad_h) {
+// What the backward loop leaves for the products after it; see `Backward`.
+struct Left {
+  Tensor grad_x, grad_h, previous, operand;
+  std::optional<Tensor> grad_projected;
+};
+
+inline void backward_by_steps(const Call& call, const NormBackward& backward, Left left) {
   const StepKernels& kernels = call.step_kernels();
+  const NormKernels* const norm = call.norm_kernels();
   void* const stream = call.device.stream;
   Tensor weight = *call.in.weight_hh;
-  const std::int64_t H = call.in.hidden_size, B = call.in.batch;
+  const std::int64_t H = call.in.hidden_size, B = call.in.batch, O = call.in.output_size();
   const std::int64_t early = kernels.operand_gates * H, late = kernels.gates * H - early;
-  Rows product(call.empty(B, H)), scratch(call.empty(early ? B : 0, H));
+  const bool projected = left.grad_projected.has_value();
+  Rows product(call.empty(B, O)), scratch(call.empty(early || projected ? B : 0, H));
   Tensor early_weight = narrow(weight, 0, 0, early ? early : late);
   Tensor late_weight = narrow(weight, 0, early, late);
   for (auto step = call.steps.rbegin(); step != call.steps.rend(); ++step) {
-    call.queued(kernels.backward(backward, *step, product.data(), stream));
-    Tensor rows = narrow(grad_h, 0, step->row, step->rows);
+    const auto rows_of = [&](Tensor& matrix) { return narrow(matrix, 0, step->row, step->rows); };
+    void* arriving = product.data();
+    if (projected) {
+      call.queued(kernels.project_backward(backward, *step, arriving, stream));
+      call.product(scratch.first(step->rows), rows_of(*left.grad_projected), *call.in.weight_hr);
+      arriving = scratch.data();
+    }
+    call.queued(norm ? norm->backward(backward, *step, arriving, stream)
+                     : kernels.backward(backward, *step, arriving, stream));
+    Tensor rows = rows_of(early > 0 ? left.grad_x : left.grad_h);
     if (early > 0) {
-      rows = narrow(grad_x, 0, step->row, step->rows);
       call.product(scratch.first(step->rows), narrow(rows, 1, early, late), late_weight);
       call.queued(kernels.operand_backward(backward, *step, scratch.data(), stream));
       rows = narrow(rows, 1, 0, early);
@@ -155,24 +219,32 @@ inline void backward_by_steps(const Call& call, const Backward& backward, Tensor
     if (step->prev_rows < step->rows)
       call.queued(kernels.begin(backward, *step, product.data(), stream));
   }
+  if (norm) call.queued(norm->finish(backward, stream));
 }
 
-// What comes after the loop: one product for each weight, one sum for each bias.
-inline void weight_gradients(const Call& call, Gradients& grads, const Tensor& grad_x,
-                             Tensor grad_h, const Tensor& previous, const Tensor& operand) {
+// What comes after the loop: one product for each weight, one sum for each bias, which came with
+// the gains where there are some.
+inline void weight_gradients(const Call& call, Gradients& grads, Left left, const Tensor& reserve) {
   const Inputs& in = call.in;
-  if (in.weight_ih) call.product(grads.weight_ih, transposed(grad_x), in.input);
-  const std::int64_t early = call.step_kernels().operand_gates * in.hidden_size;
-  const std::int64_t late = grad_h.size(1) - early;
+  const StepKernels& kernels = call.step_kernels();
+  const std::int64_t H = in.hidden_size, early = kernels.operand_gates * H;
+  const std::int64_t late = left.grad_h.size(1) - early;
   const auto weight_hh = [&](std::int64_t begin, std::int64_t rows, const Tensor& other) {
     call.product(narrow(grads.weight_hh, 0, begin, rows),
-                 transposed(narrow(grad_h, 1, begin, rows)), other);
+                 transposed(narrow(left.grad_h, 1, begin, rows)), other);
   };
-  if (early > 0) weight_hh(0, early, previous);
-  weight_hh(early, late, early > 0 ? operand : previous);
+  if (in.weight_ih) call.product(grads.weight_ih, transposed(left.grad_x), in.input);
+  if (early > 0) weight_hh(0, early, left.previous);
+  weight_hh(early, late, early > 0 ? left.operand : left.previous);
+  if (in.weight_hr) {
+    Tensor slots = reserve;
+    call.product(grads.weight_hr, transposed(*left.grad_projected),
+                 narrow(slots, 1, kernels.reserve * H, H));
+  }
+  if (in.gains) return;
   const std::array<std::int64_t, 1> rows{0};
-  if (in.bias_ih) torch::stable::sum_out(grads.bias_ih, grad_x, rows);
-  if (in.bias_hh) torch::stable::sum_out(grads.bias_hh, grad_h, rows);
+  if (in.bias_ih) torch::stable::sum_out(grads.bias_ih, left.grad_x, rows);
+  if (in.bias_hh) torch::stable::sum_out(grads.bias_hh, left.grad_h, rows);
 }
 
 }  // namespace fastrnn::cuda

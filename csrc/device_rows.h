@@ -57,22 +57,24 @@ struct Regularisers {
   const Index* seed;
   const Index* sequences;
   bool zoned;
+  bool keeps_states;                     // the reserve has the states that a step made
   std::uint64_t keep_below[max_states];  // a unit is kept if its random word is below
   double expected[max_states];           // how much of it is, without a seed
 
-  explicit Regularisers(const Extras& extras)
-      : resets(extras.resets), seed(extras.seed), sequences(extras.sequences), zoned(false) {
+  explicit Regularisers(const Sequence& s)
+      : resets(s.extras.resets), seed(s.extras.seed), sequences(s.extras.sequences), zoned(false) {
     for (int i = 0; i < max_states; ++i) {
-      zoned = zoned || extras.zoneout[i] > 0;
-      keep_below[i] = std::uint64_t(std::llrint(extras.zoneout[i] * 4294967296.));
-      expected[i] = extras.zoneout[i];
+      zoned = zoned || s.extras.zoneout[i] > 0;
+      keep_below[i] = std::uint64_t(std::llrint(s.extras.zoneout[i] * 4294967296.));
+      expected[i] = s.extras.zoneout[i];
     }
+    keeps_states = zoned || s.projected;
   }
 
-  // Slots of a row of the reserve: with zoneout also the states it acts on.
+  // Slots of a row of the reserve; those of layer normalisation follow.
   template <class Cell>
-  __device__ __forceinline__ Index slots() const {
-    return Cell::reserve + (zoned ? Cell::states : 0);
+  __host__ __device__ __forceinline__ Index slots() const {
+    return Cell::reserve + (keeps_states ? Cell::states : 0);
   }
 
   __device__ __forceinline__ bool reset(Index row) const { return resets && resets[row]; }

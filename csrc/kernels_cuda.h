@@ -53,33 +53,43 @@ struct Extras {
 // One layer and direction, its input already projected.
 struct Sequence {
   std::int64_t rows, batch, hidden_size;  // N, B, H
-  const void* state;                      // [S, B, H]
+  std::int64_t projected;                 // P, or 0: h is not projected
+  const void* state;                      // [S, B, H]; of a projected h the first P units count
   const void* bias_ih;                    // [G*H] or null
   const void* bias_hh;                    // [G*H] or null
+  const void* gains;  // of layer normalisation: [G*H], [G*H], and an LSTM's [H], [H]; or null
   Extras extras;
+
+  FASTRNN_INLINE std::int64_t output_size() const { return projected ? projected : hidden_size; }
 };
+
+// O is output_size(). A row of the reserve has R slots of H values; with zoneout or a projection of
+// h the S states they acted on; with gains the products of the state and of the input, G each.
 
 struct Forward : Sequence {
   const void* x_proj;  // [N, G*H], without its bias
   void* running;  // [S, B, H]: a copy of `state` before the first step, the last states at the end
-  void* output;   // [N, H]
+  void* output;   // [N, O]
   void* cells;    // [S-1, N, H] or null
-  void* reserve;  // [N, R*H], or with zoneout [N, (R+S)*H]: the states it acted on; or null
+  void* reserve;  // [N, slots*H] or null
+  void*
+      unprojected;  // [B, H]: h before its projection, which needs its units side by side; or null
 };
 
 struct Backward : Sequence {
-  const void* grad_output;   // [N, H] or null
+  const void* grad_output;   // [N, O] or null
   const void* grad_state_n;  // [S, B, H] or null
   const void* grad_cells;    // [S-1, N, H] or null
-  const void* output;        // [N, H]
+  const void* output;        // [N, O]
   const void* cells;         // [S-1, N, H]
-  const void* reserve;       // [N, R*H], or with zoneout [N, (R+S)*H]
+  const void* reserve;       // [N, slots*H]
   void* carry;               // sums [S, B, H], scratch: needs no filling
   void* grad_x;              // [N, G*H], of x_proj
   void* grad_h;              // [N, G*H], of the state's product; grad_x if the cell shares them
   void* grad_state;          // [S, B, H]
-  void* previous;  // [N, H] or null: h before each row's step, the other side of W_hh's gradient
+  void* previous;  // [N, O] or null: h before each row's step, the other side of W_hh's gradient
   void* operand;   // [N, H]: the same for the gates after the operand; null for other cells
+  void* grad_projected;  // [N, P], of the projection's result; or null
 };
 
 // The step schedule. The caller runs the products between these launches, over the step's rows.
@@ -94,6 +104,11 @@ struct Backward : Sequence {
 //   operand:     backward(product); scratch [rows, H] = grad_x[its rows, F*H:] W_hh[F*H:];
 //                operand_backward(scratch); product[:rows] = grad_x[its rows, :F*H] W_hh[:F*H]
 //   then, where prev_rows < rows: begin(product), which writes grad_state of those that begin
+//
+// With a projection of h, h is running[0, :rows, :P] and forward is followed by
+//   product [rows, P] = unprojected[:rows] W_hr^T; project(product)
+// and backward's `product` [B, P] first goes through
+//   project_backward(product); scratch [rows, H] = grad_projected[its rows] W_hr; backward(scratch)
 struct StepKernels {
   int gates, states, reserve, operand_gates;  // G, S, R, F
   bool shared_gradients;                      // grad_h is grad_x
@@ -106,10 +121,36 @@ struct StepKernels {
   int (*backward)(const Backward&, const Step&, const void* product, void* stream);
   int (*operand_backward)(const Backward&, const Step&, const void* product, void* stream);
   int (*begin)(const Backward&, const Step&, const void* product, void* stream);
+  // Null for a cell whose h is never projected, as is project_backward.
+  int (*project)(const Forward&, const Step&, const void* product, void* stream);
+  int (*project_backward)(const Backward&, const Step&, const void* product, void* stream);
 };
 
 // Null for a cell that has none; `cell` is a name of fastrnn/cells.py.
 const StepKernels* step_kernels(const char* cell, Dtype dtype);
+
+// Layer normalisation's backward pass keeps gradients until their sums over all rows are taken.
+struct NormBackward : Backward {
+  void* gates;         // [N, G*H]: of the gates' shares from the input, normalised
+  void* gates_h;       // [N, G*H]: of those from the state; `gates` if the cell shares them
+  void* grad_c;        // [N, H]: of c as h saw it; null for a cell of one state
+  void* moments;       // sums [1+S, N, 2], scratch: mean, 1 / deviation of x_proj, product and c
+  void* grad_gains;    // as `gains`, or null
+  void* grad_bias_ih;  // [G*H] or null
+  void* grad_bias_hh;  // [G*H] or null
+};
+
+// What takes the places of a step's `forward` and `backward` with gains; after the loop `finish`
+// writes grad_x and the gradients of gains and biases.
+struct NormKernels {
+  // inner: sums [B, R+1, H], scratch, for a cell of two states; else null.
+  int (*forward)(const Forward&, const Step&, const void* product, void* inner, void* stream);
+  int (*backward)(const NormBackward&, const Step&, const void* product, void* stream);
+  int (*finish)(const NormBackward&, void* stream);
+};
+
+// Null for a cell without layer normalisation.
+const NormKernels* norm_kernels(const char* cell, Dtype dtype);
 
 // The persistent schedules: one launch for all steps, W_hh kept on the chip. `table` is the walk
 // [steps] in the device's memory, or null: equal steps over B sequences (equal_step).

@@ -52,11 +52,11 @@ fastrnn::cuda::Dtype dtype_named(const std::string& name) {
 
 py::dict plan(const std::string& cell, const std::string& dtype, std::int64_t steps,
               std::int64_t batch, std::int64_t hidden_size, int directions, bool backward,
-              bool layer_norm, const std::string& schedule, int capability, int processors,
-              std::int64_t shared_memory) {
+              bool layer_norm, bool projected, const std::string& schedule, int capability,
+              int processors, std::int64_t shared_memory) {
   const fastrnn::cuda::Plan found =
       fastrnn::cuda::plan({cell, dtype_named(dtype), steps, batch, hidden_size, directions,
-                           backward, layer_norm, schedule},
+                           backward, layer_norm, projected, schedule},
                           {capability, processors, shared_memory});
   const fastrnn::cuda::Layout& layout = found.layout;
   py::dict refused;
@@ -91,8 +91,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "plan", &plan, py::arg("cell"), py::arg("dtype"), py::arg("steps"), py::arg("batch"),
       py::arg("hidden_size"), py::kw_only(), py::arg("directions") = 1, py::arg("backward") = false,
-      py::arg("layer_norm") = false, py::arg("schedule") = "auto", py::arg("capability"),
-      py::arg("processors"), py::arg("shared_memory"),
+      py::arg("layer_norm") = false, py::arg("projected") = false, py::arg("schedule") = "auto",
+      py::arg("capability"), py::arg("processors"), py::arg("shared_memory"),
       "Which schedule runs a recurrence on a CUDA device; asks no device.\n\n"
       "Args:\n"
       "    cell: a key of fastrnn.cells.CELLS that is compiled.\n"
@@ -101,6 +101,7 @@ PYBIND11_MODULE(_C, m) {
       "    directions: 1 or 2 side by side; default 1.\n"
       "    backward: the backward pass; default False.\n"
       "    layer_norm: default False.\n"
+      "    projected: whether h is (an LSTM's proj_size); default False.\n"
       "    schedule: auto, cluster, grid or step; default auto.\n"
       "    capability: compute capability times ten, as an int.\n"
       "    processors: multiprocessors.\n"

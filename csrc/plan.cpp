@@ -63,9 +63,10 @@ const CellSizes& checked(const Request& r, const Offer& offer) {
   return *cell;
 }
 
-// Elements of the largest array, [N, G*H] or the reserve with zoneout's slots.
+// Elements of the largest array, [N, G*H] or the reserve with all slots there may be.
 std::int64_t elements(const Request& r, const CellSizes& cell) {
-  std::int64_t count = std::max(cell.gates, cell.reserve + cell.states);
+  const std::int64_t slots = cell.reserve + cell.states + (r.layer_norm ? 2 * cell.gates : 0);
+  std::int64_t count = std::max(cell.gates, slots);
   bool fits = true;
   for (const std::int64_t size : {r.steps, r.batch, r.hidden_size})
     fits = fits && !__builtin_mul_overflow(count, size, &count);
@@ -178,8 +179,10 @@ Candidate on_grid(const Request& r, const CellSizes& cell, const Offer& offer) {
 
 Candidate candidate(Schedule schedule, const Request& r, const CellSizes& cell,
                     const Offer& offer) {
-  if (r.layer_norm) return {"has no layer normalisation"};
   if (schedule == Schedule::step) return {"", {}, step_cycles(r, cell)};
+  // Both need all units of a row, which no block of a persistent kernel has.
+  if (r.layer_norm) return {"has no layer normalisation"};
+  if (r.projected) return {"has no projection of h"};
   const bool clusters = schedule == Schedule::cluster;
   const int needed = clusters ? 90 : 80;
   if (offer.capability < needed)

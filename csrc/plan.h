@@ -27,7 +27,7 @@ struct Request {
   std::int64_t steps, batch, hidden_size;  // T, B, H; with ragged rows T*B is at least N
   int directions = 1;                      // of a layer, side by side on one device
   bool backward = false;
-  bool layer_norm = false;
+  bool layer_norm = false, projected = false;
   std::string asked = "auto";  // or the one schedule that may run
 };
 

@@ -23,6 +23,7 @@ struct ForwardPass {
   const fastrnn::Extras extras;
   const Call call;
   const Tensor output, state_n, cells, reserve;
+  const std::optional<Tensor> unprojected;
   Tensor x_proj;
 
   ForwardPass(const Inputs& inputs, const fastrnn::Extras& extras, const Device& device,
@@ -30,20 +31,21 @@ struct ForwardPass {
       : in(inputs),
         extras(extras),
         call{in, cell, reverse, device, walk(in.batch_sizes, reverse)},
-        output(call.empty(in.rows, in.hidden_size)),
-        state_n(torch::stable::clone(in.state)),
+        output(call.empty(in.rows, in.output_size())),
+        state_n(running_states(in)),
         cells(new_empty(in.input, {in.sizes.states - 1, save ? in.rows : 0, in.hidden_size})),
-        reserve(call.empty(save ? in.rows : 0, reserve_slots(in, extras) * in.hidden_size)) {
+        reserve(call.empty(save ? in.rows : 0, reserve_slots(in, extras) * in.hidden_size)),
+        unprojected(call.empty_if(in.projected, in.batch, in.hidden_size)) {
     if (in.rows > 0)
       x_proj = in.weight_ih ? call.product(in.input, transposed(*in.weight_ih)) : in.input;
   }
   ForwardPass(const ForwardPass&) = delete;
 
   Forward arguments() const {
-    return {call.sequence(extras), data(x_proj),    writable(state_n),
-            writable(output),      writable(cells), writable(reserve)};
+    return {call.sequence(extras), data(x_proj),      writable(state_n),    writable(output),
+            writable(cells),       writable(reserve), writable(unprojected)};
   }
-  void by_steps() const { forward_by_steps(call, arguments(), state_n); }
+  void by_steps() const { forward_by_steps(call, arguments(), state_n, unprojected); }
 };
 
 // A direction's backward pass, and what comes after its loop.
@@ -56,7 +58,9 @@ struct BackwardPass {
   const Call call;
   const bool input_grad, weight_grad;
   Gradients grads;
-  Tensor grad_x, grad_h, previous, operand, carry;
+  Left left;
+  Tensor carry;
+  std::optional<Tensor> gates, gates_h, grad_c, moments;  // of layer normalisation
 
   BackwardPass(const Inputs& inputs, const fastrnn::Extras& extras, const Saved& saved,
                const Device& device, const std::string& cell, bool reverse, bool input_grad,
@@ -70,32 +74,43 @@ struct BackwardPass {
         grads(empty_gradients(in, input_grad, weight_grad)) {
     const StepKernels& kernels = call.step_kernels();
     const std::int64_t N = in.rows, H = in.hidden_size, GH = kernels.gates * H;
-    grad_x = in.weight_ih ? call.empty(N, GH) : grads.input;
-    grad_h = kernels.shared_gradients ? grad_x : call.empty(N, GH);
-    previous = call.empty(weight_grad ? N : 0, H);
-    operand = call.empty(kernels.operand_gates ? N : 0, H);
-    const bool wide = in.input.scalar_type() == ScalarType::Double;
-    carry = new_empty(in.input, {in.sizes.states, in.batch, H},
-                      wide ? ScalarType::Double : ScalarType::Float);
+    const std::int64_t S = in.sizes.states;
+    const bool shared = kernels.shared_gradients, normed = in.gains.has_value();
+    left.grad_x = in.weight_ih ? call.empty(N, GH) : grads.input;
+    left.grad_h = shared && !normed ? left.grad_x : call.empty(N, GH);
+    left.previous = call.empty(weight_grad ? N : 0, in.output_size());
+    left.operand = call.empty(kernels.operand_gates ? N : 0, H);
+    left.grad_projected = call.empty_if(in.projected, N, in.projected);
+    carry = call.empty_sums({S, in.batch, H});
+    gates = call.empty_if(normed, N, GH);
+    gates_h = shared ? gates : call.empty_if(normed, N, GH);
+    grad_c = call.empty_if(normed && S > 1, N, H);
+    if (normed) moments = call.empty_sums({1 + S, N, 2});
   }
   BackwardPass(const BackwardPass&) = delete;
 
-  Backward arguments() const {
-    return {call.sequence(extras),  data(saved.grad_output), data(saved.grad_state_n),
-            data(saved.grad_cells), data(saved.output),      data(saved.cells),
-            data(saved.reserve),    writable(carry),         writable(grad_x),
-            writable(grad_h),       writable(grads.state),   writable(previous),
-            writable(operand)};
+  NormBackward arguments() const {
+    return {{call.sequence(extras), data(saved.grad_output), data(saved.grad_state_n),
+             data(saved.grad_cells), data(saved.output), data(saved.cells), data(saved.reserve),
+             writable(carry), writable(left.grad_x), writable(left.grad_h), writable(grads.state),
+             writable(left.previous), writable(left.operand), writable(left.grad_projected)},
+            writable(gates),
+            writable(gates_h),
+            writable(grad_c),
+            writable(moments),
+            writable(grads.gains),
+            writable(grads.bias_ih),
+            writable(grads.bias_hh)};
   }
-  void by_steps() const { backward_by_steps(call, arguments(), grad_x, grad_h); }
+  void by_steps() const { backward_by_steps(call, arguments(), left); }
 
   const Gradients& finished() {
     if (in.rows == 0) {
       no_rows(grads, saved.grad_state_n);
       return grads;
     }
-    if (in.weight_ih && input_grad) call.product(grads.input, grad_x, *in.weight_ih);
-    if (weight_grad) weight_gradients(call, grads, grad_x, grad_h, previous, operand);
+    if (in.weight_ih && input_grad) call.product(grads.input, left.grad_x, *in.weight_ih);
+    if (weight_grad) weight_gradients(call, grads, left, saved.reserve);
     return grads;
   }
 };
@@ -152,18 +167,6 @@ void check_both(const Inputs& a, const Inputs& b) {
         " and ", b.hidden_size);
 }
 
-// Inputs of the recurrences that there are CUDA kernels for.
-Inputs plain_inputs(const Tensor& input, const Tensor& state,
-                    const std::optional<Tensor>& weight_ih, const Tensor& weight_hh,
-                    const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
-                    const std::optional<Tensor>& weight_hr, const std::optional<Tensor>& gains,
-                    const Tensor& batch_sizes, const std::string& cell) {
-  check(!weight_hr, "the CUDA kernels have no projection of h: weight_hr must be absent");
-  check(!gains, "the CUDA kernels have no layer normalisation: gains must be absent");
-  return checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, gains,
-                        batch_sizes, cell);
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
@@ -175,8 +178,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
     const std::optional<Tensor>& sequences, const std::vector<double>& zoneout,
     const std::string& cell, bool reverse, bool save) {
   const NoGrad no_grad;
-  const Inputs in = plain_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
-                                 gains, batch_sizes, cell);
+  const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
+                                   gains, batch_sizes, cell);
   const fastrnn::Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
   const Current current = cuda::current(in.input);
   const ForwardPass pass(in, extras, current.device, cell, reverse, save);
@@ -194,10 +197,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
     const std::optional<Tensor>& seed_reverse, const std::optional<Tensor>& sequences,
     const std::vector<double>& zoneout, const std::string& cell, bool save) {
   const NoGrad no_grad;
-  const Inputs in =
-      plain_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, {}, {}, batch_sizes, cell);
-  const Inputs back = plain_inputs(in.input, state_reverse, weight_ih_reverse, weight_hh_reverse,
-                                   bias_ih_reverse, bias_hh_reverse, {}, {}, batch_sizes, cell);
+  const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, {}, {},
+                                   batch_sizes, cell);
+  const Inputs back = checked_inputs(in.input, state_reverse, weight_ih_reverse, weight_hh_reverse,
+                                     bias_ih_reverse, bias_hh_reverse, {}, {}, batch_sizes, cell);
   check_both(in, back);
   const Current current = cuda::current(in.input);
   const ForwardPass a(in, checked_extras(in, resets, seed, sequences, zoneout), current.device,
@@ -220,8 +223,8 @@ Gradients::Tuple recurrence_backward(
     const Tensor& reserve, const std::string& cell, bool reverse, bool input_grad,
     bool weight_grad) {
   const NoGrad no_grad;
-  const Inputs in = plain_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
-                                 gains, batch_sizes, cell);
+  const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
+                                   gains, batch_sizes, cell);
   const fastrnn::Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
   const Saved saved =
       checked_saved(in, extras, grad_output, grad_state_n, grad_cells, output, cells, reserve);
@@ -247,10 +250,10 @@ BothGradients recurrence_both_backward(
     const Tensor& reserve, const Tensor& output_reverse, const Tensor& cells_reverse,
     const Tensor& reserve_reverse, const std::string& cell, bool input_grad, bool weight_grad) {
   const NoGrad no_grad;
-  const Inputs in =
-      plain_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, {}, {}, batch_sizes, cell);
-  const Inputs back = plain_inputs(in.input, state_reverse, weight_ih_reverse, weight_hh_reverse,
-                                   bias_ih_reverse, bias_hh_reverse, {}, {}, batch_sizes, cell);
+  const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, {}, {},
+                                   batch_sizes, cell);
+  const Inputs back = checked_inputs(in.input, state_reverse, weight_ih_reverse, weight_hh_reverse,
+                                     bias_ih_reverse, bias_hh_reverse, {}, {}, batch_sizes, cell);
   check_both(in, back);
   const fastrnn::Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
   const fastrnn::Extras extras_back =

@@ -18,6 +18,7 @@ struct Device {
   Offer offer;
   void* stream;  // where everything is queued
   const StepKernels* (*step)(const char* cell, Dtype);
+  const NormKernels* (*norm)(const char* cell, Dtype);
   const PersistentKernels* (*cluster)(const char* cell, Dtype);
   const PersistentKernels* (*grid)(const char* cell, Dtype);
   // aten::mm.out, below the dispatcher: out = a b.

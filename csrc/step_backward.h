@@ -29,6 +29,48 @@ struct RowStates {
   }
 };
 
+// The gradient that reaches some units of a state after a row's step.
+template <class T, int Width>
+struct Arriving {
+  using V = Sum<T>;
+  const Backward& b;
+  const Regularisers& extras;
+  const Step& step;
+  Index sequence;
+  const T* product;  // [B, O]: the part of h's that the step after this one sends
+
+  // `grad` goes on through the step, `past` around it, to the state before.
+  __device__ __forceinline__ void operator()(int state, Index unit, Packet<V, Width>& grad,
+                                             Packet<V, Width>& past) const {
+    const Index H = b.hidden_size, O = b.output_size(), row = step.row + sequence;
+    const Index at = (state * b.batch + sequence) * H + unit;
+    const bool ends = sequence >= step.next_rows;
+    const bool cut = !ends && extras.reset(step.next_row + sequence);
+    const auto add = [&](const void* from, Index place) {
+      if (!from) return;
+      const auto more = load<T, Width>(static_cast<const T*>(from) + place);
+#pragma unroll
+      for (int i = 0; i < Width; ++i) grad.values[i] += more.get(i);
+    };
+    grad = past = Packet<V, Width>{};
+    if (!ends && !cut) grad = load<V, Width>(static_cast<const V*>(b.carry) + at);
+    if (ends) add(b.grad_state_n, at);
+    if (state == 0 && !ends && !cut) add(product, sequence * O + unit);
+    if (state == 0)
+      add(b.grad_output, row * O + unit);
+    else
+      add(b.grad_cells, row * H + unit);
+    if (!extras.zoned) return;
+#pragma unroll
+    for (int i = 0; i < Width; ++i) {
+      const V share = extras.kept<V>(state, step.time, sequence, unit + i);
+      past.values[i] = around(grad.values[i], share);
+      grad.values[i] = through(grad.values[i], share);
+    }
+  }
+};
+
+// Of a projected h, `product` is the gradient.
 template <class T, class Cell, int Width>
 __global__ void __launch_bounds__(step_threads)
     step_backward(Backward b, Regularisers extras, Step step, const T* product) {
@@ -37,42 +79,34 @@ __global__ void __launch_bounds__(step_threads)
   using P = Packet<T, Width>;
   const Index H = b.hidden_size, unit = first_unit<Width>(), state_size = b.batch * H;
   if (unit >= H) return;
+  const int own = S > 1 && b.projected ? 1 : 0;  // the states that begin here
   for (Index sequence = blockIdx.y; sequence < step.rows; sequence += gridDim.y) {
     const Index row = step.row + sequence;
     const bool reset = extras.reset(row);
-    const bool ends = sequence >= step.next_rows;
-    const bool cut = !ends && extras.reset(step.next_row + sequence);
     const RowStates<T> states{b, step, sequence};
-    V* const carry = static_cast<V*>(b.carry) + sequence * H + unit;
-    Packet<V, Width> grad_next[S];
-    const auto add = [&](int s, const void* from, Index at) {
-      if (!from) return;
-      const P more = load<T, Width>(static_cast<const T*>(from) + at + unit);
-#pragma unroll
-      for (int i = 0; i < Width; ++i) grad_next[s].values[i] += more.get(i);
-    };
-#pragma unroll
-    for (int s = 0; s < S; ++s) {
-      grad_next[s] = ends || cut ? Packet<V, Width>{} : load<V, Width>(carry + s * state_size);
-      if (ends) add(s, b.grad_state_n, s * state_size + sequence * H);
-    }
-    if (!ends && !cut) add(0, product, sequence * H);
-    add(0, b.grad_output, row * H);
-    if (S > 1) add(S - 1, b.grad_cells, row * H);
-
+    const Arriving<T, Width> arriving{b, extras, step, sequence, product};
     P kept[at_least_one<R>], before[S], after[S], grad_x[G], grad_h[G];
-    Packet<V, Width> grad_prev[S];
+    Packet<V, Width> grad_next[S], past[S];
     const T* const reserve_row =
         static_cast<const T*>(b.reserve) + row * extras.slots<Cell>() * H + unit;
     load_blocks<R>(reserve_row, H, kept);
 #pragma unroll
     for (int s = 0; s < S; ++s) {
-      before[s] = load<T, Width>(states.before(s) + unit);
-      after[s] = load<T, Width>(extras.zoned ? reserve_row + (R + s) * H : states.after(s) + unit);
+      after[s] =
+          load<T, Width>(extras.keeps_states ? reserve_row + (R + s) * H : states.after(s) + unit);
+      if (s >= own) {
+        arriving(s, unit, grad_next[s], past[s]);
+        before[s] = load<T, Width>(states.before(s) + unit);
+        continue;
+      }
+      const P sent = load<T, Width>(product + sequence * H + unit);
+#pragma unroll
+      for (int i = 0; i < Width; ++i) grad_next[s].values[i] = sent.get(i);
+      past[s] = Packet<V, Width>{}, before[s] = P{};
     }
 #pragma unroll
     for (int i = 0; i < Width; ++i) {
-      V reserve[at_least_one<R>], prev[S], next[S], grad[S], bypass[S];
+      V reserve[at_least_one<R>], prev[S], next[S], grad[S];
 #pragma unroll
       for (int r = 0; r < R; ++r) reserve[r] = kept[r].get(i);
 #pragma unroll
@@ -80,12 +114,6 @@ __global__ void __launch_bounds__(step_threads)
         prev[s] = reset ? V(0) : before[s].get(i);
         next[s] = after[s].get(i);
         grad[s] = grad_next[s].values[i];
-        bypass[s] = V(0);
-        if (extras.zoned) {
-          const V share = extras.kept<V>(s, step.time, sequence, unit + i);
-          bypass[s] = around(grad[s], share);
-          grad[s] = through(grad[s], share);
-        }
       }
       V to_x[G], to_h[G], to_prev[S];
       Cell::backward(reserve, prev, next, grad, to_x, to_h, to_prev);
@@ -95,14 +123,41 @@ __global__ void __launch_bounds__(step_threads)
         if constexpr (!Cell::shared_gradients) grad_h[g].set(i, to_h[g]);
       }
 #pragma unroll
-      for (int s = 0; s < S; ++s) grad_prev[s].values[i] = to_prev[s] + bypass[s];
+      for (int s = 0; s < S; ++s) past[s].values[i] += to_prev[s];
       before[0].set(i, prev[0]);
     }
     store_blocks<G>(grad_x, H, static_cast<T*>(b.grad_x) + row * G * H + unit);
     if constexpr (!Cell::shared_gradients)
       store_blocks<G>(grad_h, H, static_cast<T*>(b.grad_h) + row * G * H + unit);
-    store_blocks<S>(grad_prev, state_size, carry);
-    if (b.previous) store(before[0], static_cast<T*>(b.previous) + row * H + unit);
+#pragma unroll
+    for (int s = 0; s < S; ++s)
+      if (s >= own) store(past[s], static_cast<V*>(b.carry) + s * state_size + sequence * H + unit);
+    if (b.previous && own == 0) store(before[0], static_cast<T*>(b.previous) + row * H + unit);
+  }
+}
+
+// What comes before the product with W_hr: the gradient of a projected h.
+template <class T, int Width>
+__global__ void __launch_bounds__(step_threads)
+    step_project_backward(Backward b, Regularisers extras, Step step, const T* product) {
+  using V = Sum<T>;
+  const Index H = b.hidden_size, P = b.projected, unit = first_unit<Width>();
+  if (unit >= P) return;
+  for (Index sequence = blockIdx.y; sequence < step.rows; sequence += gridDim.y) {
+    const Index row = step.row + sequence, at = row * P + unit;
+    Packet<V, Width> grad, past;
+    Arriving<T, Width>{b, extras, step, sequence, product}(0, unit, grad, past);
+    Packet<T, Width> sent, before{};
+#pragma unroll
+    for (int i = 0; i < Width; ++i) sent.set(i, grad.values[i]);
+    store(sent, static_cast<T*>(b.grad_projected) + at);
+    store(past, static_cast<V*>(b.carry) + sequence * H + unit);
+    if (!b.previous) continue;
+    const bool begins = sequence >= step.prev_rows;
+    const T* const from = static_cast<const T*>(begins ? b.state : b.output) + unit;
+    if (!extras.reset(row))
+      before = load<T, Width>(from + (begins ? sequence * H : (step.prev_row + sequence) * P));
+    store(before, static_cast<T*>(b.previous) + at);
   }
 }
 
@@ -146,22 +201,25 @@ __global__ void __launch_bounds__(step_threads)
     store(operand, static_cast<T*>(b.operand) + row * H + unit);
   }
 }
+
 // The initial states' gradient, of the sequences that begin at this step.
 template <class T, int States, int Width>
 __global__ void __launch_bounds__(step_threads)
     step_begin(Backward b, Regularisers extras, Step step, const T* product) {
   using V = Sum<T>;
-  const Index H = b.hidden_size, unit = first_unit<Width>(), state_size = b.batch * H;
+  const Index H = b.hidden_size, O = b.output_size();
+  const Index unit = first_unit<Width>(), state_size = b.batch * H;
   if (unit >= H) return;
   for (Index sequence = step.prev_rows + blockIdx.y; sequence < step.rows; sequence += gridDim.y) {
-    const bool cut = extras.reset(step.row + sequence);
+    const bool cut = extras.reset(step.row + sequence), of_h = !cut && unit < O;
     const Index at = sequence * H + unit;
     Packet<T, Width> sent{};
-    if (!cut) sent = load<T, Width>(product + at);
+    if (of_h) sent = load<T, Width>(product + sequence * O + unit);
 #pragma unroll
     for (int s = 0; s < States; ++s) {
       Packet<V, Width> grad{};
-      if (!cut) grad = load<V, Width>(static_cast<const V*>(b.carry) + s * state_size + at);
+      if (s == 0 ? of_h : !cut)
+        grad = load<V, Width>(static_cast<const V*>(b.carry) + s * state_size + at);
       Packet<T, Width> out;
 #pragma unroll
       for (int i = 0; i < Width; ++i) out.set(i, grad.values[i] + (s == 0 ? sent.get(i) : V(0)));

@@ -52,6 +52,44 @@ __global__ void __launch_bounds__(step_threads)
   }
 }
 
+// Some units of a row's states after its step: as the step made them, and as zoneout leaves them.
+template <class T, class Cell, int Width>
+struct NextStates {
+  static constexpr int S = Cell::states;
+  const Forward& f;
+  const Regularisers& extras;
+  const Step& step;
+  Index sequence, unit;
+  Packet<T, Width> made[S], left[S];
+
+  __device__ __forceinline__ void set(int i, const Sum<T>* prev, Sum<T>* next) {
+#pragma unroll
+    for (int s = 0; s < S; ++s) {
+      made[s].set(i, next[s]);
+      if (extras.zoned)
+        next[s] = mixed(prev[s], next[s], extras.kept<Sum<T>>(s, step.time, sequence, unit + i));
+      left[s].set(i, next[s]);
+    }
+  }
+
+  // kept: where the row's reserve has these units, or null. step_project moves a projected h on.
+  __device__ __forceinline__ void write(T* kept) const {
+    const Index H = f.hidden_size, row = step.row + sequence, at = sequence * H + unit;
+    T* const running = static_cast<T*>(f.running) + at;
+    if (f.projected) {
+      store(made[0], static_cast<T*>(f.unprojected) + at);
+    } else {
+      store(left[0], running);
+      store(left[0], static_cast<T*>(f.output) + row * H + unit);
+    }
+    if constexpr (S > 1) {
+      store(left[1], running + f.batch * H);
+      if (f.cells) store(left[1], static_cast<T*>(f.cells) + row * H + unit);
+    }
+    if (kept && extras.keeps_states) store_blocks<S>(made, H, kept + Cell::reserve * H);
+  }
+};
+
 template <class T, class Cell, int Width>
 __global__ void __launch_bounds__(step_threads)
     step_forward(Forward f, Regularisers extras, Step step, const T* product, const T* stage) {
@@ -73,7 +111,8 @@ __global__ void __launch_bounds__(step_threads)
     T* const running = static_cast<T*>(f.running) + sequence * H + unit;
     T* const kept_row =
         f.reserve ? static_cast<T*>(f.reserve) + row * extras.slots<Cell>() * H + unit : nullptr;
-    P x_proj[last], h_proj[last], before[S], after[S], made[S], kept[at_least_one<R>];
+    P x_proj[last], h_proj[last], before[S], kept[at_least_one<R>];
+    NextStates<T, Cell, Width> states{f, extras, step, sequence, unit};
     load_blocks<last>(static_cast<const T*>(f.x_proj) + (row * G + first) * H + unit, H, x_proj);
     load_blocks<last>(product + sequence * last * H + unit, H, h_proj);
     load_blocks<S>(static_cast<const T*>(running), state_size, before);
@@ -99,23 +138,39 @@ __global__ void __launch_bounds__(step_threads)
 #pragma unroll
       for (int r = 0; r < first; ++r) reserve[r] = kept[r].get(i);
       Cell::forward(x, h, prev, next, reserve);
-#pragma unroll
-      for (int s = 0; s < S; ++s) {
-        made[s].set(i, next[s]);
-        if (extras.zoned)
-          next[s] = mixed(prev[s], next[s], extras.kept<V>(s, step.time, sequence, unit + i));
-        after[s].set(i, next[s]);
-      }
+      states.set(i, prev, next);
 #pragma unroll
       for (int r = first; r < R; ++r) kept[r].set(i, reserve[r]);
     }
-    store_blocks<S>(after, state_size, running);
-    store(after[0], static_cast<T*>(f.output) + row * H + unit);
-    if (S > 1 && f.cells) store(after[S - 1], static_cast<T*>(f.cells) + row * H + unit);
+    states.write(kept_row);
     if (kept_row)
 #pragma unroll
       for (int r = first; r < R; ++r) store(kept[r], kept_row + r * H);
-    if (kept_row && extras.zoned) store_blocks<S>(made, H, kept_row + R * H);
+  }
+}
+
+// The state h, which a product has projected.
+template <class T, int Width>
+__global__ void __launch_bounds__(step_threads)
+    step_project(Forward f, Regularisers extras, Step step, const T* product) {
+  using V = Sum<T>;
+  const Index P = f.projected, unit = first_unit<Width>();
+  if (unit >= P) return;
+  for (Index sequence = blockIdx.y; sequence < step.rows; sequence += gridDim.y) {
+    const Index row = step.row + sequence;
+    T* const running = static_cast<T*>(f.running) + sequence * f.hidden_size + unit;
+    auto h = load<T, Width>(product + sequence * P + unit);
+    if (extras.zoned) {
+      const auto before = load<T, Width>(running);
+      const bool reset = extras.reset(row);
+#pragma unroll
+      for (int i = 0; i < Width; ++i) {
+        const V share = extras.kept<V>(0, step.time, sequence, unit + i);
+        h.set(i, mixed(reset ? V(0) : before.get(i), h.get(i), share));
+      }
+    }
+    store(h, running);
+    store(h, static_cast<T*>(f.output) + row * P + unit);
   }
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -125,7 +126,14 @@ def refusal(index: int, dtype: torch.dtype) -> str | None:
 
 
 def plan(
-    cell: str, dtype: torch.dtype, steps: int, batch: int, hidden: int, on: Facts, directions: int
+    cell: str,
+    dtype: torch.dtype,
+    steps: int,
+    batch: int,
+    hidden: int,
+    on: Facts,
+    directions: int,
+    features: Collection[str],
 ) -> Any:
     """The schedule of a forward pass, as `fastrnn._C.plan` gives it; None without `fastrnn._C`."""
     try:
@@ -135,4 +143,5 @@ def plan(
     tf32 = dtype == torch.float32 and tf32_allowed()
     name = "tf32" if tf32 else str(dtype).removeprefix("torch.")
     options = {"schedule": _asked, "directions": directions, **on._asdict()}
+    options |= {"layer_norm": "layer_norm" in features, "projected": "proj_size" in features}
     return module.plan(cell, name, steps, batch, hidden, **options)

@@ -16,7 +16,7 @@ from fastrnn._version import __version__
 from fastrnn.cells import COMPILED
 
 BACKENDS = ("native", "triton", "reference")
-# Options of a recurrence that only the CPU kernels of float32 and float64 have.
+# Options of a recurrence that neither the CPU's bfloat16 kernels nor Triton's have.
 OF_FEW_KERNELS = ("proj_size", "layer_norm")
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -79,8 +79,6 @@ def _native_refusal(input: Tensor, features: Collection[str], lacks: str | None)
     device = input.device
     if device.type == "cuda":
         if reason := _cuda.refusal(device.index or 0, input.dtype):
-            return reason
-        if reason := _without("CUDA", features):
             return reason
     elif device.type != "cpu":
         return f"the compiled kernels take cpu and cuda tensors, got {device.type}"
@@ -167,6 +165,7 @@ def scheduled(
     batch: int,
     hidden_size: int,
     directions: int = 1,
+    features: Collection[str] = (),
 ) -> Choice:
     """A choice with the schedule that the GPU will walk T steps of B sequences by.
 
@@ -178,6 +177,7 @@ def scheduled(
         batch: B.
         hidden_size: H.
         directions: that run side by side; default 1.
+        features: names of the options in use; default none.
 
     Returns:
         The choice; unchanged unless the compiled kernels run it on a CUDA device.
@@ -186,7 +186,7 @@ def scheduled(
         return choice
     on = _cuda.facts(input.device.index or 0)
     assert isinstance(on, _cuda.Facts)  # or the backend would have been refused
-    plan = _cuda.plan(cell, input.dtype, steps, batch, hidden_size, on, directions)
+    plan = _cuda.plan(cell, input.dtype, steps, batch, hidden_size, on, directions, features)
     if plan is None:
         return choice
     refused = {f"{name} schedule": why for name, why in plan["refused"].items()}

@@ -37,18 +37,27 @@ class OnDevice:
         self.device, self.problem, self.dtype, self.misalign = device, problem, dtype, misalign
         self.cell = CELLS[problem.cell]
         rows, H = sum(problem.sizes), problem.hidden
-        extras = problem.extras
+        self.output_size = problem.projected or H
         self.tensors = {n: self.put(t) for n, t in problem.tensors.items()}
         self.grads = {n: self.put(t) for n, t in problem.grads.items()}
-        self.extras = {n: device.put(getattr(extras, n)) for n in ("resets", "seed", "sequences")}
+        self.extras = {
+            n: device.put(getattr(problem.extras, n)) for n in ("resets", "seed", "sequences")
+        }
         self.results = {
             "state_n": self.put(problem.tensors["state"]),
-            "output": self.empty(rows, H),
+            "output": self.empty(rows, self.output_size),
         }
+        self.results["state_n"][0, :, self.output_size :] = 0
         if save:
             self.results["cells"] = self.empty(self.cell.states - 1, rows, H)
-            slots = self.cell.reserve + (self.cell.states if extras.zoneout else 0)
+            slots = self.cell.reserve
+            if problem.extras.zoneout or problem.projected:
+                slots += self.cell.states
+            if "gains" in self.tensors:
+                slots += 2 * self.cell.gates
             self.results["reserve"] = self.empty(rows, slots * H)
+        if problem.projected:
+            self.unprojected = self.empty(problem.batch, H)
 
     def put(self, tensor: Tensor) -> Tensor:
         found = self.device.put(tensor.to(self.dtype), self.misalign * self.dtype.itemsize)
@@ -65,36 +74,50 @@ class OnDevice:
             *(pointer(self.extras[n]) for n in ("resets", "seed", "sequences")),
             (ctypes.c_double * 2)(*zoneout),
         )
-        named = (pointer(self.tensors.get(n)) for n in ("state", "bias_ih", "bias_hh"))
-        rows = sum(self.problem.sizes)
-        return (rows, self.problem.batch, self.problem.hidden, *named, extras)
+        named = (pointer(self.tensors.get(n)) for n in ("state", "bias_ih", "bias_hh", "gains"))
+        p = self.problem
+        return (sum(p.sizes), p.batch, p.hidden, p.projected, *named, extras)
 
     def forward(self) -> emulator.Forward:
         named = (pointer(self.results.get(n)) for n in ("state_n", "output", "cells", "reserve"))
-        return emulator.Forward(*self._sequence(), pointer(self.tensors["x_proj"]), *named)
+        last = pointer(self.unprojected) if self.problem.projected else None
+        return emulator.Forward(*self._sequence(), pointer(self.tensors["x_proj"]), *named, last)
 
-    def backward(self) -> emulator.Backward:
+    @property
+    def sums(self) -> torch.dtype:
+        """What the kernels add up in."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def backward(self) -> Any:
         """Makes the gradients' tensors, too: `sent`, by the structure's names."""
         rows, H = sum(self.problem.sizes), self.problem.hidden
-        S, B = self.cell.states, self.problem.batch
-        sums = torch.float64 if self.dtype == torch.float64 else torch.float32
+        S, B, GH = self.cell.states, self.problem.batch, self.cell.gates * self.problem.hidden
         self.sent = {
-            "carry": self.empty(S, B, H, dtype=sums),
-            "grad_x": self.empty(rows, self.cell.gates * H),
+            "carry": self.empty(S, B, H, dtype=self.sums),
+            "grad_x": self.empty(rows, GH),
             "grad_state": self.empty(S, B, H),
-            "previous": self.empty(rows, H),
+            "previous": self.empty(rows, self.output_size),
         }
+        if self.problem.projected:
+            self.sent["grad_projected"] = self.empty(rows, self.output_size)
         shared = self.problem.cell != "gru"
-        self.sent["grad_h"] = (
-            self.sent["grad_x"] if shared else self.empty(*self.sent["grad_x"].shape)
-        )
+        normed = "gains" in self.tensors
+        self.sent["grad_h"] = self.sent["grad_x"] if shared and not normed else self.empty(rows, GH)
+        if normed:
+            self.sent["gates"] = self.empty(rows, GH)
+            self.sent["gates_h"] = self.sent["gates"] if shared else self.empty(rows, GH)
+            self.sent["grad_c"] = self.empty((S - 1) * rows, H)
+            self.sent["moments"] = self.empty(1 + S, rows, 2, dtype=self.sums)
+            for name in ("gains", "bias_ih", "bias_hh"):
+                if name in self.tensors:
+                    self.sent[f"grad_{name}"] = self.empty(*self.tensors[name].shape)
         if self.cell.operand_gates:
             self.sent["operand"] = self.empty(rows, H)
         by_name = self.results | self.sent
         by_name |= {f"grad_{n}": g for n, g in self.grads.items()}
-        return emulator.Backward(
-            *self._sequence(), *(pointer(by_name.get(n)) for n in emulator.BACKWARD)
-        )
+        kind: Any = emulator.NormBackward if normed else emulator.Backward
+        fields = (*emulator.BACKWARD, *(emulator.NORM_BACKWARD if normed else ()))
+        return kind(*self._sequence(), *(pointer(by_name.get(n)) for n in fields))
 
     def found(self) -> Tensors:
         """By the reference's names: results and, after a backward pass, gradients."""
@@ -112,32 +135,53 @@ class OnDevice:
                 "grad_state": self.sent["grad_state"],
                 "grad_weight_hh": torch.cat(products),
             }
+            if self.problem.projected:
+                R, H = self.cell.reserve, self.problem.hidden
+                made = self.results["reserve"][:, R * H : (R + 1) * H]
+                every["grad_weight_hr"] = self.sent["grad_projected"].double().T @ made.double()
+            for name in ("grad_gains", "grad_bias_ih", "grad_bias_hh"):
+                if name in self.sent:
+                    every[name] = self.sent[name]
         return {name: t for name, t in every.items() if t.numel()}
 
 
 def run_steps(at: OnDevice, backward: bool = True) -> Tensors:
     """The step schedule, its products by torch."""
     p, device, H = at.problem, at.device, at.problem.hidden
-    kernels = device.step_kernels(p.cell, at.dtype)
+    kernels, norm = device.step_kernels(p.cell, at.dtype), None
+    if "gains" in at.tensors:
+        norm = device.norm_kernels(p.cell, at.dtype)
     F, steps = kernels.operand_gates * H, walk(p.sizes, p.reverse)
     W, args = at.tensors["weight_hh"], at.forward()
+    W_hr, P = at.tensors.get("weight_hr"), at.output_size
     has_operand = F > 0
+    inner = at.empty(p.batch, kernels.reserve + 1, H, dtype=at.sums)
     operands = at.empty(p.batch, H) if has_operand else None
     stage = at.empty(p.batch, F) if has_operand and "reserve" not in at.results else None
     for step in steps:
-        h = at.results["state_n"][0, : step.rows]
+        h = at.results["state_n"][0, : step.rows, :P]
         if operands is not None:
             product = at.put(h @ W[:F].T)
             device.run(kernels.operand, args, step, product, operands, stage)
             h = operands[: step.rows]
-        device.run(kernels.forward, args, step, at.put(h @ W[F:].T), stage)
+        if norm is not None:
+            device.run(norm.forward, args, step, at.put(h @ W.T), inner)
+        else:
+            device.run(kernels.forward, args, step, at.put(h @ W[F:].T), stage)
+        if W_hr is not None:
+            device.run(kernels.project, args, step, at.put(at.unprojected[: step.rows] @ W_hr.T))
     if not backward:
         return at.found()
-    args, product = at.backward(), at.empty(p.batch, H)
+    args, product = at.backward(), at.empty(p.batch, P)
+    launch = kernels.backward if norm is None else norm.backward
     for step in reversed(steps):
         rows = slice(step.row, step.row + step.rows)
         grad_h = at.sent["grad_h"][rows]
-        device.run(kernels.backward, args, step, product)
+        arriving = product
+        if W_hr is not None:
+            device.run(kernels.project_backward, args, step, product)
+            arriving = at.put(at.sent["grad_projected"][rows] @ W_hr)
+        device.run(launch, args, step, arriving)
         if has_operand:
             device.run(kernels.operand_backward, args, step, at.put(grad_h[:, F:] @ W[F:]))
             product[: step.rows] = grad_h[:, :F] @ W[:F]
@@ -145,6 +189,8 @@ def run_steps(at: OnDevice, backward: bool = True) -> Tensors:
             product[: step.rows] = grad_h @ W
         if step.prev_rows < step.rows:
             device.run(kernels.begin, args, step, product)
+    if norm is not None:
+        device.run(norm.finish, args)
     return at.found()
 
 

@@ -23,8 +23,8 @@ void use_tf32(bool allowed) { allow_tf32(allowed); }
 
 Current current(const Tensor&) {
   const Offer h200{90, 132, 232448};
-  return {{h200, nullptr, step_kernels, cluster_kernels, grid_kernels, aoti_torch_cpu_mm_out,
-           write_steps, error_text},
+  return {{h200, nullptr, step_kernels, norm_kernels, cluster_kernels, grid_kernels,
+           aoti_torch_cpu_mm_out, write_steps, error_text},
           nullptr};
 }
 

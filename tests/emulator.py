@@ -72,14 +72,18 @@ class Extras(ctypes.Structure):
 
 
 _SEQUENCE = [
-    *((name, c_int64) for name in ("rows", "batch", "hidden_size")),
-    *((name, c_void_p) for name in ("state", "bias_ih", "bias_hh")),
+    *((name, c_int64) for name in ("rows", "batch", "hidden_size", "projected")),
+    *((name, c_void_p) for name in ("state", "bias_ih", "bias_hh", "gains")),
     ("extras", Extras),
 ]
-FORWARD = ("x_proj", "running", "output", "cells", "reserve")
+FORWARD = ("x_proj", "running", "output", "cells", "reserve", "unprojected")
 BACKWARD = (
     *("grad_output", "grad_state_n", "grad_cells", "output", "cells", "reserve", "carry"),
-    *("grad_x", "grad_h", "grad_state", "previous", "operand"),
+    *("grad_x", "grad_h", "grad_state", "previous", "operand", "grad_projected"),
+)
+NORM_BACKWARD = (
+    *("gates", "gates_h", "grad_c", "moments"),
+    *("grad_gains", "grad_bias_ih", "grad_bias_hh"),
 )
 
 
@@ -89,6 +93,10 @@ class Forward(ctypes.Structure):
 
 class Backward(ctypes.Structure):
     _fields_ = [*_SEQUENCE, *((name, c_void_p) for name in BACKWARD)]
+
+
+class NormBackward(Backward):
+    _fields_ = [(name, c_void_p) for name in NORM_BACKWARD]
 
 
 class Steps(ctypes.Structure):
@@ -123,6 +131,16 @@ class StepKernels(ctypes.Structure):
         ("backward", _function(POINTER(Backward), POINTER(Step), *[c_void_p] * 2)),
         ("operand_backward", _function(POINTER(Backward), POINTER(Step), *[c_void_p] * 2)),
         ("begin", _function(POINTER(Backward), POINTER(Step), *[c_void_p] * 2)),
+        ("project", _function(POINTER(Forward), POINTER(Step), *[c_void_p] * 2)),
+        ("project_backward", _function(POINTER(Backward), POINTER(Step), *[c_void_p] * 2)),
+    ]
+
+
+class NormKernels(ctypes.Structure):
+    _fields_ = [
+        ("forward", _function(POINTER(Forward), POINTER(Step), *[c_void_p] * 3)),
+        ("backward", _function(POINTER(NormBackward), POINTER(Step), *[c_void_p] * 2)),
+        ("finish", _function(POINTER(NormBackward), c_void_p)),
     ]
 
 
@@ -157,8 +175,8 @@ class Emulator:
         self.library = ctypes.CDLL(str(library))
         for name, result in (
             *(("emulator_allocate", c_void_p), ("emulator_report", c_char_p)),
-            *(("emulator_site", c_char_p), ("emulator_step_kernels", c_void_p)),
-            *((f"emulator_{name}_kernels", c_void_p) for name in SCHEDULES),
+            ("emulator_site", c_char_p),
+            *((f"emulator_{name}_kernels", c_void_p) for name in ("step", "norm", *SCHEDULES)),
         ):
             getattr(self.library, name).restype = result
 
@@ -203,6 +221,11 @@ class Emulator:
         """The step schedule's kernels."""
         found = self.library.emulator_step_kernels(cell.encode(), DTYPES.index(dtype))
         return StepKernels.from_address(found)
+
+    def norm_kernels(self, cell: str, dtype: torch.dtype) -> NormKernels:
+        """Those of layer normalisation."""
+        found = self.library.emulator_norm_kernels(cell.encode(), DTYPES.index(dtype))
+        return NormKernels.from_address(found)
 
     def persistent_kernels(
         self, schedule: str, cell: str, dtype: torch.dtype, tf32: bool = False

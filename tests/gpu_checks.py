@@ -20,7 +20,7 @@ import torch
 import fastrnn
 from fastrnn import _cuda, ops
 from fastrnn.bidirectional import BothDirections
-from fastrnn.cells import CELLS, COMPILED
+from fastrnn.cells import CELLS, COMPILED, LAYER_NORMED
 from tests.gpu_attention import attention_checks
 from tests.layers import Layer, assert_as_close_as_torch, everything, random_layer
 
@@ -38,7 +38,14 @@ SHAPES = {
     "ragged": ([21] * 3 + [13] * 3 + [2], 33, 100),
     "wide": ([20] * 4, 64, 650),
 }
+# What only the step schedule has, and the cells that have it.
+OPTIONS = {"projected": ("lstm",), "normed": LAYER_NORMED}
 Check = Callable[[], None]
+
+
+def options(name: str | None, hidden: int) -> dict[str, Any]:
+    """Arguments of `random_layer` for one of OPTIONS, or for none."""
+    return {None: {}, "projected": {"proj_size": hidden // 2}, "normed": {"norm": True}}[name]
 
 
 def on_gpu(layer: Layer, dtype: torch.dtype) -> Layer:
@@ -73,9 +80,17 @@ def asked_for(schedule: str) -> Iterator[None]:
         raise
 
 
-def agrees(schedule: str, dtype: torch.dtype, cell: str, shape: str, extras: bool = False) -> None:
+def agrees(
+    schedule: str,
+    dtype: torch.dtype,
+    cell: str,
+    shape: str,
+    extras: bool = False,
+    option: str | None = None,
+) -> None:
     """One layer, forward and backward, against float64."""
-    layer = random_layer(cell, *SHAPES[shape], reverse=shape == "ragged")
+    more = options(option, SHAPES[shape][2])
+    layer = random_layer(cell, *SHAPES[shape], reverse=shape == "ragged", **more)
     if extras:
         layer = layer.with_extras(drawn=True)
     there = on_gpu(layer, dtype)
@@ -134,9 +149,9 @@ def side_by_side(schedule: str, cell: str, dtype: torch.dtype, shape: str) -> No
         assert worst <= 8 * torch.finfo(dtype).eps * b.float().abs().max(), worst
 
 
-def graph_replays(schedule: str, cell: str, both: bool = False) -> None:
+def graph_replays(schedule: str, cell: str, both: bool = False, option: str | None = None) -> None:
     """A captured training pass follows its input, to the bit."""
-    layer = on_gpu(random_layer(cell, [8] * 5, 16, 64), torch.bfloat16)
+    layer = on_gpu(random_layer(cell, [8] * 5, 16, 64, **options(option, 64)), torch.bfloat16)
     x = layer.tensors[0]
 
     def step() -> tuple[torch.Tensor, ...]:
@@ -212,12 +227,18 @@ def training_graph_agrees(cell: str, device: str = "cuda", graph: Any = None) ->
         torch.testing.assert_close(captured, plain, rtol=1e-4, atol=1e-5)
 
 
-def modules_agree(cell: str) -> None:
-    """Two layers, both directions, a packed batch, against torch.nn on the CPU in float64."""
+def modules_agree(cell: str, proj_size: int = 0, layer_norm: bool = False) -> None:
+    """Two layers, both directions, a packed batch, against torch.nn on the CPU in float64.
+
+    With layer norm, against ours on the CPU.
+    """
     kind = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN"}[cell]
     torch.manual_seed(0)
-    peer = getattr(torch.nn, kind)(13, 40, 2, bidirectional=True, dtype=torch.float64)
-    ours = getattr(fastrnn, kind)(13, 40, 2, bidirectional=True, dtype=torch.float64).cuda()
+    shared: dict[str, Any] = {"bidirectional": True, "dtype": torch.float64}
+    shared |= {"proj_size": proj_size} if proj_size else {}
+    normed = {"layer_norm": True} if layer_norm else {}
+    peer = getattr(fastrnn if layer_norm else torch.nn, kind)(13, 40, 2, **shared, **normed)
+    ours = getattr(fastrnn, kind)(13, 40, 2, **shared, **normed).cuda()
     ours.load_state_dict(peer.state_dict())
     rows = [torch.randn(n, 13, dtype=torch.float64) for n in (7, 2, 5)]
     packed = torch.nn.utils.rnn.pack_sequence(rows, enforce_sorted=False)
@@ -301,8 +322,23 @@ def checks() -> dict[str, Check]:
                 found[f"{schedule}-{cell}-tf32-{shape}"] = partial(may_be_refused, loose)
                 pair = partial(side_by_side, schedule, cell, torch.bfloat16, shape)
                 found[f"{schedule}-{cell}-both-{shape}"] = partial(may_be_refused, pair)
+    for option, cells in OPTIONS.items():
+        for cell in cells:
+            name = f"step-{option}-{cell}"
+            for shape in SHAPES:
+                for dtype in FLOORS:
+                    found[f"{name}-{str(dtype)[6:]}-{shape}"] = partial(
+                        agrees, "step", dtype, cell, shape, option=option
+                    )
+            found[f"{name}-extras"] = partial(
+                agrees, "step", torch.float32, cell, "ragged", extras=True, option=option
+            )
+            found[f"{name}-graph"] = partial(graph_replays, "step", cell, option=option)
     for cell in ("lstm", "gru", "rnn_tanh"):
         found[f"module-{cell}"] = partial(modules_agree, cell)
+    found["module-projected-lstm"] = partial(modules_agree, "lstm", proj_size=17)
+    for cell in LAYER_NORMED:
+        found[f"module-normed-{cell}"] = partial(modules_agree, cell, layer_norm=True)
     for cell in ("lstm", "gru", "transformer"):
         found[f"training-graph-{cell}"] = partial(training_graph_agrees, cell)
     others = {"they-run": they_run, "streams": streams_are_kept, "devices": devices_are_checked}

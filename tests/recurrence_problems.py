@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastrnn.cells import CELLS, recurrence
+from fastrnn.cells import CELLS
+from fastrnn.ops import reference
 from fastrnn.regularisers import Extras
 from tests.emulator import Step
 
 Tensors = dict[str, Tensor]
-DIFFERENTIABLE = ("x_proj", "state", "weight_hh", "bias_ih", "bias_hh")
+DIFFERENTIABLE = ("x_proj", "state", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "gains")
 RESULTS = ("output", "state_n", "cells")
 
 
@@ -45,22 +46,24 @@ class Problem:
     def hidden(self) -> int:
         return self.tensors["state"].size(2)
 
+    @property
+    def projected(self) -> int:
+        """P, or 0."""
+        return len(self.tensors["weight_hr"]) if "weight_hr" in self.tensors else 0
+
     def reference(self, dtype: torch.dtype) -> Tensors:
         """Results and gradients of fastrnn.cells in a dtype."""
-        cell = CELLS[self.cell]
         leaves = {n: t.detach().to(dtype).requires_grad_() for n, t in self.tensors.items()}
-        x_proj = leaves["x_proj"] + leaves["bias_ih"] if "bias_ih" in leaves else leaves["x_proj"]
-        output, state_n, cells, reserve = recurrence(
-            cell,
-            x_proj,
-            leaves["state"].unbind(),
-            leaves["weight_hh"],
-            leaves.get("bias_hh"),
-            self.sizes,
-            self.reverse,
-            extras=self.extras,
+        x_proj, bias, extras = leaves["x_proj"], leaves.get("bias_ih"), self.extras
+        if bias is not None and "gains" not in leaves:
+            x_proj, bias = x_proj + bias, None
+        output, state_n, cells, reserve = reference(
+            *(x_proj, leaves["state"], None, leaves["weight_hh"], bias, leaves.get("bias_hh")),
+            *(leaves.get("weight_hr"), leaves.get("gains"), torch.tensor(self.sizes)),
+            *(extras.resets, extras.seed, extras.sequences, list(extras.zoneout or ())),
+            *(self.cell, self.reverse),
         )
-        results = {"output": output, "state_n": torch.stack(state_n), "cells": cells}
+        results = {"output": output, "state_n": state_n, "cells": cells}
         found = torch.autograd.grad(
             [results[name] for name in self.grads],
             list(leaves.values()),
@@ -84,8 +87,10 @@ def problem(
     training: bool = True,
     grads: Sequence[str] = RESULTS,
     seed: int = 0,
+    projected: int = 0,
+    norm: bool = False,
 ) -> Problem:
-    """Random tensors; `resets` is the share of rows that are reset."""
+    """Random tensors; `resets` is the share of rows that are reset, `projected` is P."""
     c = CELLS[cell]
     generator = torch.Generator().manual_seed(seed)
 
@@ -96,12 +101,16 @@ def problem(
     tensors = {
         "x_proj": draw(rows, GH, bound=2),
         "state": draw(c.states, batch, hidden),
-        "weight_hh": draw(GH, hidden, bound=bound),
+        "weight_hh": draw(GH, projected or hidden, bound=bound),
     }
     if bias:
         tensors |= {"bias_ih": draw(GH, bound=bound), "bias_hh": draw(GH, bound=bound)}
+    if projected:
+        tensors["weight_hr"] = draw(projected, hidden, bound=bound)
+    if norm:
+        tensors["gains"] = 1 + draw(2 * (GH + (c.states - 1) * hidden), bound=0.3)
     every = {
-        "output": draw(rows, hidden),
+        "output": draw(rows, projected or hidden),
         "state_n": draw(c.states, batch, hidden),
         "cells": draw(c.states - 1, rows, hidden),
     }

@@ -142,7 +142,8 @@ def test_narrow_numbers_are_torchs(device, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", [name for name in SANITIZERS if name])
 @pytest.mark.parametrize(
-    "file", ["test_cuda_step.py", "test_cuda_persistent.py", "test_cuda_attention.py"]
+    "file",
+    [f"test_cuda_{name}.py" for name in ("step", "rows", "persistent", "attention")],
 )
 def test_kernels_under_a_sanitizer(file, sanitizer):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]

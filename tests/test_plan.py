@@ -149,10 +149,19 @@ def test_clusters_that_would_queue_are_slower_than_steps():
     )
 
 
-def test_layer_norm_has_no_schedule():
-    found = plan("lstm", "float32", 35, 20, 200, layer_norm=True, **H200)
-    assert (found["schedule"], found["text"]) == ("", "no CUDA schedule")
-    assert found["refused"] == dict.fromkeys(_cuda.SCHEDULES, "has no layer normalisation")
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [("layer_norm", "has no layer normalisation"), ("projected", "has no projection of h")],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_options_that_need_whole_rows_run_by_steps(option, reason, dtype):
+    found = plan("lstm", dtype, 35, 20, 200, directions=2, **{option: True}, **H200)
+    assert (found["schedule"], found["at_once"]) == ("step", 1)
+    assert found["refused"] == {"cluster": reason, "grid": reason}
+    asked = plan("lstm", dtype, 35, 20, 200, schedule="grid", **{option: True}, **H200)
+    assert (asked["schedule"], asked["refused"]["grid"]) == ("", reason)
+    assert asked["text"] == "no CUDA schedule"
+    assert found["elements"] == 35 * 20 * 200 * (14 if option == "layer_norm" else 6)
 
 
 def test_a_schedule_that_was_asked_for_runs_or_is_refused():
@@ -229,8 +238,13 @@ def test_explain_shows_the_schedule(monkeypatch):
     with _cuda.use_schedule("step"):
         lines = fastrnn.explain(batch_first, OnGpu(shape=(20, 35, 200))).splitlines()
     assert lines[0].startswith("native: runs lstm (step: ")
-    normed = fastrnn.explain(fastrnn.LSTM(200, 200, layer_norm=True), OnGpu())
-    assert normed.startswith("reference: runs lstm")
+    for options, reason in (
+        ({"layer_norm": True}, "has no layer normalisation"),
+        ({"proj_size": 50}, "has no projection of h"),
+    ):
+        lines = fastrnn.explain(fastrnn.LSTM(200, 200, **options), OnGpu()).splitlines()
+        assert lines[0] == "native: runs lstm (step: a product and a fused kernel per step)"
+        assert f"cluster schedule: no, {reason}" in lines
 
 
 @native
@@ -251,11 +265,10 @@ def test_native_refuses_a_device_with_a_reason(monkeypatch, known, dtype, reason
 
 @native
 @pytest.mark.parametrize("feature", ["proj_size", "layer_norm"])
-def test_what_the_kernels_for_gpus_lack_is_named(monkeypatch, feature):
+def test_what_the_triton_kernels_lack_is_named(monkeypatch, feature):
     monkeypatch.setattr(_cuda, "_known", {3: _cuda.Facts(**H200)})
     choice = backends.choose(OnGpu(torch.float32), features=[feature])
-    assert choice.backend == "reference"
-    assert choice.refused["native"] == f"the CUDA kernels have no {feature}"
+    assert choice.backend == "native"
     if _kernels.TRITON is not None:
         assert choice.refused["triton"] == f"the Triton kernels have no {feature}"
 

@@ -257,8 +257,8 @@ def test_strided_and_mistaken_arguments(schedule):
     for place, mistake, message in (
         (3, args[3][:, 1:], r"weight_hh must be \[32, 8\], got \[32, 7\]"),
         (3, args[3].double(), "weight_hh must have the input's dtype"),
-        (6, torch.ones(4, 8), "the CUDA kernels have no projection of h"),
-        (7, torch.ones(80), "the CUDA kernels have no layer normalisation"),
+        (6, torch.ones(4, 8), r"weight_hh must be \[32, 4\], got \[32, 8\]"),
+        (7, torch.ones(79), r"gains must be \[80\], got \[79\]"),
         (8, torch.tensor([3, 4]), "batch_sizes must not increase"),
         (9, torch.zeros(6, dtype=torch.bool), r"resets must be bool \[7\] on the input's device"),
         (12, [2.0, 0.0], r"zoneout must be in \[0, 1\], got 2"),

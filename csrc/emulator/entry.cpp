@@ -28,6 +28,9 @@ void emulator_remove(const char* site) { emulator::remove_site(site); }
 const void* emulator_step_kernels(const char* cell, int dtype) {
   return fastrnn::cuda::step_kernels(cell, Dtype(dtype));
 }
+const void* emulator_norm_kernels(const char* cell, int dtype) {
+  return fastrnn::cuda::norm_kernels(cell, Dtype(dtype));
+}
 const void* emulator_cluster_kernels(const char* cell, int dtype) {
   return fastrnn::cuda::cluster_kernels(cell, Dtype(dtype));
 }
