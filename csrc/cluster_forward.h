@@ -2,31 +2,9 @@
 #pragma once
 
 #include "cluster_product.h"
+#include "cluster_ways.h"
 
 namespace fastrnn::cuda {
-
-// What a launch is given, by direction; blockIdx.y is a block's.
-template <class T, class Pass>
-struct Ways {
-  struct One {
-    Pass pass;
-    Regularisers extras;
-    Steps steps;
-    const T* weight;
-
-    explicit One(const Way<Pass>& way)
-        : pass(way.pass),
-          extras(way.pass),
-          steps(way.steps),
-          weight(static_cast<const T*>(way.weight_hh)) {}
-  } of[max_ways];
-
-  Ways(const Way<Pass>* ways, int count) : of{One(ways[0]), One(ways[count - 1])} {}
-};
-
-__device__ __forceinline__ Step step_at(const Steps& steps, Index i, Index batch) {
-  return steps.table ? steps.table[i] : equal_step(i, steps.steps, batch, steps.reverse);
-}
 
 // Every buffer of the exchanged rows: zeros, as no number may meet a weight's zero as NaN.
 template <class T>
@@ -167,6 +145,19 @@ struct ForwardRows {
     }
   }
 
+  // A step's sums of the product by the next layer's W_ih.
+  __device__ __forceinline__ void hand_on(const Step& step, const float (&sums)[G][E],
+                                          T* x_proj) const {
+#pragma unroll
+    for (int e = 0; e < E; ++e) {
+      if (!active(step, e)) continue;
+      const Index row = step.row + sequence(e);
+#pragma unroll
+      for (int g = 0; g < G; ++g)
+        narrow(sums[g][e], x_proj + (row * G + g) * f.hidden_size + unit());
+    }
+  }
+
   __device__ __forceinline__ void end() const {
 #pragma unroll
     for (int s = 0; s < S; ++s)
@@ -178,42 +169,64 @@ struct ForwardRows {
   }
 };
 
-// A row of a gate of W_hh: k is the unit it weighs.
+// A row of a gate of W_hh, and of `on`, which has the slots after its gates: k is the unit it
+// weighs.
 template <class T>
 struct ForwardWeights {
-  const T* weight;  // [G*H, H]
+  const T *weight, *on;  // [G*H, H], or null: zeros
   Index H, unit;
-  bool whole;  // eight neighbours can be read at once
+  int gates;
 
-  __device__ __forceinline__ Run<T> operator()(int gate, int k) const {
-    const T* const from = weight + (gate * H + unit) * H + k;
-    if (unit < H && whole && k + octet <= H) return load_run(from);
+  __device__ __forceinline__ Run<T> operator()(int slot, int k) const {
+    const T* const matrix = slot < gates ? weight : on;
+    const T* const from = matrix + (slot % gates * H + unit) * H + k;
     Run<T> run{};
+    if (!matrix || unit >= H) return run;
+    // Eight neighbours can be read at once.
+    const bool whole = H % octet == 0 && reinterpret_cast<std::uintptr_t>(matrix) % 16 == 0;
+    if (whole && k + octet <= H) return load_run(from);
     for (int i = 0; i < octet; ++i)
-      if (unit < H && k + i < H) run.values[i] = from[i];
+      if (k + i < H) run.values[i] = from[i];
     return run;
   }
 };
 
-template <class T, class Cell, Held held>
+// stack: the ways are layers, each reading what the one before it writes.
+template <class T, class Cell, Held held, bool stack>
 __global__ void __launch_bounds__(thread_limit(held), 1)
-    cluster_forward(const __grid_constant__ Ways<T, Forward> ways, ClusterPlan p) {
+    cluster_forward(const __grid_constant__ Ways<T, Forward> ways, ClusterPlan p,
+                    unsigned* counts) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  const auto& [f, extras, steps, weight] = ways.of[blockIdx.y];
+  const auto& [f, extras, steps, weight, weight_on] = ways.of[blockIdx.y];
   FASTRNN_SHARED(unsigned char, shared);
   ClusterPlace at(p, shared, int(cluster_rank()));
   at.first_sequence = int(blockIdx.x) / p.cluster * p.tile;
   const Index H = f.hidden_size;
   const bool speaks = at.part == 0 && at.unit_of(p, 0) < H;  // the job's first warp, if any
-  ClusterProduct<T, Cell::gates, held> product;
-  const bool whole = H % octet == 0 && reinterpret_cast<std::uintptr_t>(weight) % 16 == 0;
-  product.fill(p, at, ForwardWeights<T>{weight, H, at.unit_of(p, 0) + at.group, whole});
+  constexpr int G = Cell::gates;
+  ClusterProduct<T, stack ? 2 * G : G, held, stack> product;
+  product.fill(p, at, ForwardWeights<T>{weight, weight_on, H, at.unit_of(p, 0) + at.group, G});
   clear_rows<T>(p, at);
   ForwardRows<T, Cell> rows(f, extras, p, at);
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + at.job * p.tile * octet;
   // With an operand, h has one buffer and the operand the other.
-  constexpr int F = Cell::operand_gates, L = Cell::gates - F;
+  constexpr int F = Cell::operand_gates, L = G - F;
   const auto exchanged = [&](Index i) { return at.rows<T>(p, F > 0 ? 0 : i); };
+  const Relay relay(p, at, counts, H);
+  // What step i has exchanged, for the next layer. That it can be read is said a step later, when
+  // it need not be waited for.
+  const auto hand_on = [&](Index i) {
+    if (!weight_on) return;
+    if (speaks && i > 0) relay.written(at);
+    float sums[G][elements];
+    product.template of_slots<stack ? G : 0, G>(p, at, exchanged(i + 1), sums);
+    void* const next = const_cast<void*>(ways.of[blockIdx.y + 1].pass.x_proj);
+    if (speaks) rows.hand_on(step_at(steps, i, f.batch), sums, static_cast<T*>(next));
+  };
+  const auto fetch = [&](Index i, const Step& step) {
+    if (stack) relay.wait(at, i + 1);
+    rows.fetch(step);
+  };
   Step step = step_at(steps, 0, f.batch);
   __syncthreads();
   for (Index i = threadIdx.x; i < p.tile * H; i += p.threads()) {
@@ -223,7 +236,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   }
   if (speaks) {
     rows.begin();
-    rows.fetch(step);
+    fetch(0, step);
   }
   cluster_arrive();  // every block is there, and its rows are filled
   cluster_wait();
@@ -247,18 +260,26 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     if (speaks) {
       rows.advance(step, sums, staged);
       __syncwarp();
-      if (!last) broadcast(p, at, staged, octet, exchanged(i + 1) + at.unit_of(p, 0));
+      if (stack || !last) broadcast(p, at, staged, octet, exchanged(i + 1) + at.unit_of(p, 0));
     }
     // What the others wait for is on its way; the rest is done while they wait. After the last
-    // step nothing is exchanged.
-    if (!last) cluster_arrive();
+    // step only the next layer wants what is exchanged.
+    if (stack || !last) cluster_arrive();
     if (speaks) rows.save(step);
-    if (last) break;
-    step = step_at(steps, i + 1, f.batch);
-    if (speaks) rows.fetch(step);
+    if (!stack && last) break;
+    if (!last) {
+      step = step_at(steps, i + 1, f.batch);
+      if (speaks) fetch(i + 1, step);
+    }
+    if (stack && i > 0) hand_on(i - 1);
     cluster_wait();
   }
   if (speaks) rows.end();
+  if constexpr (stack) {
+    __syncthreads();  // the last partial sums have been read
+    hand_on(steps.steps - 1);
+    if (speaks && weight_on) relay.written(at);
+  }
 #endif
 }
 

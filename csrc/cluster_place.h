@@ -44,10 +44,10 @@ struct ClusterPlace {
   __device__ __forceinline__ int unit_of(const ClusterPlan& p, int o) const {
     return (first_octet + job * p.octets_of_job + o) * octet;
   }
-  // The rows [tile, stride] of k in buffer i % 2, of two.
+  // The rows [tile, stride] of k in buffer i % p.buffers.
   template <class T>
   __device__ __forceinline__ T* rows(const ClusterPlan& p, Index i) const {
-    return reinterpret_cast<T*>(shared + p.rows) + (i & 1) * p.tile * p.stride;
+    return reinterpret_cast<T*>(shared + p.rows) + (i & (p.buffers - 1)) * p.tile * p.stride;
   }
 };
 

@@ -9,6 +9,9 @@
 // A cell with an operand takes two products a step. Forward they share out the slots, and k is h,
 // then the operand. Backward they share out k: first the gates after the operand, then the others.
 //
+// A layer of a stack has as many slots again, of the matrix by which it makes what the next layer
+// reads.
+//
 // In the grid schedule the blocks of a cluster may share k: each takes the jobs of all of them, and
 // a part of the chunks. The sums then meet in the block that owns the job.
 #pragma once
@@ -26,10 +29,11 @@ constexpr int chunk_k = 32, octet = 8, columns = 8;
 // threads has without spilling. Exact products of float32 hold none; TF32's hold half as many.
 enum class Held { none, some, most };
 
-FASTRNN_INLINE constexpr int held_chunks(Held held, int slots, int number_bytes) {
+FASTRNN_INLINE constexpr int held_chunks(Held held, int slots, int number_bytes, bool stack) {
   if (held == Held::none) return 0;
-  const int some = slots == 1 ? 6 : slots == 2 ? 5 : 3;
-  const int most = slots == 1 ? 12 : slots == 2 ? 7 : slots == 3 ? 7 : 6;
+  const bool wide = stack && slots >= 4;
+  const int some = slots == 1 ? 6 : slots == 2 ? (stack ? 4 : 5) : wide ? 1 : 3;
+  const int most = slots == 1 ? 12 : slots <= 3 ? 7 : wide ? 3 : 6;
   return (held == Held::most ? most : some) * 2 / number_bytes;
 }
 FASTRNN_INLINE constexpr int thread_limit(Held held) { return held == Held::most ? 256 : 384; }
@@ -41,7 +45,9 @@ struct ClusterPlan {
   int own, share;                    // jobs that a block owns; blocks that share k
   int jobs, splits, chunks;          // own * share
   int first_chunks;  // of the first product, the others are the second's; all if they share k
-  int buffers;       // of the exchanged rows: one where products read places of their own
+  // Of the exchanged rows, a power of two: one where products read places of their own, four where
+  // rows are read again a step later.
+  int buffers;
   Held held;
   int in_registers;  // chunks that a warp holds there, if it has as many
   int stride;        // of a sequence's row of k, in numbers
@@ -49,6 +55,10 @@ struct ClusterPlan {
   std::int64_t rows, partial, stage, sums, state, shared;
 
   FASTRNN_INLINE int threads() const { return 32 * jobs * splits; }
+  // A stack's workspace for each layer: a count of every warp that may have units.
+  FASTRNN_INLINE std::int64_t count_bytes(std::int64_t clusters) const {
+    return clusters * cluster * own * std::int64_t(sizeof(unsigned));
+  }
   FASTRNN_INLINE int octets() const { return own * octets_of_job; }  // of a block
   // No more than have units, in whole clusters.
   FASTRNN_INLINE int blocks(std::int64_t hidden_size) const {
@@ -81,6 +91,7 @@ struct ClusterShape {
   bool grid = false;
   int tiles = 1;
   int share = 1;
+  bool stack = false;
 
   FASTRNN_INLINE int products() const { return operand_gates > 0 ? 2 : 1; }
 };
@@ -90,7 +101,7 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
   ClusterPlan p{};
   p.cluster = cluster, p.tile = tile;
   p.octets_of_job = shape.backward ? 2 : 1;
-  p.slots = shape.backward ? 2 : shape.gates;
+  p.slots = (shape.backward ? 2 : shape.gates) * (shape.stack ? 2 : 1);
   p.values = shape.backward ? shape.gates : 1;
   p.numbers = shape.states + shape.operand_gates;
   const std::int64_t octets = (shape.hidden_size + octet - 1) / octet;
@@ -98,7 +109,7 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
   p.own = int((octets + of_job - 1) / of_job), p.share = shape.share;
   p.jobs = p.own * p.share;
   p.splits = splits, p.held = held;
-  p.in_registers = held_chunks(held, p.slots, shape.number_bytes);
+  p.in_registers = held_chunks(held, p.slots, shape.number_bytes, shape.stack);
   // Blocks take whole jobs; the last ones may have fewer, or none.
   const std::int64_t used = (octets + p.octets_of_job - 1) / p.octets_of_job * p.octets_of_job;
   const auto chunks = [&](int values) {
@@ -107,7 +118,7 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
   const bool two_ranges = shape.backward && shape.operand_gates > 0;
   p.first_chunks = chunks(two_ranges ? shape.gates - shape.operand_gates : p.values);
   p.chunks = p.first_chunks + (two_ranges ? chunks(shape.operand_gates) : 0);
-  p.buffers = two_ranges ? 1 : 2;
+  p.buffers = two_ranges ? 1 : shape.stack ? 4 : 2;
   // Rows lie off a multiple of 128 bytes: the lanes of a 16-byte load meet different banks.
   const int bytes = shape.number_bytes, row = p.chunks * chunk_k * bytes;
   p.stride = (row + (row % 128 == 0 ? (bytes == 2 ? 64 : 16) : 0)) / bytes;
@@ -128,7 +139,7 @@ inline double cluster_cost(const ClusterShape& shape, const ClusterPlan& p) {
   const double warps = p.jobs * p.splits;
   const double read =
       p.jobs * p.stored_before(p.splits) * p.slots * octet * chunk_k * shape.number_bytes / 128;
-  const bool all_of_k_twice = shape.operand_gates > 0 && !shape.backward;
+  const bool all_of_k_twice = shape.stack || (shape.operand_gates > 0 && !shape.backward);
   const double of_chunk = shape.exact ? 40. + warps / 4 * p.slots * p.tile * 8
                                       : 33. * shape.number_bytes / 2 * (1 + all_of_k_twice);
   const double chain = p.chunks_of(0) * of_chunk;

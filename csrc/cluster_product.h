@@ -29,10 +29,11 @@ __device__ __forceinline__ Run<T> load_run(const T* from) {
   return *reinterpret_cast<const Run<T>*>(from);
 }
 
-template <class T, int Slots, Held held>
+template <class T, int Slots, Held held, bool stack = false>
 class ClusterProduct {
  public:
-  static constexpr int Count = held_chunks(held, Slots, sizeof(T));  // of chunks in registers
+  // Of chunks in registers.
+  static constexpr int Count = held_chunks(held, Slots, sizeof(T), stack);
   static constexpr bool exact = held == Held::none;
 
   // weights(slot, k) is the Run of row `group` of a slot.

@@ -109,13 +109,14 @@ struct Call {
     return dtype == Dtype::float32 && tf32_allowed() ? Dtype::tf32 : dtype;
   }
 
-  Plan plan(bool backward, int directions) const {
+  Plan plan(bool backward, int directions, int layers = 1) const {
     const Request request{cell,
                           product_dtype(),
                           std::int64_t(steps.size()),
                           in.batch,
                           in.hidden_size,
                           directions,
+                          layers,
                           backward,
                           in.gains.has_value(),
                           in.projected > 0,

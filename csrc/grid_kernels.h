@@ -128,15 +128,15 @@ template <class T, class Cell, Held held>
 __global__ void __launch_bounds__(thread_limit(held), 1)
     grid_forward(const __grid_constant__ Ways<T, Forward> ways, ClusterPlan p, int tiles,
                  unsigned char* workspaces, Index bytes) {
-  const auto& [f, extras, steps, weight] = ways.of[blockIdx.y];
+  const auto& [f, extras, steps, weight, weight_on] = ways.of[blockIdx.y];
   // With an operand, h has one buffer and the operand the other.
   constexpr int F = Cell::operand_gates, L = Cell::gates - F;
   FASTRNN_SHARED(unsigned char, shared);
   ClusterPlace at(p, shared, int(blockIdx.x)), mine = at;
   const Index H = f.hidden_size;
   ClusterProduct<T, Cell::gates, held> product;
-  const bool whole = H % octet == 0 && reinterpret_cast<std::uintptr_t>(weight) % 16 == 0;
-  product.fill(p, at, ForwardWeights<T>{weight, H, at.unit_of(p, 0) + at.group, whole});
+  const int unit = at.unit_of(p, 0) + at.group;
+  product.fill(p, at, ForwardWeights<T>{weight, weight_on, H, unit, Cell::gates});
   ForwardRows<T, Cell> rows(f, extras, p, mine);
   GridRows<T> exchanged{workspaces + blockIdx.y * bytes, tiles};
   const Pairs pairs(p, tiles);
@@ -191,14 +191,15 @@ template <class T, class Cell, Held held>
 __global__ void __launch_bounds__(thread_limit(held), 1)
     grid_backward(const __grid_constant__ Ways<T, Backward> ways, ClusterPlan p, int tiles,
                   unsigned char* workspaces, Index bytes) {
-  const auto& [b, extras, steps, weight] = ways.of[blockIdx.y];
+  const auto& [b, extras, steps, weight, weight_on] = ways.of[blockIdx.y];
   constexpr int G = Cell::gates, F = Cell::operand_gates, O = 2;
   FASTRNN_SHARED(unsigned char, shared);
   ClusterPlace at(p, shared, int(blockIdx.x)), mine = at;
   const Index H = b.hidden_size;
   ClusterProduct<T, O, held> product;
   const int late = p.first_chunks * chunk_k;
-  product.fill(p, at, BackwardWeights<T, Cell>{weight, H, at.unit_of(p, 0) + at.group, late});
+  const int unit = at.unit_of(p, 0) + at.group;
+  product.fill(p, at, BackwardWeights<T, Cell>{weight, weight_on, H, unit, late});
   BackwardRows<T, Cell> rows{b, extras, p, mine};
   GridRows<T> exchanged{workspaces + blockIdx.y * bytes, tiles};
   const Pairs pairs(p, tiles);

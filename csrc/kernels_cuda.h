@@ -160,16 +160,20 @@ struct Steps {
   bool reverse;
 };
 
-// One direction of a layer.
+// One direction of a layer, or one layer of a stack.
 template <class Pass>
 struct Way {
   Pass pass;  // Forward or Backward
   Steps steps;
   const void* weight_hh;  // [G*H, H]
+  // Of a stack's ways but the last, in the order in which they wait for each other: forward the
+  // W_ih [G*H, H] of the layer above, whose x_proj this one writes; backward the layer's own W_ih,
+  // by which it writes the grad_output of the one below. Else null.
+  const void* weight_on = nullptr;
 };
-constexpr int max_ways = 2;
+constexpr int max_ways = 4;
 
-// How a persistent kernel is laid over the device, for each direction.
+// How a persistent kernel is laid over the device, for each way.
 struct Layout {
   int cluster;          // blocks that hold W_hh together; the whole grid for the grid schedule
   int clusters;         // which deal the sequences among them
@@ -186,8 +190,9 @@ struct PersistentKernels {
   // block.
   bool (*layout)(bool backward, std::int64_t batch, std::int64_t hidden_size, int cluster,
                  int share, int processors, std::int64_t shared_limit, Layout* layout);
-  // One direction, or both side by side in one launch, of the same N, B, H and number of steps;
-  // their workspaces lie one after the other. `running` is written only; `carry` is not used.
+  // One direction, or both side by side in one launch, of the same N, B, H and number of steps, or
+  // a stack's layers; their workspaces lie one after the other. `running` is written only; `carry`
+  // is not used.
   int (*forward)(const Way<Forward>* ways, int count, const Layout&, void* workspace, void* stream);
   int (*backward)(const Way<Backward>* ways, int count, const Layout&, void* workspace,
                   void* stream);
@@ -196,6 +201,8 @@ struct PersistentKernels {
 // Null where a cell and dtype have none.
 const PersistentKernels* cluster_kernels(const char* cell, Dtype dtype);  // sm_90 and later
 const PersistentKernels* grid_kernels(const char* cell, Dtype dtype);     // sm_80 and later
+// Layers one above the other, 2 to max_ways; sm_90 and later, 16-bit dtypes.
+const PersistentKernels* stack_kernels(const char* cell, Dtype dtype);
 
 // Masked attention, heads of up to 256 units; `shared_limit` is what one block can have.
 struct AttentionGradients : AttentionBackward {

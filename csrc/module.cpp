@@ -51,11 +51,11 @@ fastrnn::cuda::Dtype dtype_named(const std::string& name) {
 }
 
 py::dict plan(const std::string& cell, const std::string& dtype, std::int64_t steps,
-              std::int64_t batch, std::int64_t hidden_size, int directions, bool backward,
-              bool layer_norm, bool projected, const std::string& schedule, int capability,
-              int processors, std::int64_t shared_memory) {
+              std::int64_t batch, std::int64_t hidden_size, int directions, int layers,
+              bool backward, bool layer_norm, bool projected, const std::string& schedule,
+              int capability, int processors, std::int64_t shared_memory) {
   const fastrnn::cuda::Plan found =
-      fastrnn::cuda::plan({cell, dtype_named(dtype), steps, batch, hidden_size, directions,
+      fastrnn::cuda::plan({cell, dtype_named(dtype), steps, batch, hidden_size, directions, layers,
                            backward, layer_norm, projected, schedule},
                           {capability, processors, shared_memory});
   const fastrnn::cuda::Layout& layout = found.layout;
@@ -70,6 +70,8 @@ py::dict plan(const std::string& cell, const std::string& dtype, std::int64_t st
   result["cluster"] = layout.cluster;
   result["clusters"] = layout.clusters;
   result["at_once"] = found.at_once;
+  result["layers"] = found.layers;
+  result["apart"] = found.apart;
   result["share"] = layout.share;
   result["tile"] = layout.tile;
   result["threads"] = layout.threads;
@@ -90,15 +92,17 @@ PYBIND11_MODULE(_C, m) {
         "    cuda_archs (list, empty without CUDA), cuda_reason (why there is no CUDA, else '').");
   m.def(
       "plan", &plan, py::arg("cell"), py::arg("dtype"), py::arg("steps"), py::arg("batch"),
-      py::arg("hidden_size"), py::kw_only(), py::arg("directions") = 1, py::arg("backward") = false,
-      py::arg("layer_norm") = false, py::arg("projected") = false, py::arg("schedule") = "auto",
-      py::arg("capability"), py::arg("processors"), py::arg("shared_memory"),
+      py::arg("hidden_size"), py::kw_only(), py::arg("directions") = 1, py::arg("layers") = 1,
+      py::arg("backward") = false, py::arg("layer_norm") = false, py::arg("projected") = false,
+      py::arg("schedule") = "auto", py::arg("capability"), py::arg("processors"),
+      py::arg("shared_memory"),
       "Which schedule runs a recurrence on a CUDA device; asks no device.\n\n"
       "Args:\n"
       "    cell: a key of fastrnn.cells.CELLS that is compiled.\n"
       "    dtype: float16, bfloat16, float32, float64, or tf32: float32 whose products may be.\n"
       "    steps, batch, hidden_size: T, B, H.\n"
       "    directions: 1 or 2 side by side; default 1.\n"
+      "    layers: of one direction, in one launch if that is faster; default 1.\n"
       "    backward: the backward pass; default False.\n"
       "    layer_norm: default False.\n"
       "    projected: whether h is (an LSTM's proj_size); default False.\n"
@@ -108,7 +112,8 @@ PYBIND11_MODULE(_C, m) {
       "    shared_memory: bytes one block can have.\n"
       "Returns:\n"
       "    dict: schedule ('' for none), text, elements (of the largest array), cluster (blocks),\n"
-      "    at_once (directions side by side), clusters, share (blocks that share k), tile "
+      "    at_once (directions side by side), layers (in one launch), apart (why not), clusters, "
+      "share (blocks that share k), tile "
       "(sequences of a cluster), threads (of a "
       "block), shared (bytes of a\n"
       "    block), workspace (bytes), refused (schedule -> reason).\n"

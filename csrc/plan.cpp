@@ -15,11 +15,13 @@ namespace {
 struct CellSizes {
   const char* name;
   std::int64_t gates, states, reserve, operand_gates;
+  bool shared_gradients;
 };
 
 template <class Cell>
 constexpr CellSizes sizes_of(const char* name) {
-  return {name, Cell::gates, Cell::states, Cell::reserve, Cell::operand_gates};
+  return {name,          Cell::gates,         Cell::states,
+          Cell::reserve, Cell::operand_gates, Cell::shared_gradients};
 }
 
 constexpr CellSizes cells[] = {sizes_of<device::Lstm>("lstm"), sizes_of<device::Gru>("gru"),
@@ -57,6 +59,8 @@ const CellSizes& checked(const Request& r, const Offer& offer) {
   check(r.steps > 0 && r.batch > 0 && r.hidden_size > 0,
         "T, B and H must be positive, got T=", r.steps, ", B=", r.batch, ", H=", r.hidden_size);
   check(r.directions == 1 || r.directions == 2, "directions must be 1 or 2, got ", r.directions);
+  check(r.layers > 0 && (r.layers == 1 || r.directions == 1),
+        "layers must be positive, and of one direction if there are more, got ", r.layers);
   check(offer.capability > 0 && offer.processors >= r.directions && offer.shared_memory > 0,
         "the device must have a capability, processors and shared memory");
   index_of(r.asked);
@@ -83,12 +87,14 @@ int bytes_of(Dtype dtype) {
 }
 
 // Cycles of one step, estimated, to compare what can run; make gpu measures them.
-// Latencies after the H100's published ones: DSMEM 200 cycles, a cluster's barrier 350 and a little
-// more for every block; the grid's barrier 2600 and exchanged rows from L2 at 64 bytes a cycle;
-// two launches 4 us at 1.7 GHz, and weights from L2 at 2500 bytes a cycle for the whole device.
-// A cell with an operand exchanges, and launches, twice a step.
+// Latencies after the H100's published ones: DSMEM 200 cycles and 15 bytes a cycle, a cluster's
+// barrier 350 and a little more for every block; the grid's barrier 2600 and exchanged rows from L2
+// at 64 bytes a cycle; two launches 4 us at 1.7 GHz, and weights from L2 at 2500 bytes a cycle for
+// the whole device. A cell with an operand exchanges, and launches, twice a step.
 double cluster_cycles(const ClusterShape& shape, const ClusterPlan& p, double rounds) {
-  return rounds * (shape.products() * (550. + 20 * p.cluster) + cluster_cost(shape, p));
+  const double exchanged = double(p.tile) * p.stride * shape.number_bytes;
+  return rounds *
+         (shape.products() * (550. + 20 * p.cluster) + exchanged / 15 + cluster_cost(shape, p));
 }
 double grid_cycles(const ClusterShape& shape, const ClusterPlan& p, double exchanged) {
   // Backward the two products take a part of the rows each.
@@ -112,10 +118,15 @@ struct Candidate {
 };
 
 Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offer) {
-  const int processors = offer.processors / r.directions;
-  const ClusterShape shape{int(cell.gates),   int(cell.states), int(cell.operand_gates),
-                           bytes_of(r.dtype), r.backward,       r.dtype == Dtype::float32,
-                           r.hidden_size};
+  // A stack's layers wait for each other, so that all clusters have to run at once, and clusters
+  // leave some processors of a group over.
+  const bool stack = r.layers > 1;
+  const int processors =
+      (stack ? offer.processors * 8 / 9 : offer.processors) / r.directions / r.layers;
+  ClusterShape shape{int(cell.gates),   int(cell.states), int(cell.operand_gates),
+                     bytes_of(r.dtype), r.backward,       r.dtype == Dtype::float32,
+                     r.hidden_size};
+  shape.stack = stack;
   Candidate best;
   // Eight blocks are a cluster everywhere; sixteen on Hopper and the large Blackwells alone.
   const int most = offer.capability < 110 ? 16 : 8;
@@ -126,14 +137,19 @@ Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offe
     const ClusterPlan p = cluster_plan(shape, cluster, tile, offer.shared_memory);
     if (p.jobs == 0) continue;
     const std::int64_t clusters = (r.batch + tile - 1) / tile;
+    if (stack && clusters > at_once) continue;
+    const std::int64_t counts = stack ? p.count_bytes(clusters) : 0;
     const double estimate = cluster_cycles(shape, p, double((clusters + at_once - 1) / at_once));
     if (best.cycles == 0 || estimate < best.cycles)
-      best = {"", {cluster, int(clusters), 1, tile, p.threads(), p.shared, 0}, estimate};
+      best = {"", {cluster, int(clusters), 1, tile, p.threads(), p.shared, counts}, estimate};
   }
   if (best.cycles == 0)
-    best.reason =
-        line("does not fit: W_hh is [", cell.gates * r.hidden_size, ", ", r.hidden_size,
-             "], a cluster's ", most, " blocks have ", most * offer.shared_memory, " bytes");
+    best.reason = stack ? line("do not all fit at once: ", r.layers, " layers of [",
+                               cell.gates * r.hidden_size, ", ", 2 * r.hidden_size, "] and ",
+                               r.batch, " sequences on ", offer.processors, " processors")
+                        : line("does not fit: W_hh is [", cell.gates * r.hidden_size, ", ",
+                               r.hidden_size, "], a cluster's ", most, " blocks have ",
+                               most * offer.shared_memory, " bytes");
   return best;
 }
 
@@ -202,7 +218,8 @@ std::string Plan::text() const {
   const char* name = schedule_names[std::size_t(*schedule)];
   if (*schedule == Schedule::step) return "step: a product and a fused kernel per step";
   return line(name, ": whole sequence in one kernel, ",
-              at_once > 1 ? "both directions at once, each " : "", layout.clusters, " x ",
+              at_once > 1 ? "both directions at once, each " : "",
+              layers > 1 ? line(layers, " layers at once, each ") : "", layout.clusters, " x ",
               layout.cluster, " blocks of ", layout.threads, " threads, ", layout.tile,
               " sequences and ", layout.shared, " bytes of shared memory each");
 }
@@ -243,8 +260,42 @@ Plan plan_at_once(const Request& request, const CellSizes& cell, const Offer& of
 
 }  // namespace
 
+namespace {
+
+// All layers in one launch.
+Candidate in_one_launch(const Request& r, const CellSizes& cell, const Offer& offer) {
+  if (r.layers > max_ways) return {line("one launch has at most ", max_ways, " layers")};
+  if (!cell.shared_gradients || cell.operand_gates > 0)
+    return {"needs a cell whose state and input have the same gates' gradients"};
+  if (bytes_of(r.dtype) != 2) return {"takes float16 and bfloat16"};
+  if (r.asked != "auto") return {r.asked + " was asked for"};  // of each layer by itself
+  return candidate(Schedule::cluster, r, cell, offer);
+}
+
+Plan plan_layers(const Request& request, const CellSizes& cell, const Offer& offer) {
+  Request one = request;
+  one.layers = 1;
+  Plan result = plan(one, offer);
+  Candidate stack = in_one_launch(request, cell, offer);
+  // Each layer is about four steps behind the one before it.
+  const double together = stack.cycles * double(request.steps + 4 * (request.layers - 1));
+  if (stack.reason.empty() && together >= result.cycles * double(request.steps * request.layers))
+    stack.reason = "slower than one by one";
+  result.apart = stack.reason;
+  if (!stack.reason.empty()) return result;
+  result.refused[std::size_t(Schedule::cluster)].clear();
+  if (result.schedule != Schedule::cluster)
+    result.refused[std::size_t(*result.schedule)] = "slower than cluster";
+  result.schedule = Schedule::cluster;
+  result.layout = stack.layout, result.cycles = stack.cycles, result.layers = request.layers;
+  return result;
+}
+
+}  // namespace
+
 Plan plan(const Request& request, const Offer& offer) {
   const CellSizes& cell = checked(request, offer);
+  if (request.layers > 1) return plan_layers(request, cell, offer);
   const Plan both = plan_at_once(request, cell, offer);
   if (request.directions == 1) return both;
   // Steps run one direction after the other anyway; all of the device may be more than twice as

@@ -26,6 +26,7 @@ struct Request {
   Dtype dtype;
   std::int64_t steps, batch, hidden_size;  // T, B, H; with ragged rows T*B is at least N
   int directions = 1;                      // of a layer, side by side on one device
+  int layers = 1;                          // of one direction, one above the other
   bool backward = false;
   bool layer_norm = false, projected = false;
   std::string asked = "auto";  // or the one schedule that may run
@@ -35,6 +36,8 @@ struct Plan {
   std::optional<Schedule> schedule;    // none: no schedule can run it
   Layout layout{};                     // of a persistent schedule
   int at_once = 1;                     // directions that run side by side, else one by one
+  int layers = 1;                      // that run in one launch, else one by one
+  std::string apart;                   // why they run one by one, if more were asked for
   double cycles = 0;                   // of a step of those, an estimate
   std::int64_t elements = 0;           // of the largest array
   std::array<std::string, 3> refused;  // by schedule; empty for the one that runs

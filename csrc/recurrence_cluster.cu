@@ -7,12 +7,21 @@
 namespace fastrnn::cuda {
 namespace {
 
-// Exact: float32 not by tensor cores.
-template <class T, class Cell, bool exact>
+// Exact: float32 not by tensor cores. Stack: the ways are layers.
+template <class T, class Cell, bool exact, bool stack>
 struct Launches {
   static ClusterShape shape(bool backward, Index hidden_size) {
-    return {Cell::gates, Cell::states, Cell::operand_gates, int(sizeof(T)),
-            backward,    exact,        hidden_size};
+    return {Cell::gates,
+            Cell::states,
+            Cell::operand_gates,
+            int(sizeof(T)),
+            backward,
+            exact,
+            hidden_size,
+            false,
+            1,
+            1,
+            stack};
   }
 
   // Sequences are dealt to as many clusters as run at once, up to 8 each; more clusters queue.
@@ -25,50 +34,65 @@ struct Launches {
     const int tile = int(dealt < columns ? dealt : columns);
     const ClusterPlan p = cluster_plan(shape(backward, hidden_size), cluster, tile, shared_limit);
     if (p.jobs == 0) return false;
-    *layout = {cluster, int((batch + tile - 1) / tile), 1, tile, p.threads(), p.shared, 0};
+    const int clusters = int((batch + tile - 1) / tile);
+    if (stack && clusters > at_once) return false;
+    const Index bytes = stack ? p.count_bytes(clusters) : 0;
+    *layout = {cluster, clusters, 1, tile, p.threads(), p.shared, bytes};
     return true;
   }
 
   // The same choice again: what costs least within the limit is no larger than itself.
   template <class Kernels, class Pass>
   static int launch_with(const Kernels& kernels, bool backward, const Way<Pass>* ways, int count,
-                         const Layout& layout, void* stream) {
+                         const Layout& layout, void* counts, void* stream) {
     const ClusterPlan p = cluster_plan(shape(backward, ways->pass.hidden_size), layout.cluster,
                                        layout.tile, layout.shared);
-    const Grid grid{unsigned(layout.cluster) * unsigned(layout.clusters), unsigned(count),
-                    p.threads(), p.shared, layout.cluster};
-    return launch(kernels(p), grid, stream, Ways<T, Pass>(ways, count), p);
+    const Grid grid{unsigned(layout.cluster) * unsigned(layout.clusters),
+                    unsigned(count),
+                    p.threads(),
+                    p.shared,
+                    layout.cluster,
+                    stack};  // layers wait for each other
+    return launch(kernels(p), grid, stream, Ways<T, Pass>(ways, count), p,
+                  static_cast<unsigned*>(counts));
   }
 
-  static int forward(const Way<Forward>* ways, int count, const Layout& layout, void*,
+  static int forward(const Way<Forward>* ways, int count, const Layout& layout, void* counts,
                      void* stream) {
     const auto kernels = [](const ClusterPlan& p) {
       if constexpr (exact)
-        return cluster_forward<T, Cell, Held::none>;
+        return cluster_forward<T, Cell, Held::none, stack>;
       else
-        return p.held == Held::most ? cluster_forward<T, Cell, Held::most>
-                                    : cluster_forward<T, Cell, Held::some>;
+        return p.held == Held::most ? cluster_forward<T, Cell, Held::most, stack>
+                                    : cluster_forward<T, Cell, Held::some, stack>;
     };
-    return launch_with(kernels, false, ways, count, layout, stream);
+    return launch_with(kernels, false, ways, count, layout, counts, stream);
   }
 
-  static int backward(const Way<Backward>* ways, int count, const Layout& layout, void*,
+  static int backward(const Way<Backward>* ways, int count, const Layout& layout, void* counts,
                       void* stream) {
     const auto kernels = [](const ClusterPlan& p) {
       if constexpr (exact)
-        return cluster_backward<T, Cell, Held::none>;
+        return cluster_backward<T, Cell, Held::none, stack>;
       else
-        return p.held == Held::most ? cluster_backward<T, Cell, Held::most>
-                                    : cluster_backward<T, Cell, Held::some>;
+        return p.held == Held::most ? cluster_backward<T, Cell, Held::most, stack>
+                                    : cluster_backward<T, Cell, Held::some, stack>;
     };
-    return launch_with(kernels, true, ways, count, layout, stream);
+    return launch_with(kernels, true, ways, count, layout, counts, stream);
   }
 };
 
-template <class T, class Cell, bool exact = false>
-constexpr PersistentKernels kernels = {Launches<T, Cell, exact>::layout,
-                                       Launches<T, Cell, exact>::forward,
-                                       Launches<T, Cell, exact>::backward};
+template <class T, class Cell, bool exact = false, bool stack = false>
+constexpr PersistentKernels kernels = {Launches<T, Cell, exact, stack>::layout,
+                                       Launches<T, Cell, exact, stack>::forward,
+                                       Launches<T, Cell, exact, stack>::backward};
+
+template <class Cell>
+const PersistentKernels* stack_of_dtype(Dtype dtype) {
+  if (dtype == Dtype::float16) return &kernels<Half, Cell, false, true>;
+  if (dtype == Dtype::bfloat16) return &kernels<BFloat16, Cell, false, true>;
+  return nullptr;
+}
 
 template <class Cell>
 const PersistentKernels* of_dtype(Dtype dtype) {
@@ -96,6 +120,15 @@ const PersistentKernels* cluster_kernels(const char* cell, Dtype dtype) {
   if (is("gru_reset_before")) return of_dtype<device::GruResetBefore>(dtype);
   if (is("rnn_tanh")) return of_dtype<device::RnnTanh>(dtype);
   if (is("rnn_relu")) return of_dtype<device::RnnRelu>(dtype);
+  return nullptr;
+}
+
+const PersistentKernels* stack_kernels(const char* cell, Dtype dtype) {
+  const auto is = [cell](const char* name) { return std::strcmp(cell, name) == 0; };
+  // Those whose exchanged gradients are the input's, too.
+  if (is("lstm")) return stack_of_dtype<device::Lstm>(dtype);
+  if (is("rnn_tanh")) return stack_of_dtype<device::RnnTanh>(dtype);
+  if (is("rnn_relu")) return stack_of_dtype<device::RnnRelu>(dtype);
   return nullptr;
 }
 

@@ -47,7 +47,7 @@ Current current(const Tensor& tensor) {
   void* stream = nullptr;
   check(aoti_torch_get_current_cuda_stream(index, &stream) == 0, "CUDA device ", index,
         " has no current stream");
-  return {{offer, stream, step_kernels, norm_kernels, cluster_kernels, grid_kernels,
+  return {{offer, stream, step_kernels, norm_kernels, cluster_kernels, grid_kernels, stack_kernels,
            aoti_torch_cuda_mm_out, write_steps, device_error_text},
           guard};
 }
@@ -57,6 +57,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
   m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
   m.impl("recurrence_both", TORCH_BOX(&recurrence_both));
   m.impl("recurrence_both_backward", TORCH_BOX(&recurrence_both_backward));
+  m.impl("recurrence_stack", TORCH_BOX(&recurrence_stack));
+  m.impl("recurrence_stack_backward", TORCH_BOX(&recurrence_stack_backward));
   m.impl("masked_attention", TORCH_BOX(&masked_attention));
   m.impl("masked_attention_backward", TORCH_BOX(&masked_attention_backward));
   m.impl("cuda_barriers", TORCH_BOX(&barriers));

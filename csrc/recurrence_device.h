@@ -21,6 +21,7 @@ struct Device {
   const NormKernels* (*norm)(const char* cell, Dtype);
   const PersistentKernels* (*cluster)(const char* cell, Dtype);
   const PersistentKernels* (*grid)(const char* cell, Dtype);
+  const PersistentKernels* (*stack)(const char* cell, Dtype);
   // aten::mm.out, below the dispatcher: out = a b.
   AOTITorchError (*product)(AtenTensorHandle out, AtenTensorHandle a, AtenTensorHandle b);
   // Queues the writing of `count` steps into the device's memory.
@@ -90,6 +91,22 @@ BothGradients recurrence_both_backward(
     const std::vector<double>& zoneout, const Tensor& output, const Tensor& cells,
     const Tensor& reserve, const Tensor& output_reverse, const Tensor& cells_reverse,
     const Tensor& reserve_reverse, const std::string& cell, bool input_grad, bool weight_grad);
+
+// Layers of one direction, one above the other: what `recurrence` gives for each, from the first
+// on. `layers` has each one's state, weight_ih, weight_hh and, with `bias`, bias_ih, bias_hh. They
+// run in one launch where the plan says so.
+std::vector<Tensor> recurrence_stack(const Tensor& input, const std::vector<Tensor>& layers,
+                                     const Tensor& batch_sizes, const std::optional<Tensor>& resets,
+                                     const std::string& cell, bool bias, bool save);
+
+// grad_output and grad_cells are the last layer's, grad_state_n those of all layers or of none;
+// `saved` has each one's output, cells and reserve. Returns the gradients of `input` and `layers`.
+std::vector<Tensor> recurrence_stack_backward(
+    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_cells,
+    const std::vector<Tensor>& grad_state_n, const Tensor& input, const std::vector<Tensor>& layers,
+    const Tensor& batch_sizes, const std::optional<Tensor>& resets,
+    const std::vector<Tensor>& saved, const std::string& cell, bool bias, bool input_grad,
+    bool weight_grad);
 
 // For measuring: `rounds` barriers of clusters, or (cluster 0) of the grid; space: int32 [1].
 void barriers(const Tensor& space, std::int64_t cluster, std::int64_t rounds);

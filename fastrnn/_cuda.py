@@ -133,6 +133,7 @@ def plan(
     hidden: int,
     on: Facts,
     directions: int,
+    layers: int,
     features: Collection[str],
 ) -> Any:
     """The schedule of a forward pass, as `fastrnn._C.plan` gives it; None without `fastrnn._C`."""
@@ -142,6 +143,6 @@ def plan(
         return None
     tf32 = dtype == torch.float32 and tf32_allowed()
     name = "tf32" if tf32 else str(dtype).removeprefix("torch.")
-    options = {"schedule": _asked, "directions": directions, **on._asdict()}
+    options = {"schedule": _asked, "directions": directions, "layers": layers, **on._asdict()}
     options |= {"layer_norm": "layer_norm" in features, "projected": "proj_size" in features}
     return module.plan(cell, name, steps, batch, hidden, **options)

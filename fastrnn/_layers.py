@@ -21,6 +21,8 @@ from fastrnn.bidirectional import run_both, side_by_side
 from fastrnn.functional import run
 from fastrnn.packed import run_packed
 from fastrnn.streaming import Stream
+from fastrnn.wavefront import at_once, run_stack
+from fastrnn.wavefront import refusal as of_stack
 
 __all__ = ["Layers", "Pair", "Recurrent", "Tensors", "unwrap"]
 
@@ -207,6 +209,10 @@ class Layers(Freezable):
             call = run_packed
         elif self.recompute and _may_run_again():
             call = _run_again
+        if call is run and of_stack(self) is None and at_once(cell, rows, arguments):
+            sizes = layout.batch_sizes
+            output, ends, c_n = run_stack(cell, rows, states, arguments, sizes, return_cells)
+            return output, tuple(torch.stack([n[s] for n in ends]) for s in range(len(states))), c_n
         last: list[Tensor | Tensors] = []
         cells: list[Tensor] = []
         for layer in range(self.num_layers):

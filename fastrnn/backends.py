@@ -165,6 +165,7 @@ def scheduled(
     batch: int,
     hidden_size: int,
     directions: int = 1,
+    layers: int = 1,
     features: Collection[str] = (),
 ) -> Choice:
     """A choice with the schedule that the GPU will walk T steps of B sequences by.
@@ -177,6 +178,7 @@ def scheduled(
         batch: B.
         hidden_size: H.
         directions: that run side by side; default 1.
+        layers: of one direction, that may run in one launch; default 1.
         features: names of the options in use; default none.
 
     Returns:
@@ -186,10 +188,14 @@ def scheduled(
         return choice
     on = _cuda.facts(input.device.index or 0)
     assert isinstance(on, _cuda.Facts)  # or the backend would have been refused
-    plan = _cuda.plan(cell, input.dtype, steps, batch, hidden_size, on, directions, features)
+    plan = _cuda.plan(
+        cell, input.dtype, steps, batch, hidden_size, on, directions, layers, features
+    )
     if plan is None:
         return choice
     refused = {f"{name} schedule": why for name, why in plan["refused"].items()}
+    if plan["apart"]:
+        refused["layers in one launch"] = plan["apart"]
     return Choice(choice.backend, plan["text"], choice.refused | refused)
 
 

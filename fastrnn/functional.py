@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import _arguments, cells, ops, triton_ops
+from fastrnn import _arguments, cells, ops, triton_ops, wavefront
 from fastrnn._arguments import Rates
 from fastrnn._autocast import autocasts
 from fastrnn._cell import Tensors
@@ -241,7 +241,12 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
                 steps, batch = batch, steps
         hidden_size: Any = module.hidden_size
         directions = 2 if getattr(module, "bidirectional", False) else 1
-        choice = scheduled(choice, name, tensor, steps, batch, hidden_size, directions, used)
+        layers, apart = int(getattr(module, "num_layers", 1)), wavefront.refusal(module)
+        at_once = layers if apart is None else 1
+        sizes = (steps, batch, hidden_size, directions, at_once)
+        choice = scheduled(choice, name, tensor, *sizes, used)
+        if layers > 1 and apart is not None:
+            choice.refused["layers in one launch"] = apart
         schedule = choice.schedule
     packed = "" if getattr(module, "_frozen", None) is None else ", weights packed"
     lines = [f"{choice.backend}: runs {name} ({schedule}{packed})"]

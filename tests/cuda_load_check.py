@@ -35,6 +35,7 @@ def refused(run: object, *args: object) -> str:
 assert torch.version.cuda is not None, f"torch {torch.__version__} is not a CUDA build"
 assert not torch.cuda.is_available(), "there is a GPU here: run make gpu"
 names = ("recurrence", "recurrence_backward", "recurrence_both", "recurrence_both_backward")
+names += ("recurrence_stack", "recurrence_stack_backward")
 operators = [getattr(torch.ops.fastrnn, name).default for name in names]
 for operator in operators:
     name = operator.name()
@@ -47,9 +48,10 @@ arguments = (x, state, w_ih, w_hh, b, b, None, None, *rows)
 saved = (on_cuda(6, 4), on_cuda(1, 6, 4), on_cuda(6, 16))
 mistaken = (*arguments[:3], on_cuda(15, 4), *arguments[4:])
 way, (batch_sizes, *_) = (state, w_ih, w_hh, b, b), rows
+of_stack = (x, list(way), batch_sizes, None)
 of_both = (x, *way, *way, batch_sizes, None, None, None, None, None, [])
 with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
-    forward, backward, both, both_backward = operators
+    forward, backward, both, both_backward, stack, stack_backward = operators
     said = refused(forward, *mistaken, "lstm", False, True)
     assert said.startswith("recurrence: weight_hh must be [16, 4], got [15, 4]"), said
     found = {
@@ -61,6 +63,10 @@ with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
         "recurrence_both_backward": refused(
             both_backward,
             *(saved[0], *[None] * 5, *of_both, *saved, *saved, "lstm", True, True),
+        ),
+        "recurrence_stack": refused(stack, *of_stack, "lstm", True, True),
+        "recurrence_stack_backward": refused(
+            stack_backward, saved[0], None, [], *of_stack, list(saved), "lstm", *[True] * 3
         ),
         "cuda_device": str(_cuda.facts(0)),
     }

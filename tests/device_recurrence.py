@@ -210,8 +210,9 @@ def run_side_by_side(
     table: bool | None = None,
     backward: bool = True,
     tf32: bool = False,
+    stack: Sequence[Tensor] = (),
 ) -> list[Tensors]:
-    """A persistent schedule's launches, each for one direction or both.
+    """A persistent schedule's launches, each for one direction or both, or a stack's layers.
 
     Args:
         ways: of one device, cell, dtype, sizes and width.
@@ -223,6 +224,7 @@ def run_side_by_side(
         table: whether the steps are a table, by default if they differ.
         backward: run the backward pass, too.
         tf32: products may be TF32's.
+        stack: W_ih of all layers but the first, on the device.
     """
     p, device = ways[0].problem, ways[0].device
     kernels = device.persistent_kernels(schedule, p.cell, ways[0].dtype, tf32)
@@ -243,12 +245,16 @@ def run_side_by_side(
         )
         assert fits, "the shape does not fit"
         kind: Any = emulator.WayBackward if back else emulator.WayForward
+        # Backward a layer waits for the one above it.
+        order = range(len(ways))[:: -1 if back and stack else 1]
+        on = [*map(pointer, stack[:: -1 if back else 1]), *[None] * len(ways)]
         arguments = (kind * len(ways))(
             *(
                 kind(
-                    at.backward() if back else at.forward(), steps, pointer(at.tensors["weight_hh"])
+                    ways[k].backward() if back else ways[k].forward(),
+                    *(walks[k], pointer(ways[k].tensors["weight_hh"]), weight_on),
                 )
-                for at, steps in zip(ways, walks, strict=True)
+                for k, weight_on in zip(order, on, strict=False)
             )
         )
         size = layout.bytes * len(ways)

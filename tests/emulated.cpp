@@ -23,7 +23,7 @@ void use_tf32(bool allowed) { allow_tf32(allowed); }
 
 Current current(const Tensor&) {
   const Offer h200{90, 132, 232448};
-  return {{h200, nullptr, step_kernels, norm_kernels, cluster_kernels, grid_kernels,
+  return {{h200, nullptr, step_kernels, norm_kernels, cluster_kernels, grid_kernels, stack_kernels,
            aoti_torch_cpu_mm_out, write_steps, error_text},
           nullptr};
 }
@@ -33,6 +33,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CPU, m) {
   m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
   m.impl("recurrence_both", TORCH_BOX(&recurrence_both));
   m.impl("recurrence_both_backward", TORCH_BOX(&recurrence_both_backward));
+  m.impl("recurrence_stack", TORCH_BOX(&recurrence_stack));
+  m.impl("recurrence_stack_backward", TORCH_BOX(&recurrence_stack_backward));
   m.impl("masked_attention", TORCH_BOX(&masked_attention));
   m.impl("masked_attention_backward", TORCH_BOX(&masked_attention_backward));
   m.impl("cuda_barriers", TORCH_BOX(&barriers));

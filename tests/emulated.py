@@ -10,12 +10,12 @@ import torch
 
 from build_tools import runner, toolchain, torch_location
 from build_tools.plan import STABLE_ABI
-from fastrnn import _attention, _library, bidirectional, ops
+from fastrnn import _attention, _library, bidirectional, ops, wavefront
 from tests import emulator
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
-    *(f"csrc/{name}_device.cpp" for name in ("attention", "recurrence")),
+    *(f"csrc/{name}_device.cpp" for name in ("attention", "recurrence", "stack")),
     *(f"csrc/{name}.cpp" for name in ("attention", "recurrence", "checks", "plan", "walk")),
     "tests/emulated.cpp",
 )
@@ -49,6 +49,7 @@ def operators() -> Any:
     path = build()
     definitions = torch.library.Library("fastrnn_emulated", "DEF")
     names = ("recurrence", "recurrence_backward", "recurrence_both", "recurrence_both_backward")
+    names += ("recurrence_stack", "recurrence_stack_backward")
     names += ("masked_attention", "masked_attention_backward")
     wanted = tuple(f"{n}(" for n in (*names, "use_cuda_schedule", "use_cuda_tf32", "cuda_barriers"))
     for schema in _library._SCHEMAS:
@@ -60,6 +61,8 @@ def operators() -> Any:
         "recurrence_backward": ops._fake_backward,
         "recurrence_both": bidirectional.fake_forward,
         "recurrence_both_backward": bidirectional.fake_backward,
+        "recurrence_stack": wavefront.fake_forward,
+        "recurrence_stack_backward": wavefront.fake_backward,
         "masked_attention": _attention._fake_forward,
         "masked_attention_backward": _attention._fake_backward,
     }

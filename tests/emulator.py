@@ -26,7 +26,7 @@ UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
 # want the same calls), with the sanitizer's library loaded before everything else.
 SANITIZERS = {"": HOOKS, "undefined": [*HOOKS, *UNDEFINED], "address": ["-fsanitize=address"]}
 SANITIZER = "FASTRNN_TEST_SANITIZER"  # one of them, in the environment
-SCHEDULES = ("cluster", "grid")
+SCHEDULES = ("cluster", "grid", "stack")  # stack: layers one above the other
 NOT_KERNELS = ("device.cu",)
 
 
@@ -104,11 +104,17 @@ class Steps(ctypes.Structure):
 
 
 class WayForward(ctypes.Structure):
-    _fields_ = [("arguments", Forward), ("steps", Steps), ("weight_hh", c_void_p)]
+    _fields_ = [
+        *(("arguments", Forward), ("steps", Steps)),
+        *((name, c_void_p) for name in ("weight_hh", "weight_on")),
+    ]
 
 
 class WayBackward(ctypes.Structure):
-    _fields_ = [("arguments", Backward), ("steps", Steps), ("weight_hh", c_void_p)]
+    _fields_ = [
+        *(("arguments", Backward), ("steps", Steps)),
+        *((name, c_void_p) for name in ("weight_hh", "weight_on")),
+    ]
 
 
 class Layout(ctypes.Structure):

@@ -21,6 +21,7 @@ import fastrnn
 from fastrnn import _cuda, ops
 from fastrnn.bidirectional import BothDirections
 from fastrnn.cells import CELLS, COMPILED, LAYER_NORMED
+from fastrnn.wavefront import Stack, layer_by_layer
 from tests.gpu_attention import attention_checks
 from tests.layers import Layer, assert_as_close_as_torch, everything, random_layer
 
@@ -147,6 +148,30 @@ def side_by_side(schedule: str, cell: str, dtype: torch.dtype, shape: str) -> No
     for a, b in zip(ours, expected, strict=True):
         worst = (a.float() - b.float()).abs().max()
         assert worst <= 8 * torch.finfo(dtype).eps * b.float().abs().max(), worst
+
+
+def layers_in_one_launch(cell: str, dtype: torch.dtype, layers: int = 2) -> None:
+    """A stack against float64; the same bits twice."""
+    every = [random_layer(cell, [20] * 35, 200 if k else 40, 200, seed=k) for k in range(layers)]
+    lower = [on_gpu(layer, dtype) for layer in every]
+    reference = layer_by_layer(ops.reference)
+
+    def results(run: Any, of: list[Layer]) -> list[torch.Tensor]:
+        input, tensors = of[0].tensors[0], [t for layer in of for t in layer.tensors[1:6]]
+        found = run(input, tensors, of[0].batch_sizes, None, cell, True)
+        kept = [found[-4], *found[1::4]]
+        total = sum(t.square().sum() for t in kept)
+        return [*kept, *torch.autograd.grad(total, [input, *tensors])]
+
+    def ours(input: torch.Tensor, tensors: list[torch.Tensor], *rows: Any) -> Any:
+        return Stack.apply(input, *rows, *tensors)
+
+    found, again = results(ours, lower), results(ours, lower)
+    exact, torchs = results(reference, every), results(reference, lower)
+    for name, values in enumerate(zip(found, again, torchs, exact, strict=True)):
+        one, other, theirs, right = (t.detach().cpu() for t in values)
+        assert torch.equal(one, other), f"{name}: other bits the second time"
+        assert_as_close_as_torch(str(name), one, theirs, right, FLOORS[dtype])
 
 
 def graph_replays(schedule: str, cell: str, both: bool = False, option: str | None = None) -> None:
@@ -295,6 +320,8 @@ def they_run() -> None:
         agrees("cluster", torch.bfloat16, "gru_reset_before", "padded")
         agrees_by_tf32("cluster", "lstm", "padded")
         side_by_side("cluster", "lstm", torch.bfloat16, "padded")
+        plan = _cuda.plan("lstm", torch.bfloat16, 35, 20, 200, facts, 1, 2, ())
+        assert plan is None or plan["layers"] == 2, plan["apart"]
         agrees("cluster", torch.float32, "gru", "ragged")
 
 
@@ -334,6 +361,11 @@ def checks() -> dict[str, Check]:
                 agrees, "step", torch.float32, cell, "ragged", extras=True, option=option
             )
             found[f"{name}-graph"] = partial(graph_replays, "step", cell, option=option)
+    for cell in ("lstm", "rnn_tanh"):
+        for dtype in (torch.bfloat16, torch.float16):
+            for layers in (2, 3):
+                name = f"stack-{cell}-{str(dtype)[6:]}-{layers}"
+                found[name] = partial(layers_in_one_launch, cell, dtype, layers)
     for cell in ("lstm", "gru", "rnn_tanh"):
         found[f"module-{cell}"] = partial(modules_agree, cell)
     found["module-projected-lstm"] = partial(modules_agree, "lstm", proj_size=17)

@@ -143,7 +143,7 @@ def test_narrow_numbers_are_torchs(device, dtype):
 @pytest.mark.parametrize("sanitizer", [name for name in SANITIZERS if name])
 @pytest.mark.parametrize(
     "file",
-    [f"test_cuda_{name}.py" for name in ("step", "rows", "persistent", "attention")],
+    [f"test_cuda_{name}.py" for name in ("step", "rows", "persistent", "stack", "attention")],
 )
 def test_kernels_under_a_sanitizer(file, sanitizer):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]

@@ -21,7 +21,7 @@ FLOORS = (
     ("backends",),
     ("batching", "_attention_batching", "_attention", "ops"),
     ("triton_ops", "triton_attention"),
-    ("_arguments", "_autocast", "attention", "functional", "loss", "packed"),
+    ("_arguments", "_autocast", "attention", "functional", "loss", "packed", "wavefront"),
     ("bidirectional", "_checks", "_recurrent", "_rows", "_stack", "_swap", "init"),
     ("_frozen", "streaming", "_layers", "single_step", "custom"),
     ("modules", "multihead"),

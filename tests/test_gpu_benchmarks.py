@@ -33,6 +33,7 @@ def test_cases_have_names_of_their_own_and_the_wanted_shapes():
     assert len({case.name for case in every}) == len(every)
     shapes = {tuple(case.shape) for case in every}
     assert shapes >= {(35, 20, h, h, 2) for h in (200, 650, 1500)}
+    assert (35, 20, 256, 256, 3) in shapes
     layers = [c for c in every if isinstance(c, Case)]
     assert {c.precision for c in layers if c.shape.T == 1024} == {"float16"}
     attentions = [c for c in every if isinstance(c, AttentionCase)]

@@ -248,6 +248,20 @@ def test_explain_shows_the_schedule(monkeypatch):
 
 
 @native
+def test_explain_shows_layers_in_one_launch(monkeypatch):
+    monkeypatch.setattr(_cuda, "_known", {3: _cuda.Facts(**H200)})
+    lines = fastrnn.explain(fastrnn.LSTM(200, 200, 2), OnGpu()).splitlines()
+    assert lines[0].startswith("native: runs lstm (cluster: whole sequence in one kernel, 2 layers")
+    why = {
+        "GRU": "needs a cell whose state and input have the same gates' gradients",
+        "LSTM": "one launch has no dropout",
+    }
+    for kind, options in (("GRU", {}), ("LSTM", {"dropout": 0.5})):
+        text = fastrnn.explain(getattr(fastrnn, kind)(200, 200, 2, **options), OnGpu())
+        assert f"layers in one launch: no, {why[kind]}" in text.splitlines()
+
+
+@native
 @pytest.mark.parametrize(
     ("known", "dtype", "reason"),
     [
@@ -310,3 +324,52 @@ def test_the_environment_chooses_or_is_named():
             text=True,
         )
         assert said in (found.stdout + found.stderr).splitlines()[-1]
+
+
+def stacked(hidden, layers=2, steps=35, cell="lstm", dtype="bfloat16", device=H200, **options):
+    return plan(cell, dtype, steps, 20, hidden, layers=layers, **options, **device)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("hidden", [200, 256])
+def test_layers_in_one_launch_where_they_fit(hidden, backward):
+    found = stacked(hidden, backward=backward)
+    assert (found["schedule"], found["layers"], found["apart"]) == ("cluster", 2, "")
+    assert found["text"].startswith("cluster: whole sequence in one kernel, 2 layers at once, each")
+    for layers in (2, 3, 4):
+        found = stacked(hidden, layers, backward=backward)
+        assert found["layers"] == layers
+        # All clusters run at once, and leave some processors of a group over.
+        assert layers * found["clusters"] * found["cluster"] <= 132 * 8 // 9
+        assert found["tile"] * found["clusters"] >= 20
+
+
+def test_layers_that_run_one_by_one_say_why():
+    def apart(*args, **options):
+        found = stacked(*args, **options)
+        assert found["layers"] == 1
+        return found["apart"]
+
+    assert apart(650) == (
+        "do not all fit at once: 2 layers of [2600, 1300] and 20 sequences on 132 processors"
+    )
+    assert apart(200, steps=4) == "slower than one by one"
+    assert apart(200, 5) == "one launch has at most 4 layers"
+    assert apart(200, dtype="float32") == "takes float16 and bfloat16"
+    for schedule in ("cluster", "step"):
+        assert apart(200, schedule=schedule) == f"{schedule} was asked for"
+    for cell in ("gru", "gru_reset_before"):
+        gates = "needs a cell whose state and input have the same gates' gradients"
+        assert apart(200, cell=cell) == gates
+    assert apart(200, device=A100).startswith("needs compute capability 9.0")
+    crowd = plan("lstm", "bfloat16", 35, 200, 200, layers=2, **H200)
+    assert crowd["apart"].startswith("do not all fit at once")
+    # What runs one by one is planned as if it were alone.
+    alone = plan("lstm", "bfloat16", 35, 20, 650, **H200)
+    assert stacked(650) == alone | {"apart": apart(650)}
+
+
+def test_layers_are_of_one_direction():
+    for options in ({"layers": 0}, {"layers": 2, "directions": 2}):
+        with pytest.raises(ValueError, match="plan: layers must be positive, and of one direction"):
+            plan("lstm", "bfloat16", 35, 20, 200, **options, **H200)

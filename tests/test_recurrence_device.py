@@ -22,6 +22,7 @@ from tests.layers import (
     random_layer,
 )
 from tests.test_bidirectional import layer_of
+from tests.test_wavefront import stack_of
 
 try:
     toolchain.compiler()
@@ -165,6 +166,85 @@ def test_both_directions(schedule, cell, extras):
             everything(ops.reference, way),
             FLOORS[dtype],
         )
+
+
+def ends(results):
+    """What a stack's gradients come back to: the last output, the last cells, all last states."""
+    return [results[-4], results[-2], *results[1::4]]
+
+
+def stack_by_operators(args, save=True):
+    run = emulated.operators()
+    input, batch_sizes, resets, cell, bias, *layers = args
+    rows = (batch_sizes, resets)
+    results = run.recurrence_stack.default(input, layers, *rows, cell, bias, save)
+    if not save:
+        return results
+    output, cells, *states = output_grads(ends(results))
+    saved = [t for i, t in enumerate(results) if i % 4 != 1]
+    return results + run.recurrence_stack_backward.default(
+        output, cells, states, input, layers, *rows, saved, cell, bias, True, True
+    )
+
+
+def stack_by_reference(args, dtype):
+    moved = [a.detach().to(dtype).requires_grad_() if is_floating(a) else a for a in args]
+    (rows, batch_sizes, resets, cell, bias), layers = moved[:5], moved[5:]
+    each, results = 5 if bias else 3, []
+    for k in range(0, len(layers), each):
+        tensors = (*layers[k : k + each], *[None] * (7 - each))
+        options = (batch_sizes, resets, None, None, [], cell, False)
+        results += ops.reference(rows, *tensors, *options)
+        rows = results[-4]
+    total = sum(
+        (t * g).sum() for t, g in zip(ends(results), output_grads(ends(results)), strict=True)
+    )
+    grads = torch.autograd.grad(total, [t for t in moved if is_floating(t)])
+    return [t.detach() for t in (*results, *grads)]
+
+
+# Short sequences run layer by layer, long ones in one launch.
+@pytest.mark.parametrize("schedule", ["auto", "step"], indirect=True)
+@pytest.mark.parametrize("sizes", [(3,) * 12, (3, 3) + (2,) * 7 + (1,) * 3, (3, 2)], ids=str)
+@pytest.mark.parametrize(("cell", "layers", "bias"), [("lstm", 2, True), ("rnn_tanh", 3, False)])
+def test_stack(schedule, sizes, cell, layers, bias):
+    dtype, hidden = torch.bfloat16, 24
+    for backward in (False, True):
+        found = _C.plan(
+            *(cell, "bfloat16", len(sizes), 3, hidden),
+            **{"layers": layers, "backward": backward, "schedule": schedule},
+            **{"capability": 90, "processors": 132, "shared_memory": 232448},
+        )
+        assert (found["layers"] == layers) == (schedule == "auto" and len(sizes) == 12)
+    _, args = stack_of(cell, sizes, layers, bias, resets=True, hidden=hidden)
+    lower = [a.detach().to(dtype) if is_floating(a) else a for a in args]
+    ours = stack_by_operators(lower)
+    torchs, exact = stack_by_reference(args, dtype), stack_by_reference(args, torch.float64)
+    assert len(ours) == len(exact) == 4 * layers + 1 + layers * (5 if bias else 3)
+    for i, values in enumerate(zip(ours, torchs, exact, strict=True)):
+        assert_as_close_as_torch(str(i), *values, FLOORS[dtype])
+    inferred = stack_by_operators(lower, save=False)
+    for i, (a, b) in enumerate(zip(inferred, ours, strict=False)):
+        assert torch.equal(a, b) if i % 4 < 2 else a.numel() == 0
+
+
+def is_floating(value):
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def test_mistaken_stacks():
+    run = emulated.operators().recurrence_stack.default
+    _, args = stack_of("lstm", (3, 3), 2, hidden=8)
+    input, batch_sizes, _, cell, bias, *layers = [
+        a.detach().to(torch.bfloat16) if is_floating(a) else a for a in args
+    ]
+    options = (batch_sizes, None, cell, bias, True)
+    with pytest.raises(RuntimeError, match="recurrence: layers must have 5 tensors each, got 9"):
+        run(input, layers[:-1], *options)
+    with pytest.raises(RuntimeError, match="all layers must have H units, got 8 and 4"):
+        run(input, [*layers[:5], layers[5][..., :4], *layers[6:]], *options)
+    with pytest.raises(RuntimeError, match=r"weight_ih must be \[32, 8\], got \[32, 7\]"):
+        run(input, [*layers[:6], layers[6][:, :7], *layers[7:]], *options)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -114,6 +114,8 @@ class AttentionCase:
 
 
 PENN = [Shape(35, 20, 200, 200, 2), Shape(35, 20, 650, 650, 2), Shape(35, 20, 1500, 1500, 2)]
+# Narrow layers are one launch by the plan's choice ("auto"), one by one by a schedule asked for.
+DEEPER = Shape(35, 20, 256, 256, 3)
 # Where cuDNN's persistent kernels run.
 ITS_OWN_GROUND = [Shape(1024, 16, 768, 768, 1), Shape(1024, 16, 1024, 1024, 1)]
 ATTENTION = [
@@ -132,6 +134,7 @@ def cases() -> Iterator[Case | AttentionCase]:
         for shape in ITS_OWN_GROUND:
             yield Case("lstm", shape, "float16", mode, how)
         if how == "graph":
+            yield Case("lstm", DEEPER, "bfloat16", mode, how)
             for attention, masks in ATTENTION:
                 for mask in masks:
                     yield AttentionCase(attention, mask, "bfloat16", mode)

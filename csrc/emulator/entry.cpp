@@ -37,6 +37,9 @@ const void* emulator_cluster_kernels(const char* cell, int dtype) {
 const void* emulator_grid_kernels(const char* cell, int dtype) {
   return fastrnn::cuda::grid_kernels(cell, Dtype(dtype));
 }
+const void* emulator_stack_kernels(const char* cell, int dtype) {
+  return fastrnn::cuda::stack_kernels(cell, Dtype(dtype));
+}
 int emulator_attention_forward(int dtype, const void* arguments, std::int64_t shared_limit) {
   const auto& a = *static_cast<const fastrnn::AttentionForward*>(arguments);
   return fastrnn::cuda::attention_forward(Dtype(dtype), a, shared_limit, nullptr);

@@ -1,0 +1,245 @@
+"""Layers one above the other as one operator, which a CUDA device runs in one launch.
+
+Layer l works on a step while the layer above it works on one a little earlier. Where that does not
+fit the device, and elsewhere, the operator is `fastrnn::recurrence` for each layer in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fastrnn import _cuda, ops
+from fastrnn._autocast import lower_dtype
+from fastrnn._library import LIBRARY
+from fastrnn.backends import chosen
+from fastrnn.cells import COMPILED
+
+_SINGLE = torch.ops.fastrnn.recurrence.default
+_SINGLE_BACKWARD = torch.ops.fastrnn.recurrence_backward.default
+_STACK = torch.ops.fastrnn.recurrence_stack.default
+_STACK_BACKWARD = torch.ops.fastrnn.recurrence_stack_backward.default
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_RESULTS = 4  # of each layer: output, state_n, cells, reserve
+# What acts between layers or inside a step, and the launch does not know.
+_WITHOUT = ("dropout", "zoneout", "proj_size", "layer_norm", "recompute")
+
+
+def _by_layer(layers: Sequence[Any], bias: bool) -> list[Sequence[Any]]:
+    each = 5 if bias else 3
+    return [layers[i : i + each] for i in range(0, len(layers), each)]
+
+
+def _single(rows: Tensor, layer: Sequence[Any], *options: Any) -> tuple[Any, ...]:
+    """The arguments of `fastrnn::recurrence` up to `reverse`; options: the stack's up to `cell`."""
+    batch_sizes, resets, cell = options
+    state, weight_ih, weight_hh, *biases = layer
+    tensors = (rows, state, weight_ih, weight_hh, *(biases or (None, None)), None, None)
+    return (*tensors, batch_sizes, resets, None, None, [], cell, False)
+
+
+def layer_by_layer(of_one: Any) -> Any:
+    """The operator's function, made of what does one layer; takes `save` or not, as that does."""
+
+    def of_all(input: Tensor, layers: Any, *options: Any) -> list[Tensor]:
+        *rows, cell, bias = options[:4]
+        found: list[Tensor] = []
+        for layer in _by_layer(layers, bias):
+            below = found[-_RESULTS] if found else input
+            found += of_one(*_single(below, layer, *rows, cell), *options[4:])
+        return found
+
+    return of_all
+
+
+def _backward_by_layer(of_one: Any) -> Any:
+    """The same of the backward operator."""
+
+    def of_all(
+        grad_output: Tensor | None,
+        grad_cells: Tensor | None,
+        grad_state_n: list[Tensor],
+        input: Tensor,
+        layers: list[Tensor],
+        *options: Any,
+    ) -> list[Tensor]:
+        batch_sizes, resets, saved, cell, bias, input_grad, weight_grad = options
+        every = _by_layer(layers, bias)
+        found: list[Tensor] = []
+        for k in reversed(range(len(every))):
+            below = saved[3 * k - 3] if k else input
+            forward = _single(below, every[k], batch_sizes, resets, cell)[:-2]
+            grads = of_one(
+                *(grad_output, grad_state_n[k] if grad_state_n else None, grad_cells),
+                *(*forward, *saved[3 * k : 3 * k + 3], cell, False),
+                *(k > 0 or input_grad, weight_grad),
+            )
+            grad_output, grad_cells = grads[0], None
+            found = [*grads[1 : 1 + len(every[k])], *found]
+        assert grad_output is not None
+        return [grad_output, *found]
+
+    return of_all
+
+
+class Stack(torch.autograd.Function):
+    """`fastrnn::recurrence_stack` with gradients: input, its arguments up to `bias`, `layers`."""
+
+    @staticmethod
+    def forward(input: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        return ops.below_autograd(_STACK, input, list(args[4:]), *args[:4], True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        input, batch_sizes, resets, ctx.cell, ctx.bias, *layers = inputs
+        # Of a lower layer only the last states are results.
+        lower = (t for i, t in enumerate(output[:-_RESULTS]) if i % _RESULTS != 1)
+        ctx.mark_non_differentiable(*lower, output[-1])
+        ctx.set_materialize_grads(False)
+        saved = (t for i, t in enumerate(output) if i % _RESULTS != 1)
+        ctx.save_for_backward(input, batch_sizes, resets, *layers, *saved)
+        ctx.layers = len(layers)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        needs, nothing = ctx.needs_input_grad, (None,) * 4
+        if all(g is None for g in grads):
+            return (None, *nothing, *[None] * ctx.layers)
+        input, batch_sizes, resets, *rest = ctx.saved_tensors
+        layers, saved = rest[: ctx.layers], rest[ctx.layers :]
+        options = (batch_sizes, resets)
+        of_states = grads[1::_RESULTS]
+        twice = torch.is_grad_enabled() or forward_ad._current_level >= 0
+        if twice and not torch.compiler.is_compiling():
+            found = _again(input, layers, (*options, ctx.cell, ctx.bias), grads)
+        else:
+            given: list[Tensor] = []
+            if any(g is not None for g in of_states):
+                states = (layer[0] for layer in _by_layer(layers, ctx.bias))
+                given = [
+                    torch.zeros_like(s) if g is None else g
+                    for g, s in zip(of_states, states, strict=True)
+                ]
+            _cuda.follow_tf32(input)
+            each = 5 if ctx.bias else 3
+            weights = (need for i, need in enumerate(needs[5:]) if i % each)
+            found = _STACK_BACKWARD(
+                *(grads[-4], grads[-2], given, input, layers, *options, saved),
+                *(ctx.cell, ctx.bias, needs[0], any(weights)),
+            )
+        wanted = (needs[0], *needs[5:])
+        of_input, *others = (g if w else None for g, w in zip(found, wanted, strict=True))
+        return (of_input, *nothing, *others)
+
+
+def _again(
+    input: Tensor, layers: Sequence[Tensor], options: Any, grads: Sequence[Tensor | None]
+) -> Sequence[Tensor | None]:
+    """Gradients that have some of their own: the layers run again, one by one."""
+    with torch.enable_grad():
+        results = layer_by_layer(ops.Recurrence.apply)(input, layers, *options)
+    given = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None]
+    leaves = [t for t in (input, *layers) if t.requires_grad]
+    found = torch.autograd.grad(
+        [r for r, _ in given], leaves, [g for _, g in given], create_graph=True, allow_unused=True
+    )
+    by_leaf = iter(found)
+    return [next(by_leaf) if t.requires_grad else None for t in (input, *layers)]
+
+
+def _differentiable(input: Tensor, layers: list[Tensor], *options: Any) -> list[Tensor]:
+    """The operator by itself: gradients flow too."""
+    *inputs, save = options
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in (input, *layers)):
+        with torch._C._AutoDispatchBelowAutograd():
+            return list(_STACK(input, layers, *options))
+    found = list(_apply(input, *inputs, *layers))
+    if not save:
+        found = [t if i % 4 < 2 else t[:, :0] if i % 4 == 2 else t[:0] for i, t in enumerate(found)]
+    return found
+
+
+_apply: Any = Stack.apply
+_library: Any = LIBRARY
+fake_forward = layer_by_layer(ops._fake_forward)
+fake_backward = _backward_by_layer(ops._fake_backward)
+for _op, _run, _fake in (
+    (_STACK, layer_by_layer(_SINGLE), fake_forward),
+    (_STACK_BACKWARD, _backward_by_layer(_SINGLE_BACKWARD), fake_backward),
+):
+    _name = _op._schema.name
+    _library.impl(_name.removeprefix("fastrnn::"), _run, "CompositeExplicitAutograd")
+    torch.library.register_fake(_name, _fake)
+_library.impl("recurrence_stack", _differentiable, "Autograd")
+
+
+def refusal(module: Any) -> str | None:
+    """Why a recurrent module's layers run one by one, whatever the device; None if they need not.
+
+    Args:
+        module: of `RNN`, `LSTM` or `GRU`'s options.
+    """
+    if getattr(module, "bidirectional", False):
+        return "both directions of a layer come before the next"
+    for name in _WITHOUT:
+        if getattr(module, name, 0) and (name != "dropout" or module.training):
+            return f"one launch has no {name}"
+    return None
+
+
+def at_once(cell: str, rows: Tensor, layers: Sequence[dict[str, Any]]) -> bool:
+    """Whether `run_stack` takes a module's layers, and its device may gain by it.
+
+    Args:
+        cell: a key of `CELLS`.
+        rows: the first layer's input.
+        layers: what each passes to `functional.run` besides input and state.
+    """
+    if not rows.is_cuda or cell not in COMPILED or rows.numel() == 0 or len(layers) < 2:
+        return False
+    if lower_dtype(rows) is not None or not set(layers[0]) <= {*_WEIGHTS, "resets"}:
+        return False
+    # Transforms of torch.func have rules for the operator of one layer.
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return False
+    return chosen(rows) == "native"
+
+
+def run_stack(
+    cell: str,
+    rows: Tensor,
+    states: tuple[Tensor, ...],
+    layers: Sequence[dict[str, Any]],
+    batch_sizes: Tensor | None,
+    return_cells: bool,
+) -> tuple[Tensor, list[Tensor], Tensor | None]:
+    """`functional.run` of all layers: the last one's output, every state_n, the last one's cells.
+
+    Arguments of `at_once`, and the S states [L, B, H] before the first step.
+    """
+    padded, steps = batch_sizes is None, rows.shape[:2]
+    if batch_sizes is None:
+        batch_sizes = torch.full(steps[:1], steps[1], dtype=torch.int64)
+    resets, bias = layers[0].get("resets"), layers[0].get("bias_ih") is not None
+    names = _WEIGHTS if bias else _WEIGHTS[:2]
+    tensors = [
+        t
+        for state, layer in zip(torch.stack(states, 1).unbind(), layers, strict=True)
+        for t in (state, *(layer[name] for name in names))
+    ]
+    args = (batch_sizes, None if resets is None else resets.flatten(), cell, bias)
+    input = rows.flatten(0, 1) if padded else rows
+    if torch.is_grad_enabled():
+        found = _apply(input, *args, *tensors)
+    else:
+        found = ops.below_autograd(_STACK, input, tensors, *args, return_cells)
+    output, _, cells, _ = found[-_RESULTS:]
+    every = cells[0] if return_cells else None
+    if padded:
+        output = output.unflatten(0, steps)
+        every = None if every is None else every.unflatten(0, steps)
+    return output, list(found[1::_RESULTS]), every

@@ -1,0 +1,207 @@
+"""Layers one above the other as one operator, here by the operator of one layer, in turn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastrnn
+from fastrnn import _layers, ops, wavefront
+from fastrnn.wavefront import Stack
+from tests.layers import random_layer
+
+stack = torch.ops.fastrnn.recurrence_stack.default
+stack_backward = torch.ops.fastrnn.recurrence_stack_backward.default
+
+
+def stack_of(cell, sizes=(4, 4, 2), layers=3, bias=True, resets=False, hidden=5):
+    """Layers whose first input alone counts; the arguments of `Stack`."""
+    every = [
+        random_layer(cell, list(sizes), hidden if k else 3, hidden, bias=bias, seed=k)
+        for k in range(layers)
+    ]
+    if resets:
+        every[0] = every[0].with_extras(drawn=False)
+    tensors = [t for layer in every for t in layer.present[1:]]
+    rows = (every[0].batch_sizes, every[0].extras[0], cell, bias)
+    return every, (every[0].tensors[0], *rows, *tensors)
+
+
+def one_by_one(every, args, run=ops.Recurrence.apply):
+    found, rows = [], args[0]
+    for layer in every:
+        arguments = [rows, *layer.tensors[1:], args[1], args[2], None, None, [], layer.cell, False]
+        results = run(*arguments)
+        found += results
+        rows = results[0]
+    return found
+
+
+def of_operator(args, save=True):
+    """The operator's arguments from `Stack`'s."""
+    input, batch_sizes, resets, cell, bias, *layers = (
+        a.detach() if isinstance(a, torch.Tensor) else a for a in args
+    )
+    return input, layers, batch_sizes, resets, cell, bias, save
+
+
+@pytest.mark.parametrize(("bias", "resets"), [(True, False), (False, True)])
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_results_and_gradients_are_those_of_each_layer(cell, bias, resets):
+    every, args = stack_of(cell, bias=bias, resets=resets)
+    found, expected = Stack.apply(*args), one_by_one(every, args)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+    leaves = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
+    assert len(leaves) == 1 + 3 * (5 if bias else 3)
+    for kept in ((8, 1, 5, 9, 10), (8,), (1,), (9,), (10,)):  # the others' gradients are absent
+        kept = [i for i in kept if found[i].numel()]
+        if not kept:
+            continue
+        sums = [sum(results[i].sin().sum() for i in kept) for results in (found, expected)]
+        grads = [
+            torch.autograd.grad(s, leaves, retain_graph=True, materialize_grads=True) for s in sums
+        ]
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_what_no_gradient_flows_to_says_so():
+    _, args = stack_of("lstm")
+    wanted = [False, True, False, False] * 2 + [True, True, True, False]
+    assert [t.requires_grad for t in Stack.apply(*args)] == wanted
+
+
+def test_some_gradients_are_not_wanted():
+    _, args = stack_of("gru")
+    args = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
+    args[-4].requires_grad_()  # the last layer's weight_ih
+    output = Stack.apply(*args)[-4]
+    (grad,) = torch.autograd.grad(output.sin().sum(), args[-4])
+    assert grad.abs().sum() > 0
+
+
+def test_second_derivatives():
+    _, args = stack_of("gru", sizes=(2, 1), layers=2, hidden=3)
+    leaves = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
+
+    def outputs(*tensors):
+        rest = iter(tensors)
+        is_leaf = [isinstance(a, torch.Tensor) and a.requires_grad for a in args]
+        found = Stack.apply(
+            *(next(rest) if leaf else a for leaf, a in zip(is_leaf, args, strict=True))
+        )
+        return found[1], found[4], found[5]
+
+    assert torch.autograd.gradgradcheck(outputs, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("save", [True, False])
+def test_opcheck(save):
+    _, args = stack_of("lstm", layers=2)
+    input, batch_sizes, resets, cell, bias, *layers = args
+    torch.library.opcheck(stack, (input, layers, batch_sizes, resets, cell, bias, save))
+    detached = of_operator(args)
+    results = stack(*detached)
+    saved = [t for i, t in enumerate(results) if i % 4 != 1]
+    grads = (results[4].cos(), None, [results[1].cos(), results[5].cos()])
+    torch.library.opcheck(
+        stack_backward, (*grads, *detached[:4], saved, *detached[4:6], True, save)
+    )
+
+
+def test_the_operator_by_itself_has_gradients():
+    _, args = stack_of("lstm", layers=2)
+    input, batch_sizes, resets, cell, bias, *layers = args
+    found = stack(input, layers, batch_sizes, resets, cell, bias, False)
+    assert found[6].numel() == found[7].numel() == 0
+    grads = torch.autograd.grad(found[4].sum(), [input, *layers], allow_unused=True)
+    assert all(g is not None for g in grads)
+
+
+def test_compiles():
+    torch._dynamo.reset()
+    _, args = stack_of("lstm", layers=2)
+
+    def run(rows):
+        found = Stack.apply(rows, *args[1:])
+        return sum(found[i].sin().sum() for i in (1, 4, 5, 6))
+
+    x = args[0].detach().requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    torch.compile(run, backend="aot_eager", fullgraph=True)(x).backward()
+    run(y).backward()
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_layers_take_it(monkeypatch, kind, padded):
+    torch.manual_seed(0)
+    module = getattr(fastrnn, kind)(3, 5, 3, dtype=torch.float64, bias=kind != "RNN")
+    x = torch.randn(6, 4, 3, dtype=torch.float64)
+    resets = torch.rand(6, 4) < 0.2
+    if not padded:
+        x = torch.nn.utils.rnn.pack_padded_sequence(x, [6, 5, 2, 2])
+        resets = torch.rand(len(x.data)) < 0.2
+    calls = []
+
+    def results(taken):
+        monkeypatch.setattr(_layers, "at_once", lambda *_: calls.append(taken) or taken)
+        module.zero_grad()
+        wants = {"return_cells": True} if kind == "LSTM" else {}
+        output, last, *cells = module(x, resets=resets, **wants)
+        rows = [output, *cells] if padded else [output.data, *(c.data for c in cells)]
+        found = [*rows, *(last if kind == "LSTM" else [last])]
+        sum(t.sin().sum() for t in found).backward()
+        return [*found, *(p.grad for p in module.parameters())]
+
+    for a, b in zip(results(True), results(False), strict=True):
+        torch.testing.assert_close(a, b)
+    assert calls == [True, False]
+    with torch.no_grad():
+        monkeypatch.setattr(_layers, "at_once", lambda *_: True)
+        a = module(x)[0]
+        monkeypatch.setattr(_layers, "at_once", lambda *_: False)
+        b = module(x)[0]
+    assert torch.equal(a if padded else a.data, b if padded else b.data)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, None),
+        ({"dropout": 0.5}, "one launch has no dropout"),
+        ({"zoneout": 0.1}, "one launch has no zoneout"),
+        ({"layer_norm": True}, "one launch has no layer_norm"),
+        ({"recompute": True}, "one launch has no recompute"),
+        ({"bidirectional": True}, "both directions of a layer come before the next"),
+    ],
+    ids=str,
+)
+def test_what_runs_one_by_one_says_why(options, reason):
+    module = fastrnn.LSTM(3, 5, 2, **options)
+    assert wavefront.refusal(module) == reason
+    if "dropout" in options:
+        assert wavefront.refusal(module.eval()) is None
+
+
+def test_only_plain_layers_of_a_gpu_are_taken(monkeypatch):
+    class OnGpu:
+        is_cuda = True
+
+        def numel(self):
+            return 6
+
+    plain = dict.fromkeys(("weight_ih", "weight_hh", "bias_ih", "bias_hh", "resets"))
+    monkeypatch.setattr(wavefront, "lower_dtype", lambda _: None)
+    monkeypatch.setattr(wavefront, "chosen", lambda _: "native")
+    assert wavefront.at_once("lstm", OnGpu(), [plain] * 2)
+    assert not wavefront.at_once("lstm", torch.zeros(3, 2, 1), [plain] * 2)
+    assert not wavefront.at_once("lstm", OnGpu(), [plain])
+    assert not wavefront.at_once("lstm", OnGpu(), [plain | {"zoneout": (0.1,)}] * 2)
+    taken = []
+    torch.func.vmap(lambda x: taken.append(wavefront.at_once("lstm", OnGpu(), [plain] * 2)) or x)(
+        torch.zeros(2)
+    )
+    assert taken == [False]
