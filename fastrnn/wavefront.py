@@ -157,13 +157,12 @@ def _differentiable(input: Tensor, layers: list[Tensor], *options: Any) -> list[
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in (input, *layers)):
         with torch._C._AutoDispatchBelowAutograd():
             return list(_STACK(input, layers, *options))
-    found = list(_apply(input, *inputs, *layers))
+    found = list(ops.applied(Stack, input, *inputs, *layers))
     if not save:
         found = [t if i % 4 < 2 else t[:, :0] if i % 4 == 2 else t[:0] for i, t in enumerate(found)]
     return found
 
 
-_apply: Any = Stack.apply
 _library: Any = LIBRARY
 fake_forward = layer_by_layer(ops._fake_forward)
 fake_backward = _backward_by_layer(ops._fake_backward)
@@ -234,7 +233,7 @@ def run_stack(
     args = (batch_sizes, None if resets is None else resets.flatten(), cell, bias)
     input = rows.flatten(0, 1) if padded else rows
     if torch.is_grad_enabled():
-        found = _apply(input, *args, *tensors)
+        found = ops.applied(Stack, input, *args, *tensors)
     else:
         found = ops.below_autograd(_STACK, input, tensors, *args, return_cells)
     output, _, cells, _ = found[-_RESULTS:]
