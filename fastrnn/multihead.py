@@ -64,18 +64,25 @@ class MultiHeadAttention(nn.Module):
         Raises:
             ValueError: a shape, dtype or device does not fit.
         """
-        for name, tensor in (("query", query), ("key", key), ("value", value)):
-            if tensor.dim() != 3 or tensor.size(-1) != self.n_units:
-                raise ValueError(
-                    f"MultiHeadAttention: {name} must be [B, L, n_units = {self.n_units}], "
-                    f"got {list(tensor.shape)}"
-                )
+        units = f"n_units = {self.n_units}"
+        _expect("query", query, (None, None, self.n_units), f"[B, L, {units}]")
+        batch, length = query.shape[:2]
+        _expect("key", key, (batch, None, self.n_units), f"[B = {batch}, L, {units}]")
+        keys = key.size(1)
+        _expect("value", value, (batch, keys, self.n_units), f"[B = {batch}, L = {keys}, {units}]")
         if mask is not None and mask.is_floating_point():  # 0 and 1, or to be added?
             raise ValueError(
                 f"MultiHeadAttention: mask must be boolean or of 0/1 integers, got {mask.dtype}"
             )
-        if mask is not None and mask.dim() == 3:
-            mask = mask.unsqueeze(1)
+        if mask is not None and mask.dim() <= 3:
+            full = [batch, length, keys]
+            # From the right, each size is the whole one or 1.
+            if any(m not in (1, f) for m, f in zip(mask.shape[::-1], full[::-1], strict=False)):
+                raise ValueError(
+                    f"MultiHeadAttention: mask must be broadcastable to [B, Lq, Lk] = {full}, "
+                    f"got {list(mask.shape)}"
+                )
+            mask = mask.unsqueeze(1) if mask.dim() == 3 else mask
         output = masked_attention(
             self._heads(self.q_proj(query)),
             self._heads(self.k_proj(key)),
@@ -95,3 +102,13 @@ class MultiHeadAttention(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, as printed."""
         return f"{self.n_units}, {self.n_heads}, dropout={self.dropout}"
+
+
+def _expect(name: str, tensor: Tensor, shape: tuple[int | None, ...], text: str) -> None:
+    """Raise unless a tensor has a shape, None being any size."""
+    sizes = tuple(tensor.shape)
+    fits = len(sizes) == len(shape) and all(
+        w in (None, s) for s, w in zip(sizes, shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"MultiHeadAttention: {name} must be {text}, got {list(sizes)}")
