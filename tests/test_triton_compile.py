@@ -21,7 +21,7 @@ recurrence = _kernels.module("recurrence")
 CAPABILITIES = sorted(SHARED)
 # Bytes. The assembler parks a few words where that lets one more program on a multiprocessor;
 # registers that do not suffice cost hundreds and thousands.
-PARKED = 64
+PARKED = 96
 
 
 def compile_layer(layer, capability, schedule, config, inference=True):
