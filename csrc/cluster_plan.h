@@ -33,7 +33,7 @@ FASTRNN_INLINE constexpr int held_chunks(Held held, int slots, int number_bytes,
   if (held == Held::none) return 0;
   const bool wide = stack && slots >= 4;
   const int some = slots == 1 ? 6 : slots == 2 ? (stack ? 4 : 5) : wide ? 1 : 3;
-  const int most = slots == 1 ? 12 : slots <= 3 ? 7 : wide ? 3 : 6;
+  const int most = slots == 1 ? 12 : slots == 2 && stack ? 5 : slots <= 3 ? 7 : wide ? 3 : 6;
   return (held == Held::most ? most : some) * 2 / number_bytes;
 }
 FASTRNN_INLINE constexpr int thread_limit(Held held) { return held == Held::most ? 256 : 384; }
