@@ -77,27 +77,16 @@ constexpr NormKernels kernels{Launches<T, Cell>::forward, Launches<T, Cell>::bac
                               Launches<T, Cell>::finish};
 
 template <class Cell>
-const NormKernels* of_dtype(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::float32:
-    case Dtype::tf32:
-      return &kernels<float, Cell>;
-    case Dtype::float64:
-      return &kernels<double, Cell>;
-    case Dtype::float16:
-      return &kernels<Half, Cell>;
-    case Dtype::bfloat16:
-      return &kernels<BFloat16, Cell>;
-  }
-  return nullptr;
+const NormKernels* of_cell(Dtype dtype) {
+  return of_dtype(dtype, []<class T>() { return &kernels<T, Cell>; });
 }
 
 }  // namespace
 
 const NormKernels* norm_kernels(const char* cell, Dtype dtype) {
   const auto is = [cell](const char* name) { return std::strcmp(cell, name) == 0; };
-  if (is("lstm")) return of_dtype<device::Lstm>(dtype);
-  if (is("gru")) return of_dtype<device::Gru>(dtype);
+  if (is("lstm")) return of_cell<device::Lstm>(dtype);
+  if (is("gru")) return of_cell<device::Gru>(dtype);
   return nullptr;
 }
 

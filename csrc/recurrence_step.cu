@@ -103,30 +103,19 @@ template <class T, class Cell>
 constexpr StepKernels kernels = Launches<T, Cell>::table();
 
 template <class Cell>
-const StepKernels* of_dtype(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::float32:
-    case Dtype::tf32:
-      return &kernels<float, Cell>;
-    case Dtype::float64:
-      return &kernels<double, Cell>;
-    case Dtype::float16:
-      return &kernels<Half, Cell>;
-    case Dtype::bfloat16:
-      return &kernels<BFloat16, Cell>;
-  }
-  return nullptr;
+const StepKernels* of_cell(Dtype dtype) {
+  return of_dtype(dtype, []<class T>() { return &kernels<T, Cell>; });
 }
 
 }  // namespace
 
 const StepKernels* step_kernels(const char* cell, Dtype dtype) {
   const auto is = [cell](const char* name) { return std::strcmp(cell, name) == 0; };
-  if (is("lstm")) return of_dtype<device::Lstm>(dtype);
-  if (is("gru")) return of_dtype<device::Gru>(dtype);
-  if (is("gru_reset_before")) return of_dtype<device::GruResetBefore>(dtype);
-  if (is("rnn_tanh")) return of_dtype<device::RnnTanh>(dtype);
-  if (is("rnn_relu")) return of_dtype<device::RnnRelu>(dtype);
+  if (is("lstm")) return of_cell<device::Lstm>(dtype);
+  if (is("gru")) return of_cell<device::Gru>(dtype);
+  if (is("gru_reset_before")) return of_cell<device::GruResetBefore>(dtype);
+  if (is("rnn_tanh")) return of_cell<device::RnnTanh>(dtype);
+  if (is("rnn_relu")) return of_cell<device::RnnRelu>(dtype);
   return nullptr;
 }
 

@@ -70,8 +70,7 @@ class RowsBackward {
       if (first < last)
         step_(blocks, first->step, first->row, last[-1].sequence + last[-1].rows, buffer);
       blocks.beginning_anew(first, last, [&](Index s) {
-        for (int i = 0; i < S; ++i)
-          for (Index j = 0; j < H_; ++j) carry(i, s)[j] = T(0);
+        for (int i = 0; i < S; ++i) clear(team.alone(), H_, carry(i, s));
       });
       if (s_.gains && step % summed_steps == 0)
         for (Index b = blocks.first_block; b < blocks.last_block; ++b) sums_.join(b);
@@ -100,8 +99,7 @@ class RowsBackward {
 
   // Where the states before each row are.
   void find_previous(const Team& team) const {
-    if (team.rank == 0)
-      for (Index i = 0; i < H_; ++i) zeros_[i] = T(0);
+    if (team.rank == 0) clear(team.alone(), H_, zeros_);
     const Segment* const end = s_.segments + s_.step_begin[s_.steps];
     for (const Segment* segment = s_.segments; segment < end; ++segment)
       for (Index r = team.begin(segment->rows); r < team.end(segment->rows); ++r)
@@ -130,13 +128,13 @@ class RowsBackward {
   }
 
   void pack(const Team& team) const {
-    const Index I = s_.input_size;
     const auto rows_of = [](const void* base, Index ld) {
       return [=](Index row) { return static_cast<const T*>(base) + row * ld; };
     };
     pack_rows<T, NV>(team, P_, GH_, rows_of(s_.weight_hh, P_), packed_hh_);
     if (packed_hr_) pack_rows<T, NV>(team, H_, P_, rows_of(s_.weight_hr, H_), packed_hr_);
-    if (packed_ih_) pack_rows<T, NV>(team, I, GH_, rows_of(s_.weight_ih, I), packed_ih_);
+    if (packed_ih_)
+      pack_rows<T, NV>(team, s_.input_size, GH_, rows_of(s_.weight_ih, s_.input_size), packed_ih_);
   }
 
   // row0: of the step's first sequence.

@@ -61,8 +61,7 @@ class RowsForward {
       const Segment* const last = s_.segments + s_.step_begin[step + 1];
       if (first == last) continue;  // all sequences have ended
       blocks.beginning_anew(first, last, [&](Index s) {
-        for (int i = 0; i < S; ++i)
-          for (Index j = 0; j < H_; ++j) state(i, s)[j] = T(0);
+        for (int i = 0; i < S; ++i) clear(team.alone(), H_, state(i, s));
       });
       step_(blocks, first->step, first->row, last[-1].sequence + last[-1].rows, buffer);
     }

@@ -11,6 +11,23 @@
 
 namespace fastrnn::cuda {
 
+// What of.operator()<T>() gives for the T that a dtype's tensors hold.
+template <class Of>
+auto of_dtype(Dtype dtype, const Of& of) -> decltype(of.template operator()<float>()) {
+  switch (dtype) {
+    case Dtype::float32:
+    case Dtype::tf32:
+      return of.template operator()<float>();
+    case Dtype::float64:
+      return of.template operator()<double>();
+    case Dtype::float16:
+      return of.template operator()<Half>();
+    case Dtype::bfloat16:
+      return of.template operator()<BFloat16>();
+  }
+  return nullptr;
+}
+
 template <class T>
 constexpr int wide_units = 16 / int(sizeof(T));
 

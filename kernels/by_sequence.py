@@ -16,7 +16,9 @@ NAME = "whole sequence in one Triton kernel, weights on chip"
 def candidates(layer: Layer) -> list[Config]:
     """How a program's tile may be dealt to warps: more of them where the weights are many."""
     size = layer.cell.gates * layer.units**2 * layer.state.element_size()
-    return [Config(TILE, layer.units, w) for w in ((4, 8) if size <= 32_768 else (8, 16))]
+    # 16 warps leave a lane 128 registers: too few for TF32's operands beside four gates' sums.
+    many = (8,) if precision() == "tf32" and layer.cell.gates > 3 else (8, 16)
+    return [Config(TILE, layer.units, w) for w in ((4, 8) if size <= 32_768 else many)]
 
 
 def _constants(layer: Layer, config: Config) -> dict[str, object]:

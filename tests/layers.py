@@ -169,3 +169,22 @@ def assert_as_close_as_torch(
     largest = exact.abs().max().item() if largest is None else largest
     allowed = 2 * (torchs.double() - exact).abs().max().item() + floor * largest
     assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def trained(module, x, resets, **wants):
+    """Outputs and last states of a module's pass, and its parameters' gradients."""
+    module.zero_grad()
+    output, last, *cells = module(x, resets=resets, **wants)
+    rows = [t if isinstance(t, torch.Tensor) else t.data for t in (output, *cells)]
+    found = [*rows, *(last if isinstance(last, tuple) else [last])]
+    sum(t.sin().sum() for t in found).backward()
+    return [*found, *(p.grad for p in module.parameters())]
+
+
+def random_rows(padded):
+    """Input [6, 4, 3] or as many packed rows, in float64, and its resets."""
+    x = torch.randn(6, 4, 3, dtype=torch.float64)
+    if padded:
+        return x, torch.rand(6, 4) < 0.2
+    x = torch.nn.utils.rnn.pack_padded_sequence(x, [6, 5, 2, 2])
+    return x, torch.rand(len(x.data)) < 0.2

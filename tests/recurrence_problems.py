@@ -16,6 +16,13 @@ from tests.emulator import Step
 Tensors = dict[str, Tensor]
 DIFFERENTIABLE = ("x_proj", "state", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "gains")
 RESULTS = ("output", "state_n", "cells")
+# What acts inside a step; a cell of one state takes the first rate alone.
+EXTRAS = (
+    {"resets": 0.3},
+    {"zoneout": (0.25, 0.5)},
+    {"zoneout": (0.25, 0.5), "training": False},
+    {"zoneout": (1.0, 0.0), "resets": 0.5},
+)
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 import fastrnn
 from fastrnn import _layers, ops
 from fastrnn.bidirectional import BothDirections
-from tests.layers import random_layer
+from tests.layers import random_layer, random_rows, trained
 
 both = torch.ops.fastrnn.recurrence_both.default
 WAYS = [False, True]
@@ -97,23 +97,14 @@ def test_layers_take_it(monkeypatch, kind, padded):
     torch.manual_seed(0)
     options = {"zoneout": 0.2} if kind == "GRU" else {}
     module = getattr(fastrnn, kind)(3, 5, 2, bidirectional=True, dtype=torch.float64, **options)
-    x = torch.randn(6, 4, 3, dtype=torch.float64)
-    resets = torch.rand(6, 4) < 0.2
-    if not padded:
-        x = torch.nn.utils.rnn.pack_padded_sequence(x, [6, 5, 2, 2])
-        resets = torch.rand(len(x.data)) < 0.2
+    x, resets = random_rows(padded)
     calls = []
 
     def results(taken):
         monkeypatch.setattr(_layers, "side_by_side", lambda *_: calls.append(taken) or taken)
-        module.zero_grad()
         torch.manual_seed(1)
         wants = {"return_cells": True} if kind == "LSTM" else {}
-        output, last, *cells = module(x, resets=resets, **wants)
-        rows = [output, *cells] if padded else [output.data, *(c.data for c in cells)]
-        found = [*rows, *(last if kind == "LSTM" else [last])]
-        sum(t.sin().sum() for t in found).backward()
-        return [*found, *(p.grad for p in module.parameters())]
+        return trained(module, x, resets, **wants)
 
     for a, b in zip(results(True), results(False), strict=True):
         torch.testing.assert_close(a, b)

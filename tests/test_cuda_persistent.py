@@ -8,7 +8,7 @@ import torch
 from tests.device_recurrence import OnDevice, run_persistent, run_side_by_side
 from tests.emulator import EmulatorError, Layout
 from tests.layers import assert_as_close_as_torch
-from tests.recurrence_problems import problem
+from tests.recurrence_problems import EXTRAS, problem
 
 HALVES = (torch.float16, torch.bfloat16)
 KINDS = [
@@ -56,16 +56,7 @@ def test_shapes(device, cell, schedule, dtype, tf32, sizes):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize(
-    "extras",
-    [
-        {"resets": 0.3},
-        {"zoneout": (0.25, 0.5)},
-        {"zoneout": (0.25, 0.5), "training": False},
-        {"zoneout": (1.0, 0.0), "resets": 0.5},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("extras", EXTRAS, ids=str)
 @pytest.mark.parametrize("schedule", BARRIERS)
 def test_extras(device, schedule, cell, reverse, extras):
     if "zoneout" in extras:

@@ -6,7 +6,7 @@ import torch
 from tests.device_recurrence import OnDevice, run_steps
 from tests.emulator import DTYPES, EmulatorError
 from tests.layers import assert_as_close_as_torch
-from tests.recurrence_problems import problem
+from tests.recurrence_problems import EXTRAS, problem
 from tests.test_cuda_step import FLOORS
 
 KINDS = ("projected", "normed lstm", "normed gru")
@@ -41,16 +41,7 @@ def test_grid(device, kind, dtype, sizes, hidden):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "extras",
-    [
-        {"resets": 0.3},
-        {"zoneout": (0.25, 0.5)},
-        {"zoneout": (0.25, 0.5), "training": False},
-        {"zoneout": (1.0, 0.0), "resets": 0.5},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("extras", EXTRAS, ids=str)
 def test_extras(device, kind, reverse, extras):
     if kind == "normed gru" and "zoneout" in extras:
         extras = extras | {"zoneout": extras["zoneout"][:1]}

@@ -7,7 +7,7 @@ from fastrnn.cells import CELLS, COMPILED
 from tests.device_recurrence import OnDevice, run_steps
 from tests.emulator import DTYPES
 from tests.layers import assert_as_close_as_torch
-from tests.recurrence_problems import problem
+from tests.recurrence_problems import EXTRAS, problem
 
 # float64 is what the others are held against, and only rounds elsewhere.
 FLOORS = {d: (64 if d == torch.float64 else 4) * torch.finfo(d).eps for d in DTYPES}
@@ -33,16 +33,7 @@ def test_grid(device, cell, dtype, sizes):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cell", CELL_NAMES)
-@pytest.mark.parametrize(
-    "extras",
-    [
-        {"resets": 0.3},
-        {"zoneout": (0.25, 0.5)},
-        {"zoneout": (0.25, 0.5), "training": False},
-        {"zoneout": (1.0, 0.0), "resets": 0.5},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("extras", EXTRAS, ids=str)
 def test_extras(device, cell, reverse, extras):
     if "zoneout" in extras:
         extras = extras | {"zoneout": extras["zoneout"][: CELLS[cell].states]}

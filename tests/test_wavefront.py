@@ -8,7 +8,7 @@ import torch
 import fastrnn
 from fastrnn import _layers, ops, wavefront
 from fastrnn.wavefront import Stack
-from tests.layers import random_layer
+from tests.layers import random_layer, random_rows, trained
 
 stack = torch.ops.fastrnn.recurrence_stack.default
 stack_backward = torch.ops.fastrnn.recurrence_stack_backward.default
@@ -139,22 +139,13 @@ def test_compiles():
 def test_layers_take_it(monkeypatch, kind, padded):
     torch.manual_seed(0)
     module = getattr(fastrnn, kind)(3, 5, 3, dtype=torch.float64, bias=kind != "RNN")
-    x = torch.randn(6, 4, 3, dtype=torch.float64)
-    resets = torch.rand(6, 4) < 0.2
-    if not padded:
-        x = torch.nn.utils.rnn.pack_padded_sequence(x, [6, 5, 2, 2])
-        resets = torch.rand(len(x.data)) < 0.2
+    x, resets = random_rows(padded)
     calls = []
 
     def results(taken):
         monkeypatch.setattr(_layers, "at_once", lambda *_: calls.append(taken) or taken)
-        module.zero_grad()
         wants = {"return_cells": True} if kind == "LSTM" else {}
-        output, last, *cells = module(x, resets=resets, **wants)
-        rows = [output, *cells] if padded else [output.data, *(c.data for c in cells)]
-        found = [*rows, *(last if kind == "LSTM" else [last])]
-        sum(t.sin().sum() for t in found).backward()
-        return [*found, *(p.grad for p in module.parameters())]
+        return trained(module, x, resets, **wants)
 
     for a, b in zip(results(True), results(False), strict=True):
         torch.testing.assert_close(a, b)
