@@ -29,6 +29,11 @@ class World:
         self.rank = int(os.environ.get("RANK", "0"))
         self._device = device
         if self.size > 1:
+            # Its functions' defaults are the group there is when it is imported, as torch's
+            # optimizers do later: the group, kept by them, would outlive its end, and threads
+            # that hold tensors while the interpreter ends abort the process.
+            import torch.distributed.nn.functional  # noqa: F401
+
             try:
                 if device.type == "cuda":
                     dist.init_process_group("nccl", device_id=device)
