@@ -47,6 +47,21 @@ int device_probe(int device, DeviceFacts* facts) {
   return error;
 }
 
+bool device_refuses(int error) {
+  switch (error) {
+    case cudaErrorInvalidValue:
+    case cudaErrorInvalidConfiguration:
+    case cudaErrorLaunchOutOfResources:
+    case cudaErrorCooperativeLaunchTooLarge:
+    case cudaErrorInvalidClusterSize:
+    case cudaErrorNotSupported:
+    case cudaErrorNotPermitted:
+      return true;
+    default:
+      return false;
+  }
+}
+
 const char* device_error_text(int error) {
   return cudaGetErrorString(static_cast<cudaError_t>(error));
 }

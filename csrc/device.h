@@ -20,6 +20,10 @@ int device_probe(int device, DeviceFacts* facts);
 // whole device, through `flag` in its memory. Returns a cudaError_t. peak.cu defines it.
 int device_barriers(unsigned* flag, int cluster, int processors, int rounds, void* stream);
 
+// Whether a launch's cudaError_t says that the device does not take it as it is: its blocks, shared
+// memory or clusters.
+bool device_refuses(int error);
+
 // The text of a cudaError_t; a static string.
 const char* device_error_text(int error);
 

@@ -120,7 +120,8 @@ struct Call {
                           backward,
                           in.gains.has_value(),
                           in.projected > 0,
-                          schedule_asked()};
+                          schedule_asked(),
+                          launch_failures()};
     Plan plan = cuda::plan(request, device.offer);
     for (std::size_t i = 0; i < schedule_names.size(); ++i)
       check(plan.schedule || request.asked != schedule_names[i], "the ", request.asked,

@@ -110,9 +110,10 @@ struct BackwardPass {
 };
 
 // One launch for all steps of all directions or layers: PersistentKernels' forward or backward.
-// on: `weight_on` of the layers that have one.
+// on: `weight_on` of the layers that have one. False if the device refused it: nothing has run then
+// and the next plan is another.
 template <class Pass, class Launch>
-void run_persistent(const std::vector<const Pass*>& passes, const Layout& layout, Launch launch,
+bool run_persistent(const std::vector<const Pass*>& passes, const Plan& plan, Launch launch,
                     const std::vector<const void*>& on = {}) {
   const Call& call = passes[0]->call;
   std::vector<Tensor> tables;
@@ -131,10 +132,16 @@ void run_persistent(const std::vector<const Pass*>& passes, const Layout& layout
     const void* const weight_on = ways.size() < on.size() ? on[ways.size()] : nullptr;
     ways.push_back({pass->arguments(), steps, pass->in.weight_hh->const_data_ptr(), weight_on});
   }
-  const std::int64_t bytes = layout.bytes * std::int64_t(ways.size());
+  const std::int64_t bytes = plan.layout.bytes * std::int64_t(ways.size());
   const Tensor workspace = torch::stable::new_zeros(call.in.input, {bytes}, ScalarType::Byte);
-  call.queued(
-      launch(ways.data(), int(ways.size()), layout, writable(workspace), call.device.stream));
+  const int error =
+      launch(ways.data(), int(ways.size()), plan.layout, writable(workspace), call.device.stream);
+  if (error && call.device.refuses(error)) {
+    remember_failure(plan.launch(), call.device.error_text(error));
+    return false;
+  }
+  call.queued(error);
+  return true;
 }
 
 // The directions of a layer: side by side in a persistent kernel, else one after the other.
@@ -153,10 +160,12 @@ void run(const std::vector<const Pass*>& passes) {
     return;
   }
   const PersistentKernels& kernels = call.persistent(plan);
+  bool ran;
   if constexpr (Pass::backward)
-    run_persistent(passes, plan.layout, kernels.backward);
+    ran = run_persistent(passes, plan, kernels.backward);
   else
-    run_persistent(passes, plan.layout, kernels.forward);
+    ran = run_persistent(passes, plan, kernels.forward);
+  if (!ran) run<Pass>(passes);
 }
 
 }  // namespace fastrnn::cuda

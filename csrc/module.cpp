@@ -1,7 +1,9 @@
 // The Python module fastrnn._C: facts about how the library was built. No op lives here; the ops
 // are in libfastrnn.so, which knows no Python.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <map>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -53,10 +55,15 @@ fastrnn::cuda::Dtype dtype_named(const std::string& name) {
 py::dict plan(const std::string& cell, const std::string& dtype, std::int64_t steps,
               std::int64_t batch, std::int64_t hidden_size, int directions, int layers,
               bool backward, bool layer_norm, bool projected, const std::string& schedule,
-              int capability, int processors, std::int64_t shared_memory) {
+              const std::map<std::string, std::string>& failed, int capability, int processors,
+              std::int64_t shared_memory) {
+  fastrnn::cuda::Failures failures;
+  for (std::size_t i = 0; i < failures.size(); ++i)
+    if (const auto why = failed.find(fastrnn::cuda::launch_names[i]); why != failed.end())
+      failures[i] = why->second;
   const fastrnn::cuda::Plan found =
       fastrnn::cuda::plan({cell, dtype_named(dtype), steps, batch, hidden_size, directions, layers,
-                           backward, layer_norm, projected, schedule},
+                           backward, layer_norm, projected, schedule, failures},
                           {capability, processors, shared_memory});
   const fastrnn::cuda::Layout& layout = found.layout;
   py::dict refused;
@@ -94,8 +101,8 @@ PYBIND11_MODULE(_C, m) {
       "plan", &plan, py::arg("cell"), py::arg("dtype"), py::arg("steps"), py::arg("batch"),
       py::arg("hidden_size"), py::kw_only(), py::arg("directions") = 1, py::arg("layers") = 1,
       py::arg("backward") = false, py::arg("layer_norm") = false, py::arg("projected") = false,
-      py::arg("schedule") = "auto", py::arg("capability"), py::arg("processors"),
-      py::arg("shared_memory"),
+      py::arg("schedule") = "auto", py::arg("failed") = py::dict(), py::arg("capability"),
+      py::arg("processors"), py::arg("shared_memory"),
       "Which schedule runs a recurrence on a CUDA device; asks no device.\n\n"
       "Args:\n"
       "    cell: a key of fastrnn.cells.CELLS that is compiled.\n"
@@ -107,6 +114,7 @@ PYBIND11_MODULE(_C, m) {
       "    layer_norm: default False.\n"
       "    projected: whether h is (an LSTM's proj_size); default False.\n"
       "    schedule: auto, cluster, grid or step; default auto.\n"
+      "    failed: why launches (cluster, grid, layers) were refused before; default none were.\n"
       "    capability: compute capability times ten, as an int.\n"
       "    processors: multiprocessors.\n"
       "    shared_memory: bytes one block can have.\n"

@@ -1,6 +1,7 @@
 // The operators on CPU tensors, on torch's stable ABI; `fastrnn/ops.py` holds their schemas.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "device.h"
@@ -277,6 +278,15 @@ std::vector<std::int64_t> cuda_device(std::int64_t index) {
 // The schedule that may run on CUDA devices from now on, or "auto".
 void use_cuda_schedule(const std::string& name) { cuda::ask_schedule(name); }
 
+// Why a device refused a launch in this process, one of cuda::launch_names; else empty.
+std::string cuda_launch_failure(const std::string& launch) {
+  const auto& names = cuda::launch_names;
+  const auto found = std::find(names.begin(), names.end(), launch);
+  constexpr Checks check{"cuda_launch_failure"};
+  check(found != names.end(), "launch must be cluster, grid or layers, got '", launch, "'");
+  return cuda::launch_failures()[std::size_t(found - names.begin())];
+}
+
 // Whether products of float32 numbers on CUDA devices may be TF32's from now on.
 void use_cuda_tf32(bool allowed) { cuda::allow_tf32(allowed); }
 
@@ -294,6 +304,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&cpu_instruction_set));
   m.impl("cuda_device", TORCH_BOX(&cuda_device));
   m.impl("use_cuda_schedule", TORCH_BOX(&use_cuda_schedule));
+  m.impl("cuda_launch_failure", TORCH_BOX(&cuda_launch_failure));
   m.impl("use_cuda_tf32", TORCH_BOX(&use_cuda_tf32));
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 #include <stdexcept>
 
 #include "plan_candidates.h"
@@ -23,6 +24,8 @@ void check(bool ok, const Words&... words) {
 constexpr std::array<const char*, 4> asked_names{"cluster", "grid", "step", "auto"};
 std::atomic<int> asked_index{3};
 std::atomic<bool> tf32{false};
+std::mutex failures_mutex;
+Failures failures;
 
 int index_of(const std::string& name) {
   const auto found = std::find(asked_names.begin(), asked_names.end(), name);
@@ -81,6 +84,16 @@ bool tf32_allowed() { return tf32; }
 
 void allow_tf32(bool allowed) { tf32 = allowed; }
 
+void remember_failure(std::size_t launch, const std::string& why) {
+  const std::lock_guard<std::mutex> lock(failures_mutex);
+  failures[launch] = why;
+}
+
+Failures launch_failures() {
+  const std::lock_guard<std::mutex> lock(failures_mutex);
+  return failures;
+}
+
 namespace {
 
 Plan plan_at_once(const Request& request, const CellSizes& cell, const Offer& offer) {
@@ -114,6 +127,7 @@ Candidate in_one_launch(const Request& r, const CellSizes& cell, const Offer& of
     return {"needs a cell whose state and input have the same gates' gradients"};
   if (bytes_of(r.dtype) != 2) return {"takes float16 and bfloat16"};
   if (r.asked != "auto") return {r.asked + " was asked for"};  // of each layer by itself
+  if (const std::string& why = r.failed[layers_in_one_launch]; !why.empty()) return {refusal(why)};
   return candidate(Schedule::cluster, r, cell, offer);
 }
 

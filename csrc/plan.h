@@ -14,6 +14,12 @@ namespace fastrnn::cuda {
 enum class Schedule { cluster, grid, step };  // the fastest first
 constexpr std::array<const char*, 3> schedule_names{"cluster", "grid", "step"};
 
+// What one launch does that another schedule can do instead; see `Failures`.
+constexpr std::array<const char*, 3> launch_names{"cluster", "grid", "layers"};
+constexpr std::size_t layers_in_one_launch = 2;
+// Why a device refused such a launch, in CUDA's words; empty if it did not.
+using Failures = std::array<std::string, launch_names.size()>;
+
 // What a device offers to one kernel.
 struct Offer {
   int capability;              // 90 for compute capability 9.0
@@ -30,6 +36,7 @@ struct Request {
   bool backward = false;
   bool layer_norm = false, projected = false;
   std::string asked = "auto";  // or the one schedule that may run
+  Failures failed;             // of launches before this one
 };
 
 struct Plan {
@@ -42,6 +49,9 @@ struct Plan {
   std::int64_t elements = 0;           // of the largest array
   std::array<std::string, 3> refused;  // by schedule; empty for the one that runs
 
+  // Of launch_names, for a persistent schedule.
+  std::size_t launch() const { return layers > 1 ? layers_in_one_launch : std::size_t(*schedule); }
+
   // All of it in one line.
   std::string text() const;
 };
@@ -53,6 +63,10 @@ void ask_schedule(const std::string& name);
 // Whether it lets products of float32 numbers be TF32's; not until someone says so.
 bool tf32_allowed();
 void allow_tf32(bool allowed);
+
+// A launch that a device refused is not tried again in this process.
+void remember_failure(std::size_t launch, const std::string& why);
+Failures launch_failures();
 
 // Throws std::invalid_argument, in one line, for a request that makes no sense.
 Plan plan(const Request& request, const Offer& offer);

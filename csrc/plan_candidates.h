@@ -141,12 +141,16 @@ inline Candidate on_grid(const Request& r, const CellSizes& cell, const Offer& o
   return best;
 }
 
+inline std::string refusal(const std::string& why) { return "could not be launched here: " + why; }
+
 inline Candidate candidate(Schedule schedule, const Request& r, const CellSizes& cell,
                            const Offer& offer) {
   if (schedule == Schedule::step) return {"", {}, step_cycles(r, cell)};
   // Both need all units of a row, which no block of a persistent kernel has.
   if (r.layer_norm) return {"has no layer normalisation"};
   if (r.projected) return {"has no projection of h"};
+  const std::string& failed = r.failed[std::size_t(schedule)];
+  if (r.layers == 1 && !failed.empty()) return {refusal(failed)};
   const bool clusters = schedule == Schedule::cluster;
   const int needed = clusters ? 90 : 80;
   if (offer.capability < needed)

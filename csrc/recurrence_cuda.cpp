@@ -48,7 +48,7 @@ Current current(const Tensor& tensor) {
   check(aoti_torch_get_current_cuda_stream(index, &stream) == 0, "CUDA device ", index,
         " has no current stream");
   return {{offer, stream, step_kernels, norm_kernels, cluster_kernels, grid_kernels, stack_kernels,
-           aoti_torch_cuda_mm_out, write_steps, device_error_text},
+           aoti_torch_cuda_mm_out, write_steps, device_error_text, device_refuses},
           guard};
 }
 

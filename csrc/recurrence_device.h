@@ -27,6 +27,8 @@ struct Device {
   // Queues the writing of `count` steps into the device's memory.
   int (*write_steps)(const Step* steps, std::int64_t count, Step* table, void* stream);
   const char* (*error_text)(int error);
+  // Whether an error says that this device does not take such a launch, not that something broke.
+  bool (*refuses)(int error);
 };
 
 // The device that a tensor is on, current for as long as `guard` lives. recurrence_device.cpp and

@@ -50,7 +50,7 @@ const PersistentKernels& launch_of(const std::deque<Pass>& passes) {
 
 // Those whose weight_ih is used in the launch: all but one.
 template <class Pass, class Launch>
-void run_stack(const std::deque<Pass>& passes, bool from_second, const Plan& plan, Launch launch) {
+bool run_stack(const std::deque<Pass>& passes, bool from_second, const Plan& plan, Launch launch) {
   std::vector<const Pass*> every;
   std::vector<const void*> on;
   for (const Pass& pass : passes) {
@@ -58,7 +58,7 @@ void run_stack(const std::deque<Pass>& passes, bool from_second, const Plan& pla
     every.push_back(&pass);
   }
   on.resize(every.size() - 1);
-  run_persistent(every, plan.layout, launch, on);
+  return run_persistent(every, plan, launch, on);
 }
 
 }  // namespace
@@ -78,7 +78,8 @@ std::vector<Tensor> recurrence_stack(const Tensor& input, const std::vector<Tens
     passes.emplace_back(in, extras, current.device, cell, false, save, at_once && k > 0);
     if (!at_once) run<ForwardPass>({&passes.back()});
   }
-  if (at_once) run_stack(passes, true, plan, launch_of(passes).forward);
+  if (at_once && !run_stack(passes, true, plan, launch_of(passes).forward))
+    return recurrence_stack(input, layers, batch_sizes, resets, cell, bias, save);
   std::vector<Tensor> results;
   for (const ForwardPass& pass : passes)
     for (const Tensor& t : {pass.output, pass.state_n, pass.cells, pass.reserve})
@@ -119,7 +120,10 @@ std::vector<Tensor> recurrence_stack_backward(
     run<BackwardPass>({&passes.back()});
     passes.back().finished();
   }
-  if (at_once) run_stack(passes, false, plan, launch_of(passes).backward);
+  if (at_once && !run_stack(passes, false, plan, launch_of(passes).backward))
+    return recurrence_stack_backward(grad_output, grad_cells, grad_state_n, input, layers,
+                                     batch_sizes, resets, saved, cell, bias, input_grad,
+                                     weight_grad);
   std::vector<Tensor> results{passes.back().grads.input};
   for (auto pass = passes.rbegin(); pass != passes.rend(); ++pass) {
     const Gradients& grads = at_once ? pass->finished() : pass->grads;

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastrnn import _library
 
 SCHEDULES = ("cluster", "grid", "step")
+LAUNCHES = ("cluster", "grid", "layers")  # those that a device may refuse
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -145,4 +146,5 @@ def plan(
     name = "tf32" if tf32 else str(dtype).removeprefix("torch.")
     options = {"schedule": _asked, "directions": directions, "layers": layers, **on._asdict()}
     options |= {"layer_norm": "layer_norm" in features, "projected": "proj_size" in features}
-    return module.plan(cell, name, steps, batch, hidden, **options)
+    failed = {launch: torch.ops.fastrnn.cuda_launch_failure.default(launch) for launch in LAUNCHES}
+    return module.plan(cell, name, steps, batch, hidden, failed=failed, **options)

@@ -14,7 +14,32 @@ namespace fastrnn::cuda {
 
 namespace {
 
-const char* error_text(int) { return emulator_report(); }
+// What a launch that is refused on purpose gives.
+constexpr int refused = -1;
+
+const char* error_text(int error) {
+  return error == refused ? "refused by a test" : emulator_report();
+}
+bool refuses(int error) { return error == refused; }
+
+// Launches that the device refuses, by cuda::launch_names.
+bool refusing[launch_names.size()];
+
+void refuse_launch(const std::string& name, bool refuse) {
+  for (std::size_t i = 0; i < launch_names.size(); ++i) {
+    if (name != launch_names[i]) continue;
+    refusing[i] = refuse;
+    remember_failure(i, "");
+  }
+}
+
+// A schedule's kernels, or those that refuse.
+template <std::size_t Launch, auto Kernels>
+const PersistentKernels* kernels(const char* cell, Dtype dtype) {
+  static constexpr PersistentKernels none{nullptr, [](auto...) { return refused; },
+                                          [](auto...) { return refused; }};
+  return refusing[Launch] ? &none : Kernels(cell, dtype);
+}
 
 void use_schedule(const std::string& name) { ask_schedule(name); }
 void use_tf32(bool allowed) { allow_tf32(allowed); }
@@ -23,8 +48,9 @@ void use_tf32(bool allowed) { allow_tf32(allowed); }
 
 Current current(const Tensor&) {
   const Offer h200{90, 132, 232448};
-  return {{h200, nullptr, step_kernels, norm_kernels, cluster_kernels, grid_kernels, stack_kernels,
-           aoti_torch_cpu_mm_out, write_steps, error_text},
+  return {{h200, nullptr, step_kernels, norm_kernels, kernels<0, cluster_kernels>,
+           kernels<1, grid_kernels>, kernels<2, stack_kernels>, aoti_torch_cpu_mm_out, write_steps,
+           error_text, refuses},
           nullptr};
 }
 
@@ -43,6 +69,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CompositeExplicitAutograd, m) {
   m.impl("use_cuda_schedule", TORCH_BOX(&use_schedule));
   m.impl("use_cuda_tf32", TORCH_BOX(&use_tf32));
+  m.impl("refuse_launch", TORCH_BOX(&refuse_launch));
 }
 
 }  // namespace fastrnn::cuda

@@ -55,6 +55,7 @@ def operators() -> Any:
     for schema in _library._SCHEMAS:
         if schema.startswith(wanted):
             definitions.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    definitions.define("refuse_launch(str name, bool refuse) -> ()")
     torch.ops.load_library(str(path))
     fakes = {
         "recurrence": ops._fake_forward,

@@ -46,6 +46,27 @@ def test_one_schedule_runs_and_every_other_has_a_reason(cell, dtype, device):
         assert found["workspace"] > 2 * 20 * 650 * 2  # both of the rows that blocks exchange
 
 
+def test_a_launch_that_was_refused_is_not_planned_again():
+    size, words = ("lstm", "bfloat16", 35, 20, 256), "too many blocks in cooperative launch"
+    why = f"could not be launched here: {words}"
+    found = plan(*size, failed={"cluster": words}, **H200)
+    assert found["schedule"] == "grid" and found["refused"]["cluster"] == why
+    found = plan(*size, failed=dict.fromkeys(_cuda.LAUNCHES, words), **H200)
+    assert found["schedule"] == "step" and found["refused"]["grid"] == why
+    assert plan(*size, failed={"layers": words}, **H200) == plan(*size, **H200)
+    assert plan(*size, layers=2, **H200)["layers"] == 2
+    found = plan(*size, layers=2, failed={"layers": words}, **H200)
+    assert found["layers"] == 1 and found["apart"] == why
+    assert plan(*size, layers=2, failed={"cluster": words}, **H200)["layers"] == 2
+
+
+def test_launches_have_not_failed_here():
+    told = torch.ops.fastrnn.cuda_launch_failure.default
+    assert [told(launch) for launch in _cuda.LAUNCHES] == [""] * len(_cuda.LAUNCHES)
+    with pytest.raises(RuntimeError, match="must be cluster, grid or layers, got 'steps'"):
+        told("steps")
+
+
 def test_step_runs_where_nothing_else_does():
     found = plan("lstm", "float64", 35, 20, 4096, **H200)
     assert found["schedule"] == "step"

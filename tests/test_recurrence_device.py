@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from build_tools import toolchain
-from fastrnn import ops
+from fastrnn import _cuda, ops
 from fastrnn.cells import CELLS, COMPILED
 from tests import emulated
 from tests.emulator import Layout
@@ -226,6 +226,46 @@ def test_stack(schedule, sizes, cell, layers, bias):
     inferred = stack_by_operators(lower, save=False)
     for i, (a, b) in enumerate(zip(inferred, ours, strict=False)):
         assert torch.equal(a, b) if i % 4 < 2 else a.numel() == 0
+
+
+@pytest.fixture
+def refusing(request):
+    found = emulated.operators()
+    for name in request.param:
+        found.refuse_launch.default(name, True)
+    yield request.param
+    for name in _cuda.LAUNCHES:
+        found.refuse_launch.default(name, False)
+
+
+@pytest.mark.parametrize(
+    ("refusing", "dtype"),
+    [(("cluster",), torch.float32), (("cluster",), torch.bfloat16), (("grid",), torch.bfloat16)]
+    + [(("cluster", "grid"), torch.bfloat16)],
+    indirect=["refusing"],
+)
+def test_a_refused_launch_is_run_by_another_schedule(refusing, dtype):
+    for cell in ("lstm", "gru_reset_before"):
+        check(random_layer(cell, [3, 3, 2], 6, 24), dtype)
+    run, layer = emulated.operators(), random_layer("gru", [3, 3, 2], 6, 24).to(dtype)
+    arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in layer.arguments]
+    run.use_cuda_schedule.default(refusing[0])
+    try:
+        for _ in range(2):  # tried and refused, or not tried again
+            with pytest.raises(RuntimeError, match="could not be launched here: refused by a"):
+                run.recurrence.default(*arguments, True)
+    finally:
+        run.use_cuda_schedule.default("auto")
+
+
+@pytest.mark.parametrize("refusing", [["layers"], _cuda.LAUNCHES], ids=str, indirect=True)
+def test_a_refused_stack_runs_layer_by_layer(refusing):
+    _, args = stack_of("lstm", (3,) * 12, 2, True, resets=True, hidden=24)
+    lower = [a.detach().to(torch.bfloat16) if is_floating(a) else a for a in args]
+    ours, exact = stack_by_operators(lower), stack_by_reference(args, torch.float64)
+    torchs = stack_by_reference(args, torch.bfloat16)
+    for i, values in enumerate(zip(ours, torchs, exact, strict=True)):
+        assert_as_close_as_torch(str(i), *values, FLOORS[torch.bfloat16])
 
 
 def is_floating(value):
