@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import warnings
 from pathlib import Path
@@ -74,10 +75,10 @@ _SCHEMAS = (
     "recurrence_packed(Tensor input, Tensor state, Tensor packed, Tensor? bias_ih, "
     f"Tensor? bias_hh, Tensor? gains, {_ROWS}, str cell, int proj_size, bool reverse, "
     "bool return_cells) -> (Tensor output, Tensor state_n, Tensor cells)",
-    # One step of L layers: their states [L, S, B, H] change in place; biases [L, 2, G*H], gains
-    # [L, ...].
-    "recurrence_step(Tensor input, Tensor(a!) states, Tensor packed, Tensor? biases, "
-    "Tensor? gains, float[] zoneout, str cell, int proj_size) -> Tensor output",
+    # What `take_step` needs to take steps of L layers on states [L, S, B, H]; biases [L, 2, G*H],
+    # gains [L, ...]. It points into these tensors' memory.
+    "stepper(Tensor states, Tensor packed, Tensor? biases, Tensor? gains, float[] zoneout, "
+    "str cell, int input_size, int proj_size) -> Tensor",
     "cpu_instruction_set() -> str",
     "cpu_peak(int bytes=4) -> float",
     "cpu_bandwidth(Tensor memory) -> float",
@@ -109,6 +110,11 @@ def _load() -> str | None:
 
 
 unavailable: str | None = _load()
+if unavailable is None:
+    # take_step(stepper, input, output), addresses all three: no operator, since the dispatcher
+    # takes as long as a small layer's step.
+    take_step = ctypes.CDLL(str(_FOLDER / "libfastrnn.so")).fastrnn_step
+    take_step.argtypes, take_step.restype = [ctypes.c_void_p] * 3, ctypes.c_bool
 # "avx512_bf16", "avx512", "avx2" or "portable"; read once, since Dynamo traces no operator without
 # tensors.
 instruction_set = "" if unavailable else str(torch.ops.fastrnn.cpu_instruction_set.default())

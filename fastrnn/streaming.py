@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastrnn import _arguments, _checks
+from fastrnn import _arguments, _checks, _library
 from fastrnn._frozen import Freezable
 from fastrnn._recurrent import Tensors, unwrap
 from fastrnn.cells import narrowed
@@ -34,6 +35,7 @@ class Stream:
         self._like = (torch.Size((batch_size, module.input_size)), like.dtype, like.device)
         # Without compiled kernels the module itself steps: a copy, in evaluation.
         self._module: Freezable | None = None
+        self._hx: Tensors
         if module.packing_refusal() is None:
             packs = [pack(self._cell, **named) for named in module._named(weights)]
             self._packed = torch.cat([packed.weights for packed in packs])
@@ -45,14 +47,31 @@ class Stream:
             states = module._states
             self._zoneout = _arguments.rates("stream", module.zoneout, states) or ()
             self._states = like.new_zeros(layers, states, batch_size, module.hidden_size)
-            self._hx: Tensors = self._states.unbind(1)
-            if module.proj_size:
-                self._hx = narrowed(self._states.transpose(0, 1), module.proj_size)
+            self._point()
         else:
             self._module = copy.deepcopy(module).eval()
             hidden = module.hidden_size
             widths = (module.proj_size or hidden, *(hidden,) * (module._states - 1))
             self._hx = tuple(like.new_zeros(layers, batch_size, width) for width in widths)
+
+    def _point(self) -> None:
+        """Make what points into the tensors' memory."""
+        (batch_size, input_size), _, _ = self._like
+        self._hx = self._states.unbind(1)
+        if self._proj_size:
+            self._hx = narrowed(self._states.transpose(0, 1), self._proj_size)
+        self._output_shape = (batch_size, self._hx[0].size(-1))
+        self._stepper = torch.ops.fastrnn.stepper.default(
+            *(self._states, self._packed, self._biases, self._gains),
+            *(self._zoneout, self._cell, input_size, self._proj_size),
+        )
+        self._address = self._stepper.data_ptr()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy's tensors lie elsewhere."""
+        self.__dict__.update(state)
+        if self._module is None:
+            self._point()
 
     def step(self, x_t: Tensor) -> Tensor:
         """Take one step.
@@ -73,17 +92,11 @@ class Stream:
                 f"got {x_t.dtype} {list(x_t.shape)} on {x_t.device}"
             )
         if self._module is None:
-            with torch._C._AutoDispatchBelowAutograd():
-                output: Tensor = torch.ops.fastrnn.recurrence_step.default(
-                    x_t,
-                    self._states,
-                    self._packed,
-                    self._biases,
-                    self._gains,
-                    self._zoneout,
-                    self._cell,
-                    self._proj_size,
-                )
+            if not x_t.is_contiguous() or x_t.is_neg():
+                x_t = x_t.contiguous().resolve_neg()
+            output: Tensor = x_t.new_empty(self._output_shape)
+            if not _library.take_step(self._address, x_t.data_ptr(), output.data_ptr()):
+                raise MemoryError("step: no memory is left")
             return output
         with torch.no_grad():
             sequence = x_t.unsqueeze(1 if self._module.batch_first else 0)

@@ -240,15 +240,17 @@ def test_raw_operator_names_argument_expected_and_got(kind, place, change, messa
 
 def test_packed_operators_check_the_projection():
     w_ih, w_hh, w_hr = torch.ones(20, 4), torch.ones(20, 3), torch.ones(3, 5)
-    pack, step = torch.ops.fastrnn.pack_weights.default, torch.ops.fastrnn.recurrence_step.default
+    pack, stepper = torch.ops.fastrnn.pack_weights.default, torch.ops.fastrnn.stepper.default
     packed = pack(w_ih, w_hh, w_hr, "lstm")
-    x, states = torch.ones(2, 4), torch.zeros(1, 2, 2, 5)
-    assert step(x, states, packed, None, None, [], "lstm", 3).shape == (2, 3)
+    states = torch.zeros(1, 2, 2, 5)
+    assert stepper(states, packed, None, None, [], "lstm", 4, 3).dtype == torch.uint8
     with pytest.raises(RuntimeError, match="proj_size must be 0 to H = 5, got 6"):
-        step(x, states, packed, None, None, [], "lstm", 6)
+        stepper(states, packed, None, None, [], "lstm", 4, 6)
     with pytest.raises(RuntimeError, match="packed must be"):
-        step(x, states, packed, None, None, [], "lstm", 2)
+        stepper(states, packed, None, None, [], "lstm", 4, 2)
     with pytest.raises(RuntimeError, match="proj_size needs cell lstm without gains"):
-        step(x, states, packed, None, torch.ones(1, 50), [], "lstm", 3)
+        stepper(states, packed, None, torch.ones(1, 50), [], "lstm", 4, 3)
+    with pytest.raises(RuntimeError, match="must be at least 1, got 1, 2, 5 and 0"):
+        stepper(states, packed, None, None, [], "lstm", 0, 3)
     with pytest.raises(RuntimeError, match=r"weight_hr must be \[3, 5\], got \[3, 4\]"):
         pack(w_ih, w_hh, w_hr[:, 1:], "lstm")

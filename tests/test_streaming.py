@@ -1,5 +1,8 @@
 """stream(): one step at a time gives what the whole sequence gives."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -84,6 +87,40 @@ def test_states_can_be_taken_and_put_back(kind, options):
     other = module.stream(B)
     other.state = state
     assert torch.equal(other.step(x[3]), first[0])
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+@pytest.mark.parametrize(("kind", "options"), [KINDS[1], KINDS[5]])
+def test_a_copy_goes_its_own_way(kind, options, copied, backend):
+    with fastrnn.use_backend(backend):
+        stream, x = made(kind, options).stream(B), torch.randn(T, B, IN, dtype=torch.float64)
+        stream.step(x[0])
+        other = copied(stream)
+        first = [stream.step(row) for row in x]
+        assert all(torch.equal(other.step(row), step) for row, step in zip(x, first, strict=True))
+        other.reset()
+        assert all(part.count_nonzero() == 0 for part in unpacked(other.state))
+        assert all(part.count_nonzero() for part in unpacked(stream.state))
+
+
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        lambda x: x.T.contiguous().T,
+        lambda x: x[:, :1].clone().expand_as(x),
+        lambda x: torch._neg_view(-x),
+        lambda x: torch.complex(x, -x).conj().imag,
+        lambda x: x.clone().requires_grad_(),
+    ],
+)
+def test_any_layout_of_the_input(laid_out):
+    module, x = made(fastrnn.GRU, {}), torch.randn(B, IN, dtype=torch.float64)
+    given = laid_out(x)
+    output = module.stream(B).step(given)
+    plain = torch.tensor(given.tolist(), dtype=torch.float64)
+    assert torch.equal(output, module.stream(B).step(plain))
+    assert not output.requires_grad
 
 
 def test_weights_are_those_of_the_beginning():
