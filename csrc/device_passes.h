@@ -65,7 +65,7 @@ struct BackwardPass {
         call{in, cell, reverse, device, walk(in.batch_sizes, reverse)},
         input_grad(input_grad),
         weight_grad(weight_grad),
-        grads(empty_gradients(in, input_grad, weight_grad)) {
+        grads(empty_gradients(in, input_grad, true, weight_grad)) {
     const StepKernels& kernels = call.step_kernels();
     const std::int64_t N = in.rows, H = in.hidden_size, GH = kernels.gates * H;
     const std::int64_t S = in.sizes.states;

@@ -73,7 +73,7 @@ struct Backward : Sequence {
   const void* cells;         // [S-1, N, H]
   const void* reserve;       // as in Forward
   void* grad_input;          // [N, I] or null; without weight_ih [N, G*H], never null
-  void* grad_state;          // [S, B, H]
+  void* grad_state;          // [S, B, H], or (in CellKernels) null
   void* grad_weight_ih;      // [G*H, I] or null
   void* grad_weight_hh;      // [G*H, H] or null
   void* grad_bias_ih;        // [G*H] or null

@@ -7,6 +7,7 @@
 #include "device.h"
 #include "ops_cpu.h"
 #include "plan.h"
+#include "stack.h"
 
 namespace fastrnn {
 
@@ -15,6 +16,49 @@ namespace {
 const Kernel<Backward>& backward_for(const std::string& cell, const Tensor& input, bool rows) {
   const CellKernels& kernels = kernels_for(cell, input);
   return rows ? row_kernels_for(cell, input).backward : kernels.backward;
+}
+
+struct Results {
+  Tensor output, state_n, cells, reserve;
+};
+
+Results forward(const Inputs& in, const Extras& extras, const std::string& cell, bool reverse,
+                bool save) {
+  const std::int64_t H = in.hidden_size, saved = save ? in.rows : 0;
+  const Results made{torch::stable::new_empty(in.input, {in.rows, in.output_size()}),
+                     torch::stable::clone(in.state),
+                     torch::stable::new_empty(in.input, {in.sizes.states - 1, saved, H}),
+                     torch::stable::new_empty(in.input, {saved, reserve_slots(in, extras) * H})};
+  if (in.rows == 0) return made;
+  const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
+  const Forward arguments{sequence(in, walk, extras),
+                          nullptr,
+                          in.weight_ih.has_value(),
+                          made.output.mutable_data_ptr(),
+                          made.state_n.mutable_data_ptr(),
+                          save ? made.cells.mutable_data_ptr() : nullptr,
+                          save ? made.reserve.mutable_data_ptr() : nullptr};
+  run(forward_for(cell, in.input, in.projected || in.gains), arguments, step_work(arguments));
+  return made;
+}
+
+Gradients backward(const Inputs& in, const Extras& extras, const Saved& saved,
+                   const std::string& cell, bool reverse, bool input_grad, bool state_grad,
+                   bool weight_grad) {
+  Gradients grads = empty_gradients(in, input_grad, state_grad, weight_grad);
+  if (in.rows == 0) {
+    no_rows(grads, saved.grad_state_n);
+    return grads;
+  }
+  const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
+  const Backward arguments{
+      sequence(in, walk, extras),     data(saved.grad_output),       data(saved.grad_state_n),
+      data(saved.grad_cells),         saved.output.const_data_ptr(), saved.cells.const_data_ptr(),
+      saved.reserve.const_data_ptr(), writable(grads.input),         writable(grads.state),
+      writable(grads.weight_ih),      writable(grads.weight_hh),     writable(grads.bias_ih),
+      writable(grads.bias_hh),        writable(grads.weight_hr),     writable(grads.gains)};
+  run(backward_for(cell, in.input, in.projected || in.gains), arguments, step_work(arguments));
+  return grads;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
@@ -28,23 +72,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
   const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
                                    gains, batch_sizes, cell);
   const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
-  const std::int64_t H = in.hidden_size, saved = save ? in.rows : 0;
-  Tensor output = torch::stable::new_empty(in.input, {in.rows, in.output_size()});
-  Tensor state_n = torch::stable::clone(in.state);
-  Tensor cells = torch::stable::new_empty(in.input, {in.sizes.states - 1, saved, H});
-  Tensor reserve = torch::stable::new_empty(in.input, {saved, reserve_slots(in, extras) * H});
-  if (in.rows > 0) {
-    const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
-    const Forward arguments{sequence(in, walk, extras),
-                            nullptr,
-                            in.weight_ih.has_value(),
-                            output.mutable_data_ptr(),
-                            state_n.mutable_data_ptr(),
-                            save ? cells.mutable_data_ptr() : nullptr,
-                            save ? reserve.mutable_data_ptr() : nullptr};
-    run(forward_for(cell, in.input, in.projected || in.gains), arguments, step_work(arguments));
-  }
-  return {output, state_n, cells, reserve};
+  const Results made = forward(in, extras, cell, reverse, save);
+  return {made.output, made.state_n, made.cells, made.reserve};
 }
 
 Gradients::Tuple recurrence_backward(
@@ -63,20 +92,50 @@ Gradients::Tuple recurrence_backward(
   const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
   const Saved saved =
       checked_saved(in, extras, grad_output, grad_state_n, grad_cells, output, cells, reserve);
-  Gradients grads = empty_gradients(in, input_grad, weight_grad);
-  if (in.rows > 0) {
-    const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
-    const Backward arguments{
-        sequence(in, walk, extras),     data(saved.grad_output),       data(saved.grad_state_n),
-        data(saved.grad_cells),         saved.output.const_data_ptr(), saved.cells.const_data_ptr(),
-        saved.reserve.const_data_ptr(), writable(grads.input),         writable(grads.state),
-        writable(grads.weight_ih),      writable(grads.weight_hh),     writable(grads.bias_ih),
-        writable(grads.bias_hh),        writable(grads.weight_hr),     writable(grads.gains)};
-    run(backward_for(cell, in.input, in.projected || in.gains), arguments, step_work(arguments));
-  } else {
-    no_rows(grads, saved.grad_state_n);
+  return backward(in, extras, saved, cell, reverse, input_grad, true, weight_grad).tuple();
+}
+
+std::vector<Tensor> recurrence_stack(const Tensor& input, const std::vector<Tensor>& layers,
+                                     const Tensor& batch_sizes, const std::optional<Tensor>& resets,
+                                     const std::string& cell, bool bias, bool save) {
+  const Stack stack(layers, batch_sizes, cell, bias);
+  std::vector<Tensor> results;
+  Tensor rows = input;
+  for (std::size_t k = 0; k < stack.layers; ++k) {
+    const Inputs in = stack.inputs(k, rows);
+    const Results made = forward(in, checked_extras(in, resets, {}, {}, {}), cell, false, save);
+    results.insert(results.end(), {made.output, made.state_n, made.cells, made.reserve});
+    rows = made.output;
   }
-  return grads.tuple();
+  return results;
+}
+
+std::vector<Tensor> recurrence_stack_backward(
+    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_cells,
+    const std::vector<Tensor>& grad_state_n, const Tensor& input, const std::vector<Tensor>& layers,
+    const Tensor& batch_sizes, const std::optional<Tensor>& resets,
+    const std::vector<Tensor>& saved, const std::string& cell, bool bias, bool input_grad,
+    bool state_grad, bool weight_grad) {
+  const Stack stack(layers, batch_sizes, cell, bias);
+  check_stack_gradients(stack, grad_state_n, saved);
+  const std::size_t each = stack.each;
+  std::vector<Tensor> results(1 + layers.size(), input);
+  std::optional<Tensor> sent = grad_output, of_cells = grad_cells, of_state;
+  for (std::size_t k = stack.layers; k-- > 0;) {
+    const Inputs in = stack.inputs(k, k > 0 ? saved[3 * k - 3] : input);
+    const Extras extras = checked_extras(in, resets, {}, {}, {});
+    if (!grad_state_n.empty()) of_state = grad_state_n[k];
+    const Saved kept = checked_saved(in, extras, sent, of_state, of_cells, saved[3 * k],
+                                     saved[3 * k + 1], saved[3 * k + 2]);
+    const Gradients grads =
+        backward(in, extras, kept, cell, false, k > 0 || input_grad, state_grad, weight_grad);
+    const Tensor of_layer[] = {grads.state, grads.weight_ih, grads.weight_hh, grads.bias_ih,
+                               grads.bias_hh};
+    std::copy_n(of_layer, each, results.begin() + 1 + k * each);
+    sent = results[0] = grads.input;
+    of_cells.reset();
+  }
+  return results;
 }
 
 std::string cpu_instruction_set() { return instruction_set().name; }
@@ -118,6 +177,8 @@ void use_cuda_tf32(bool allowed) { cuda::allow_tf32(allowed); }
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("recurrence", TORCH_BOX(&recurrence));
   m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
+  m.impl("recurrence_stack", TORCH_BOX(&recurrence_stack));
+  m.impl("recurrence_stack_backward", TORCH_BOX(&recurrence_stack_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {

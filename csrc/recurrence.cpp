@@ -137,14 +137,14 @@ Saved checked_saved(const Inputs& in, const Extras& extras,
           check.tensor("reserve", reserve, {N, reserve_slots(in, extras) * H}, in.input)};
 }
 
-Gradients empty_gradients(const Inputs& in, bool input_grad, bool weight_grad) {
+Gradients empty_gradients(const Inputs& in, bool input_grad, bool state_grad, bool weight_grad) {
   const auto like = [&](bool wanted, const std::optional<Tensor>& tensor) {
     return wanted && tensor ? torch::stable::empty_like(*tensor)
                             : torch::stable::new_empty(in.input, {0});
   };
   // Without weight_ih the projection's gradient is the loop's own result.
   return {like(input_grad || !in.weight_ih, in.input),
-          like(true, in.state),
+          like(state_grad, in.state),
           like(weight_grad, in.weight_ih),
           like(weight_grad, in.weight_hh),
           like(weight_grad, in.bias_ih),
@@ -157,7 +157,7 @@ void no_rows(Gradients& g, const std::optional<Tensor>& grad_state_n) {
   for (Tensor* tensor : {&g.input, &g.state, &g.weight_ih, &g.weight_hh, &g.bias_ih, &g.bias_hh,
                          &g.weight_hr, &g.gains})
     torch::stable::zero_(*tensor);
-  if (grad_state_n) torch::stable::copy_(g.state, *grad_state_n);
+  if (grad_state_n && g.state.numel() > 0) torch::stable::copy_(g.state, *grad_state_n);
 }
 
 const void* data(const std::optional<Tensor>& tensor) {

@@ -77,7 +77,7 @@ struct Gradients {
     return {input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, gains};
   }
 };
-Gradients empty_gradients(const Inputs& inputs, bool input_grad, bool weight_grad);
+Gradients empty_gradients(const Inputs& inputs, bool input_grad, bool state_grad, bool weight_grad);
 // Of a batch without rows.
 void no_rows(Gradients& gradients, const std::optional<Tensor>& grad_state_n);
 

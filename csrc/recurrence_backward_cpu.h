@@ -67,7 +67,7 @@ class BackwardLoop {
         share.team.wait();
       }
     }
-    finish_state(share);
+    if (s_.grad_state) finish_state(share);
     team.wait();
     if (packed_ih_)
       product_by_rows<T, NV>(team, s_.rows, s_.input_size, GH_, grad_x_, packed_ih_,
@@ -94,7 +94,9 @@ class BackwardLoop {
     const auto rows_of = [](const T* base, Index ld) {
       return [=](Index row) { return base + row * ld; };
     };
-    pack_rows<T, NV>(team, H_, first ? first * H_ : GH_, rows_of(hh, H_), packed_hh_);
+    // A single step sends nothing back but to the initial state.
+    if (s_.grad_state || s_.steps > 1)
+      pack_rows<T, NV>(team, H_, first ? first * H_ : GH_, rows_of(hh, H_), packed_hh_);
     if (first)
       pack_rows<T, NV>(team, H_, GH_ - first * H_, rows_of(hh + first * H_ * H_, H_), packed_last_);
     if (packed_ih_) pack_rows<T, NV>(team, I, GH_, rows_of(ih, I), packed_ih_);

@@ -108,7 +108,7 @@ std::vector<Tensor> recurrence_stack_backward(
     const std::vector<Tensor>& grad_state_n, const Tensor& input, const std::vector<Tensor>& layers,
     const Tensor& batch_sizes, const std::optional<Tensor>& resets,
     const std::vector<Tensor>& saved, const std::string& cell, bool bias, bool input_grad,
-    bool weight_grad);
+    bool state_grad, bool weight_grad);
 
 // For measuring: `rounds` barriers of clusters, or (cluster 0) of the grid; space: int32 [1].
 void barriers(const Tensor& space, std::int64_t cluster, std::int64_t rounds);

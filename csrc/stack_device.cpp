@@ -3,44 +3,20 @@
 #include <deque>
 
 #include "device_passes.h"
+#include "stack.h"
 
 namespace fastrnn::cuda {
 
 namespace {
 
-// What a stack's operators are given.
-struct Stack {
-  const std::vector<Tensor>& tensors;  // of each layer
-  const Tensor& batch_sizes;
-  const std::string& cell;
-  const std::size_t each, layers;
-
-  Stack(const std::vector<Tensor>& tensors, const Tensor& batch_sizes, const std::string& cell,
-        bool bias)
-      : tensors(tensors),
-        batch_sizes(batch_sizes),
-        cell(cell),
-        each(bias ? 5 : 3),
-        layers(tensors.size() / each) {
-    check(layers > 0 && tensors.size() % each == 0, "layers must have ", each,
-          " tensors each, got ", tensors.size(), " in all");
-  }
-
-  Inputs inputs(std::size_t layer, const Tensor& rows) const {
-    const Tensor* const t = &tensors[layer * each];
-    std::optional<Tensor> bias_ih, bias_hh;
-    if (each > 3) bias_ih = t[3], bias_hh = t[4];
-    return checked_inputs(rows, t[0], t[1], t[2], bias_ih, bias_hh, {}, {}, batch_sizes, cell);
-  }
-
-  Plan plan(const Inputs& first, const Device& device, bool backward) const {
-    for (std::size_t k = 1; k < layers; ++k)
-      check(tensors[k * each].size(-1) == first.hidden_size, "all layers must have H units, got ",
-            first.hidden_size, " and ", tensors[k * each].size(-1));
-    const Call call{first, cell, false, device, walk(first.batch_sizes, false)};
-    return first.rows > 0 ? call.plan(backward, 1, int(layers)) : Plan{};
-  }
-};
+Plan plan_of(const Stack& stack, const Inputs& first, const Device& device, bool backward) {
+  for (std::size_t k = 1; k < stack.layers; ++k)
+    check(stack.tensors[k * stack.each].size(-1) == first.hidden_size,
+          "all layers must have H units, got ", first.hidden_size, " and ",
+          stack.tensors[k * stack.each].size(-1));
+  const Call call{first, stack.cell, false, device, walk(first.batch_sizes, false)};
+  return first.rows > 0 ? call.plan(backward, 1, int(stack.layers)) : Plan{};
+}
 
 template <class Pass>
 const PersistentKernels& launch_of(const std::deque<Pass>& passes) {
@@ -69,7 +45,7 @@ std::vector<Tensor> recurrence_stack(const Tensor& input, const std::vector<Tens
   const NoGrad no_grad;
   const Stack stack(layers, batch_sizes, cell, bias);
   const Current current = cuda::current(input);
-  const Plan plan = stack.plan(stack.inputs(0, input), current.device, false);
+  const Plan plan = plan_of(stack, stack.inputs(0, input), current.device, false);
   const bool at_once = plan.layers > 1;
   std::deque<ForwardPass> passes;
   for (std::size_t k = 0; k < stack.layers; ++k) {
@@ -92,16 +68,13 @@ std::vector<Tensor> recurrence_stack_backward(
     const std::vector<Tensor>& grad_state_n, const Tensor& input, const std::vector<Tensor>& layers,
     const Tensor& batch_sizes, const std::optional<Tensor>& resets,
     const std::vector<Tensor>& saved, const std::string& cell, bool bias, bool input_grad,
-    bool weight_grad) {
+    bool state_grad, bool weight_grad) {
   const NoGrad no_grad;
   const Stack stack(layers, batch_sizes, cell, bias);
   const std::size_t top = stack.layers - 1;
-  check(saved.size() == 3 * stack.layers, "saved must have three tensors of each layer, got ",
-        saved.size());
-  check(grad_state_n.empty() || grad_state_n.size() == stack.layers,
-        "grad_state_n must be of every layer or none, got ", grad_state_n.size());
+  check_stack_gradients(stack, grad_state_n, saved);
   const Current current = cuda::current(input);
-  const Plan plan = stack.plan(stack.inputs(0, input), current.device, true);
+  const Plan plan = plan_of(stack, stack.inputs(0, input), current.device, true);
   const bool at_once = plan.layers > 1;
   std::deque<BackwardPass> passes;  // from the last layer on
   for (std::size_t k = stack.layers; k-- > 0;) {
@@ -122,12 +95,13 @@ std::vector<Tensor> recurrence_stack_backward(
   }
   if (at_once && !run_stack(passes, false, plan, launch_of(passes).backward))
     return recurrence_stack_backward(grad_output, grad_cells, grad_state_n, input, layers,
-                                     batch_sizes, resets, saved, cell, bias, input_grad,
+                                     batch_sizes, resets, saved, cell, bias, input_grad, state_grad,
                                      weight_grad);
   std::vector<Tensor> results{passes.back().grads.input};
   for (auto pass = passes.rbegin(); pass != passes.rend(); ++pass) {
     const Gradients& grads = at_once ? pass->finished() : pass->grads;
-    results.insert(results.end(), {grads.state, grads.weight_ih, grads.weight_hh});
+    const Tensor state = state_grad ? grads.state : new_empty(input, {0});
+    results.insert(results.end(), {state, grads.weight_ih, grads.weight_hh});
     if (bias) results.insert(results.end(), {grads.bias_ih, grads.bias_hh});
   }
   return results;

@@ -57,10 +57,11 @@ _SCHEMAS = (
     "recurrence_stack(Tensor input, Tensor[] layers, Tensor batch_sizes, Tensor? resets, "
     "str cell, bool bias, bool save) -> Tensor[]",
     # The gradients of the last layer's output and cells, and of all last states or of none; saved:
-    # each layer's output, cells and reserve. The gradients of `input` and `layers`.
+    # each layer's output, cells and reserve. The gradients of `input` and `layers`; one that is not
+    # wanted is empty.
     "recurrence_stack_backward(Tensor? grad_output, Tensor? grad_cells, Tensor[] grad_state_n, "
     "Tensor input, Tensor[] layers, Tensor batch_sizes, Tensor? resets, Tensor[] saved, "
-    "str cell, bool bias, bool input_grad, bool weight_grad) -> Tensor[]",
+    "str cell, bool bias, bool input_grad, bool state_grad, bool weight_grad) -> Tensor[]",
     "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
     "int ignore_index, float label_smoothing, bool mean, bool bfloat16, bool gradients)"
     " -> (Tensor losses, Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",

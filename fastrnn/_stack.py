@@ -167,7 +167,12 @@ class Stack(Recurrent):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The parameters, one list per layer and direction."""
-        return [[getattr(self, name) for name in names] for names in self._all_weights]
+        # Past Module.__getattr__, a microsecond each; what is parametrized is not among these.
+        plain: dict[str, Any] = self._parameters
+        return [
+            [plain[name] if name in plain else getattr(self, name) for name in names]
+            for names in self._all_weights
+        ]
 
     def _named(self, weights: list[list[Tensor]]) -> list[dict[str, Any]]:
         """`all_weights` as arguments of `recurrence`."""

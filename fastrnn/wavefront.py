@@ -1,7 +1,8 @@
-"""Layers one above the other as one operator, which a CUDA device runs in one launch.
+"""Layers one above the other as one operator: one launch on a CUDA device, one call on a CPU.
 
-Layer l works on a step while the layer above it works on one a little earlier. Where that does not
-fit the device, and elsewhere, the operator is `fastrnn::recurrence` for each layer in turn.
+On the device, layer l works on a step while the layer above it works on one a little earlier. Where
+that does not fit, and elsewhere, the operator is `fastrnn::recurrence` for each layer in turn; on a
+CPU that saves what torch and Python take for every layer, as much as a short sequence's work.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def _backward_by_layer(of_one: Any) -> Any:
         layers: list[Tensor],
         *options: Any,
     ) -> list[Tensor]:
-        batch_sizes, resets, saved, cell, bias, input_grad, weight_grad = options
+        batch_sizes, resets, saved, cell, bias, input_grad, state_grad, weight_grad = options
         every = _by_layer(layers, bias)
         found: list[Tensor] = []
         for k in reversed(range(len(every))):
@@ -79,7 +80,8 @@ def _backward_by_layer(of_one: Any) -> Any:
                 *(k > 0 or input_grad, weight_grad),
             )
             grad_output, grad_cells = grads[0], None
-            found = [*grads[1 : 1 + len(every[k])], *found]
+            of_state = grads[1] if state_grad else grads[1].new_empty(0)
+            found = [of_state, *grads[2 : 1 + len(every[k])], *found]
         assert grad_output is not None
         return [grad_output, *found]
 
@@ -127,12 +129,13 @@ class Stack(torch.autograd.Function):
             _cuda.follow_tf32(input)
             each = 5 if ctx.bias else 3
             weights = (need for i, need in enumerate(needs[5:]) if i % each)
+            wanted = (needs[0], any(needs[5::each]), any(weights))
             found = _STACK_BACKWARD(
                 *(grads[-4], grads[-2], given, input, layers, *options, saved),
-                *(ctx.cell, ctx.bias, needs[0], any(weights)),
+                *(ctx.cell, ctx.bias, *wanted),
             )
-        wanted = (needs[0], *needs[5:])
-        of_input, *others = (g if w else None for g, w in zip(found, wanted, strict=True))
+        needed = (needs[0], *needs[5:])
+        of_input, *others = (g if need else None for g, need in zip(found, needed, strict=True))
         return (of_input, *nothing, *others)
 
 
@@ -191,16 +194,19 @@ def refusal(module: Any) -> str | None:
 
 
 def at_once(cell: str, rows: Tensor, layers: Sequence[dict[str, Any]]) -> bool:
-    """Whether `run_stack` takes a module's layers, and its device may gain by it.
+    """Whether `run_stack` takes a module's layers.
 
     Args:
         cell: a key of `CELLS`.
         rows: the first layer's input.
         layers: what each passes to `functional.run` besides input and state.
     """
-    if not rows.is_cuda or cell not in COMPILED or rows.numel() == 0 or len(layers) < 2:
+    if cell not in COMPILED or rows.numel() == 0 or len(layers) < 2:
         return False
     if lower_dtype(rows) is not None or not set(layers[0]) <= {*_WEIGHTS, "resets"}:
+        return False
+    # Below a layer that is held fixed nothing may want gradients at all.
+    if len({layer["weight_hh"].requires_grad for layer in layers}) > 1:
         return False
     # Transforms of torch.func have rules for the operator of one layer.
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
@@ -225,9 +231,10 @@ def run_stack(
         batch_sizes = torch.full(steps[:1], steps[1], dtype=torch.int64)
     resets, bias = layers[0].get("resets"), layers[0].get("bias_ih") is not None
     names = _WEIGHTS if bias else _WEIGHTS[:2]
+    by_layer = torch.stack(states, 1) if len(states) > 1 else states[0].unsqueeze(1)
     tensors = [
         t
-        for state, layer in zip(torch.stack(states, 1).unbind(), layers, strict=True)
+        for state, layer in zip(by_layer.unbind(), layers, strict=True)
         for t in (state, *(layer[name] for name in names))
     ]
     args = (batch_sizes, None if resets is None else resets.flatten(), cell, bias)

@@ -66,7 +66,7 @@ with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowAutograd():
         ),
         "recurrence_stack": refused(stack, *of_stack, "lstm", True, True),
         "recurrence_stack_backward": refused(
-            stack_backward, saved[0], None, [], *of_stack, list(saved), "lstm", *[True] * 3
+            stack_backward, saved[0], None, [], *of_stack, list(saved), "lstm", *[True] * 4
         ),
         "cuda_device": str(_cuda.facts(0)),
     }

@@ -183,7 +183,7 @@ def stack_by_operators(args, save=True):
     output, cells, *states = output_grads(ends(results))
     saved = [t for i, t in enumerate(results) if i % 4 != 1]
     return results + run.recurrence_stack_backward.default(
-        output, cells, states, input, layers, *rows, saved, cell, bias, True, True
+        output, cells, states, input, layers, *rows, saved, cell, bias, True, True, True
     )
 
 

@@ -106,7 +106,7 @@ def test_opcheck(save):
     saved = [t for i, t in enumerate(results) if i % 4 != 1]
     grads = (results[4].cos(), None, [results[1].cos(), results[5].cos()])
     torch.library.opcheck(
-        stack_backward, (*grads, *detached[:4], saved, *detached[4:6], True, save)
+        stack_backward, (*grads, *detached[:4], saved, *detached[4:6], True, not save, save)
     )
 
 
@@ -177,22 +177,51 @@ def test_what_runs_one_by_one_says_why(options, reason):
         assert wavefront.refusal(module.eval()) is None
 
 
-def test_only_plain_layers_of_a_gpu_are_taken(monkeypatch):
-    class OnGpu:
-        is_cuda = True
+def taken(cell="lstm", layers=2, rows=(3, 2, 3), **more):
+    of_layer = {name: torch.zeros(1) for name in ("weight_ih", "weight_hh")} | more
+    return wavefront.at_once(cell, torch.zeros(rows), [of_layer] * layers)
 
-        def numel(self):
-            return 6
 
-    plain = dict.fromkeys(("weight_ih", "weight_hh", "bias_ih", "bias_hh", "resets"))
-    monkeypatch.setattr(wavefront, "lower_dtype", lambda _: None)
-    monkeypatch.setattr(wavefront, "chosen", lambda _: "native")
-    assert wavefront.at_once("lstm", OnGpu(), [plain] * 2)
-    assert not wavefront.at_once("lstm", torch.zeros(3, 2, 1), [plain] * 2)
-    assert not wavefront.at_once("lstm", OnGpu(), [plain])
-    assert not wavefront.at_once("lstm", OnGpu(), [plain | {"zoneout": (0.1,)}] * 2)
-    taken = []
-    torch.func.vmap(lambda x: taken.append(wavefront.at_once("lstm", OnGpu(), [plain] * 2)) or x)(
-        torch.zeros(2)
-    )
-    assert taken == [False]
+def test_only_plain_layers_are_taken():
+    assert taken() and taken(resets=None, bias_ih=None, bias_hh=None)
+    assert not taken(layers=1)
+    assert not taken(rows=(0, 2, 3))
+    assert not taken("user's own")
+    assert not taken(zoneout=(0.1,))
+    with fastrnn.use_backend("reference"):
+        assert not taken()
+    with torch.autocast("cpu"):
+        assert not taken()
+    found = []
+    torch.func.vmap(lambda x: found.append(taken()) or x)(torch.zeros(2))
+    assert found == [False]
+
+
+def test_layers_that_are_held_fixed_get_no_gradients():
+    module = fastrnn.GRU(3, 5, 2)
+    for name, weight in module.named_parameters():
+        weight.requires_grad_(name.endswith("_l1"))
+    assert not wavefront.at_once("gru", torch.zeros(3, 2, 3), module._named(module.all_weights))
+    module(torch.randn(3, 2, 3))[0].sum().backward()
+    assert all((w.grad is None) == n.endswith("_l0") for n, w in module.named_parameters())
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_gradients_without_the_initial_states(kind, steps):
+    torch.manual_seed(0)
+    module = getattr(fastrnn, kind)(3, 20, 3, dtype=torch.float64)
+    x = torch.randn(steps, 2, 3, dtype=torch.float64, requires_grad=True)
+    states = 2 if kind == "LSTM" else 1
+    zeros = [torch.zeros(3, 2, 20, dtype=torch.float64, requires_grad=True) for _ in range(states)]
+    leaves = [x, *module.parameters()]
+
+    def gradients(hx, of):
+        output, last = module(x, hx)
+        total = output.sin().sum() + sum(s.cos().sum() for s in (last if states > 1 else (last,)))
+        return torch.autograd.grad(total, of)
+
+    *expected, of_state = gradients(tuple(zeros) if states > 1 else zeros[0], [*leaves, zeros[0]])
+    assert of_state.abs().sum() > 0
+    for a, b in zip(gradients(None, leaves), expected, strict=True):
+        assert torch.equal(a, b)
