@@ -203,16 +203,15 @@ class Layers(Freezable):
     ) -> tuple[Tensor, Tensors, Tensor | None]:
         """Every layer over rows [T, B, I] or [N, I], from states [L*D, B, width]."""
         cell, batch, top = self.cell_name, states[0].size(1), self.num_layers - 1
-        arguments = self._arguments(weights, layout, resets, rows.device)
         call: Callable[..., Results] = run
         if self._frozen is not None:
             call = run_packed
         elif self.recompute and _may_run_again():
             call = _run_again
-        if call is run and of_stack(self) is None and at_once(cell, rows, arguments):
+        if call is run and of_stack(self) is None and at_once(cell, rows, weights):
             sizes = layout.batch_sizes
-            output, ends, c_n = run_stack(cell, rows, states, arguments, sizes, return_cells)
-            return output, tuple(torch.stack([n[s] for n in ends]) for s in range(len(states))), c_n
+            return run_stack(cell, rows, states, weights, sizes, resets, return_cells)
+        arguments = self._arguments(weights, layout, resets, rows.device)
         last: list[Tensor | Tensors] = []
         cells: list[Tensor] = []
         for layer in range(self.num_layers):

@@ -154,7 +154,7 @@ def below_autograd(op: Any, *args: Any) -> tuple[Tensor, ...]:
 
 
 def applied(function: Any, *args: Any) -> Any:
-    """`function.apply(*args)` of a Function that has `setup_context` and takes no defaults.
+    """`function.apply(*args)` of a Function whose `forward` has no defaults.
 
     torch's looks at the signature of `forward` in every call, to find defaults: 20 us.
     """

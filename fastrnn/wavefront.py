@@ -24,7 +24,6 @@ _SINGLE = torch.ops.fastrnn.recurrence.default
 _SINGLE_BACKWARD = torch.ops.fastrnn.recurrence_backward.default
 _STACK = torch.ops.fastrnn.recurrence_stack.default
 _STACK_BACKWARD = torch.ops.fastrnn.recurrence_stack_backward.default
-_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _RESULTS = 4  # of each layer: output, state_n, cells, reserve
 # What acts between layers or inside a step, and the launch does not know.
 _WITHOUT = ("dropout", "zoneout", "proj_size", "layer_norm", "recompute")
@@ -92,19 +91,24 @@ class Stack(torch.autograd.Function):
     """`fastrnn::recurrence_stack` with gradients: input, its arguments up to `bias`, `layers`."""
 
     @staticmethod
-    def forward(input: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        return ops.below_autograd(_STACK, input, list(args[4:]), *args[:4], True)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        input, batch_sizes, resets, ctx.cell, ctx.bias, *layers = inputs
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        batch_sizes: Tensor,
+        resets: Tensor | None,
+        cell: str,
+        bias: bool,
+        *layers: Tensor,
+    ) -> tuple[Tensor, ...]:
+        rows = (batch_sizes, resets)
+        output = ops.below_autograd(_STACK, input, layers, *rows, cell, bias, True)
+        saved = [t for i, t in enumerate(output) if i % _RESULTS != 1]
         # Of a lower layer only the last states are results.
-        lower = (t for i, t in enumerate(output[:-_RESULTS]) if i % _RESULTS != 1)
-        ctx.mark_non_differentiable(*lower, output[-1])
+        ctx.mark_non_differentiable(*saved[:-3], saved[-1])
         ctx.set_materialize_grads(False)
-        saved = (t for i, t in enumerate(output) if i % _RESULTS != 1)
-        ctx.save_for_backward(input, batch_sizes, resets, *layers, *saved)
-        ctx.layers = len(layers)
+        ctx.save_for_backward(input, *rows, *layers, *saved)
+        ctx.cell, ctx.bias, ctx.layers = cell, bias, len(layers)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -193,20 +197,20 @@ def refusal(module: Any) -> str | None:
     return None
 
 
-def at_once(cell: str, rows: Tensor, layers: Sequence[dict[str, Any]]) -> bool:
-    """Whether `run_stack` takes a module's layers.
+def at_once(cell: str, rows: Tensor, weights: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether `run_stack` takes the layers of a module that has no `refusal`.
 
     Args:
         cell: a key of `CELLS`.
         rows: the first layer's input.
-        layers: what each passes to `functional.run` besides input and state.
+        weights: of each layer, as in `all_weights`.
     """
-    if cell not in COMPILED or rows.numel() == 0 or len(layers) < 2:
+    if cell not in COMPILED or rows.numel() == 0 or len(weights) < 2:
         return False
-    if lower_dtype(rows) is not None or not set(layers[0]) <= {*_WEIGHTS, "resets"}:
+    if lower_dtype(rows) is not None:
         return False
     # Below a layer that is held fixed nothing may want gradients at all.
-    if len({layer["weight_hh"].requires_grad for layer in layers}) > 1:
+    if len({weight_hh.requires_grad for _, weight_hh, *_ in weights}) > 1:
         return False
     # Transforms of torch.func have rules for the operator of one layer.
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
@@ -218,34 +222,35 @@ def run_stack(
     cell: str,
     rows: Tensor,
     states: tuple[Tensor, ...],
-    layers: Sequence[dict[str, Any]],
+    weights: Sequence[Sequence[Tensor]],
     batch_sizes: Tensor | None,
+    resets: Tensor | None,
     return_cells: bool,
-) -> tuple[Tensor, list[Tensor], Tensor | None]:
-    """`functional.run` of all layers: the last one's output, every state_n, the last one's cells.
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+    """All layers: the last one's output, every layer's last states, the last one's cells.
 
     Arguments of `at_once`, and the S states [L, B, H] before the first step.
     """
     padded, steps = batch_sizes is None, rows.shape[:2]
     if batch_sizes is None:
         batch_sizes = torch.full(steps[:1], steps[1], dtype=torch.int64)
-    resets, bias = layers[0].get("resets"), layers[0].get("bias_ih") is not None
-    names = _WEIGHTS if bias else _WEIGHTS[:2]
-    by_layer = torch.stack(states, 1) if len(states) > 1 else states[0].unsqueeze(1)
-    tensors = [
-        t
-        for state, layer in zip(by_layer.unbind(), layers, strict=True)
-        for t in (state, *(layer[name] for name in names))
+    first = torch.stack(states, 1) if len(states) > 1 else states[0].unsqueeze(1)
+    layers = [
+        t for state, each in zip(first.unbind(), weights, strict=True) for t in (state, *each)
     ]
-    args = (batch_sizes, None if resets is None else resets.flatten(), cell, bias)
+    args = (batch_sizes, None if resets is None else resets.flatten(), cell, len(weights[0]) > 2)
     input = rows.flatten(0, 1) if padded else rows
     if torch.is_grad_enabled():
-        found = ops.applied(Stack, input, *args, *tensors)
+        found = ops.applied(Stack, input, *args, *layers)
     else:
-        found = ops.below_autograd(_STACK, input, tensors, *args, return_cells)
+        found = ops.below_autograd(_STACK, input, layers, *args, return_cells)
     output, _, cells, _ = found[-_RESULTS:]
     every = cells[0] if return_cells else None
     if padded:
-        output = output.unflatten(0, steps)
-        every = None if every is None else every.unflatten(0, steps)
-    return output, list(found[1::_RESULTS]), every
+        output = output.view(*steps, -1)
+        every = None if every is None else every.view(*steps, -1)
+    ends = found[1::_RESULTS]  # of each layer, [S, B, H]
+    # Copies, so that callers may change them in place (`h_n.detach_()`).
+    if len(states) == 1:
+        return output, (torch.cat(ends),), every
+    return output, tuple(torch.stack(of_state) for of_state in zip(*ends, strict=True)), every
