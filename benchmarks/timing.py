@@ -14,7 +14,8 @@ from typing import NamedTuple, Protocol
 
 Run = Callable[[], object]
 
-SAMPLE = 5e-4  # seconds; what is shorter runs several times a sample, or the clock is what is seen
+SAMPLE = 2e-3  # seconds; what is shorter runs several times a sample, or what is around it is seen
+WARM = 0.2  # seconds that a short run repeats before it counts: Python adapts its code to it
 LONG = 0.3  # seconds of a run that needs one warm-up
 GRACE = 2.0  # seconds more, for clean rounds to come
 TOLERATED = 0.02  # of a sample's time may pass waiting for a processor
@@ -93,7 +94,7 @@ def interleaved(
         seconds: or after this time, if `at_least` rounds are clean; and GRACE seconds later in any
             case, when `at_least` rounds of either kind are done.
         at_least: rounds that count, at the least.
-        warmup: runs before them; one, if it takes long.
+        warmup: runs before them, and WARM seconds of short ones; one, if it takes long.
 
     Returns:
         Milliseconds of the rounds in which no other program took our processors.
@@ -107,6 +108,8 @@ def interleaved(
             took = sampler(1).seconds
             if took > LONG:
                 break
+        if took < WARM / 10:
+            took = sampler(round(WARM / max(took, 1e-7))).seconds
         repeats[name] = max(1, round(SAMPLE / max(took, 1e-7)))
     clean: list[dict[str, Sample]] = []
     other: list[dict[str, Sample]] = []
