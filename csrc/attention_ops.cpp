@@ -20,6 +20,7 @@ std::tuple<Tensor, Tensor> masked_attention(const Tensor& query, const Tensor& k
                                             double dropout_p, double scale) {
   check.kernel_dtype(query);
   const AttentionForwardCall call(query, key, value, mask, seed, is_causal, dropout_p, scale);
+  ask_for_large_pages(call.output);
   run(instruction_set().attention(int(query.element_size()))->forward, call.arguments,
       work(call.arguments));
   return {call.output, call.logsumexp};
@@ -32,6 +33,7 @@ AttentionBackwardCall::Results masked_attention_backward(
   check.kernel_dtype(query);
   const AttentionBackwardCall call(grad_output, query, key, value, mask, seed, output, logsumexp,
                                    is_causal, dropout_p, scale, mask_grad);
+  std::apply([](const auto&... result) { (ask_for_large_pages(result), ...); }, call.results);
   run(instruction_set().attention(int(query.element_size()))->backward, call.arguments,
       work(call.arguments));
   return call.results;

@@ -43,6 +43,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
   Tensor losses = torch::stable::new_empty(h, {M});
   Tensor grad_hidden = gradients ? torch::stable::empty_like(h) : empty();
   Tensor grad_weight = gradients ? torch::stable::empty_like(w) : empty();
+  ask_for_large_pages(grad_weight);
   Tensor grad_bias = gradients && b ? torch::stable::empty_like(*b) : empty();
   if (M > 0) {
     // As in torch, the mean over no rows is 0 / 0.

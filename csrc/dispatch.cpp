@@ -52,7 +52,14 @@ const InstructionSet& instruction_set() {
 namespace {
 
 constexpr std::int64_t kept_bytes = std::int64_t(256) << 20;
-constexpr std::align_val_t alignment{2 << 20};  // a large page
+constexpr std::int64_t large_page = 2 << 20;
+constexpr std::align_val_t alignment{large_page};
+
+void ask(char* memory, std::int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  madvise(memory, std::size_t(bytes), MADV_HUGEPAGE);
+#endif
+}
 
 struct Delete {
   void operator()(char* p) const { ::operator delete(p, alignment); }
@@ -67,10 +74,8 @@ Scratch::Scratch(std::int64_t bytes) : bytes_(bytes) {
   held.reset();
   held_bytes = 0;
   held.reset(static_cast<char*>(::operator new(bytes, alignment)));
-#ifdef MADV_HUGEPAGE
   // Panels of megabytes are streamed through once a step: 5% at H = 1500.
-  madvise(held.get(), bytes, MADV_HUGEPAGE);
-#endif
+  ask(held.get(), bytes);
   held_bytes = bytes;
 }
 
@@ -78,6 +83,15 @@ Scratch::~Scratch() {
   if (bytes_ <= kept_bytes) return;
   held.reset();
   held_bytes = 0;
+}
+
+void ask_for_large_pages(const Tensor& result) {
+  const std::int64_t bytes = result.numel() * std::int64_t(result.element_size());
+  if (bytes < 2 * large_page) return;
+  char* const memory = static_cast<char*>(result.mutable_data_ptr());
+  const std::int64_t before =
+      -std::int64_t(reinterpret_cast<std::uintptr_t>(memory)) & (large_page - 1);
+  ask(memory + before, (bytes - before) / large_page * large_page);
 }
 
 char* Scratch::data() const { return held.get(); }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -9,6 +10,8 @@
 #include "kernels_cpu.h"
 
 namespace fastrnn {
+
+using torch::stable::Tensor;
 
 struct InstructionSet {
   const char* name;
@@ -37,6 +40,10 @@ class Scratch {
  private:
   const std::int64_t bytes_;
 };
+
+// Lets memory that is about to be written come from the system in large pages: one fault instead of
+// 512 where an allocator gives new memory every time, as glibc does with large results by default.
+void ask_for_large_pages(const Tensor& result);
 
 // Multiply-adds that a thread must have between two barriers to save more than it costs.
 constexpr std::int64_t threaded_work = 1 << 13;

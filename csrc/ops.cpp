@@ -30,6 +30,7 @@ Results forward(const Inputs& in, const Extras& extras, const std::string& cell,
                      torch::stable::new_empty(in.input, {in.sizes.states - 1, saved, H}),
                      torch::stable::new_empty(in.input, {saved, reserve_slots(in, extras) * H})};
   if (in.rows == 0) return made;
+  for (const Tensor& t : {made.output, made.cells, made.reserve}) ask_for_large_pages(t);
   const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
   const Forward arguments{sequence(in, walk, extras),
                           nullptr,
@@ -50,6 +51,7 @@ Gradients backward(const Inputs& in, const Extras& extras, const Saved& saved,
     no_rows(grads, saved.grad_state_n);
     return grads;
   }
+  for (const Tensor& t : {grads.input, grads.weight_ih, grads.weight_hh}) ask_for_large_pages(t);
   const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
   const Backward arguments{
       sequence(in, walk, extras),     data(saved.grad_output),       data(saved.grad_state_n),

@@ -64,6 +64,7 @@ std::tuple<Tensor, Tensor, Tensor> recurrence_packed(
   Tensor cells = torch::stable::new_empty(
       in.input, {in.sizes.states - 1, return_cells ? in.rows : 0, in.hidden_size});
   if (in.rows > 0) {
+    for (const Tensor& t : {output, cells}) ask_for_large_pages(t);
     const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
     const Forward arguments{sequence(in, walk, extras),
                             static_cast<char*>(weights.data_ptr()),
