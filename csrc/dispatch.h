@@ -20,6 +20,7 @@ struct InstructionSet {
   const RowKernels* (*row_kernels)(const char* cell, int dtype_bytes);
   const Kernel<CrossEntropy>* (*cross_entropy)(int dtype_bytes);
   const AttentionKernels* (*attention)(int dtype_bytes);
+  const Kernel<Dropout>* (*dropout)(int dtype_bytes);
   double (*multiply_adds)(const Team& team, std::int64_t rounds, int dtype_bytes);
   float (*read_memory)(const Team& team, const float* data, std::int64_t count,
                        std::int64_t rounds);

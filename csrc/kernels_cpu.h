@@ -118,6 +118,16 @@ struct CrossEntropy {
   void* grad_bias;    // [V] or null
 };
 
+// output = input * (scale where a word of its own is at most kept_to, else 0).
+struct Dropout {
+  std::int64_t count;
+  const void* input;
+  void* output;
+  std::uint64_t seed;
+  std::uint32_t kept_to;
+  double scale;
+};
+
 struct AttentionKernels {
   Kernel<AttentionForward> forward;
   Kernel<AttentionBackward> backward;
@@ -126,7 +136,7 @@ struct AttentionKernels {
 // One translation unit per instruction set.
 //   kernels        null for a cell that has none; `dtype_bytes` is 2 (bfloat16), 4 or 8 (double)
 //   row_kernels    the same, but for 4 or 8
-//   cross_entropy  never null, nor is attention; the latter takes 4 or 8
+//   cross_entropy  never null, nor are attention, which takes 4 or 8, and dropout
 //   multiply_adds  keeps the team's threads busy; returns the multiply-adds of one thread, 2 or 4
 //   read_memory    reads `count` floats `rounds` times, shared between the threads
 #define FASTRNN_DECLARE(isa)                                                                       \
@@ -135,6 +145,7 @@ struct AttentionKernels {
   const RowKernels* row_kernels(const char* cell, int dtype_bytes);                                \
   const Kernel<CrossEntropy>* cross_entropy(int dtype_bytes);                                      \
   const AttentionKernels* attention(int dtype_bytes);                                              \
+  const Kernel<Dropout>* dropout(int dtype_bytes);                                                 \
   double multiply_adds(const Team& team, std::int64_t rounds, int dtype_bytes);                    \
   float read_memory(const Team& team, const float* data, std::int64_t count, std::int64_t rounds); \
   }

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastrnn import _checks
 from fastrnn._autocast import lowered
+from fastrnn._dropout import dropout
 from fastrnn._frozen import Freezable
 from fastrnn._recurrent import Pair, Recurrent, Tensors, unwrap
 from fastrnn._rows import PADDED, Layout, by_length, permute, resets_backwards, same_at_every_step
@@ -177,7 +178,7 @@ class Layers(Freezable):
         weights = self.all_weights
         if self.weight_dropout > 0 and self.training:
             for each in weights:
-                each[1] = F.dropout(each[1], self.weight_dropout)
+                each[1] = dropout(each[1], self.weight_dropout)
         return weights
 
     def _first(

@@ -80,6 +80,8 @@ _SCHEMAS = (
     # gains [L, ...]. It points into these tensors' memory.
     "stepper(Tensor states, Tensor packed, Tensor? biases, Tensor? gains, float[] zoneout, "
     "str cell, int input_size, int proj_size) -> Tensor",
+    # Its mask is a function of `seed`, one int64: the gradient's is the same.
+    "dropout(Tensor input, Tensor seed, float p) -> Tensor",
     "cpu_instruction_set() -> str",
     "cpu_peak(int bytes=4) -> float",
     "cpu_bandwidth(Tensor memory) -> float",

@@ -17,9 +17,10 @@ from fastrnn.lm.command_line import parse  # noqa: E402
 from fastrnn.lm.complete import complete  # noqa: E402
 from fastrnn.lm.config import Config, ModelOptions, OptimizerOptions, TrainingOptions  # noqa: E402
 from fastrnn.lm.data import Corpus  # noqa: E402
+from fastrnn.lm.dropout import Dropout  # noqa: E402
 from fastrnn.lm.errors import UserError  # noqa: E402
 from fastrnn.lm.guard import divergence, running_mean  # noqa: E402
-from fastrnn.lm.layers import Dropout, RecurrentStack  # noqa: E402
+from fastrnn.lm.layers import RecurrentStack  # noqa: E402
 from fastrnn.lm.loop import Trainer  # noqa: E402
 from fastrnn.lm.model import LanguageModel, count_parameters  # noqa: E402
 from fastrnn.lm.optim import Average, gradients_of, make_optimizer, stalled  # noqa: E402

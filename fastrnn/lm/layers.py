@@ -6,35 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastrnn import modules
 from fastrnn.lm.config import ModelOptions
+from fastrnn.lm.dropout import Dropout
 from fastrnn.lm.transformer import Transformer
 
 State = tuple[Tensor, ...]  # of every layer h, and after it an LSTM's c: [1, B, units] each
 Layer = modules.RNN | modules.LSTM | modules.GRU
-
-
-class Dropout(nn.Module):
-    """Dropout over [T, B, H], of single values or of units at every step alike.
-
-    Args:
-        p: probability of dropping.
-        variational: draw one mask [B, H] for all steps.
-
-    Source: Srivastava et al. 2014; Gal and Ghahramani 2016 (variational).
-    """
-
-    def __init__(self, p: float, variational: bool) -> None:
-        super().__init__()
-        self.p, self.variational = p, variational
-
-    def forward(self, input: Tensor) -> Tensor:
-        """`input` with values dropped, the others scaled up; in evaluation as it is."""
-        if not self.variational:
-            return F.dropout(input, self.p, self.training)
-        return input * F.dropout(torch.ones_like(input[:1]), self.p, self.training)
 
 
 class RecurrentStack(nn.Module):

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastrnn._dropout import dropout
 from fastrnn.lm.batches import IGNORED
 from fastrnn.lm.config import ModelOptions
 from fastrnn.lm.device import memory_of
+from fastrnn.lm.dropout import Dropout
 from fastrnn.lm.errors import UserError
-from fastrnn.lm.layers import Dropout, RecurrentStack, State, TransformerStack
+from fastrnn.lm.layers import RecurrentStack, State, TransformerStack
 from fastrnn.loss import linear_cross_entropy
 
 Run = tuple[Tensor, State]
@@ -91,7 +93,7 @@ class LanguageModel(nn.Module):
         features = self.encoder(tokens)
         if self.dropout_words and self.training:
             every = features.new_ones(self.vocabulary_size)
-            features = features * F.dropout(every, self.dropout_words)[tokens].unsqueeze(-1)
+            features = features * dropout(every, self.dropout_words)[tokens].unsqueeze(-1)
         return cast(Run, self.rnn(self.drop_input(features), state, resets, lengths))
 
     def loss(

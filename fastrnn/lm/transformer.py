@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastrnn.lm.dropout import Dropout
 from fastrnn.multihead import MultiHeadAttention
 
 
@@ -51,10 +52,10 @@ class TransformerBlock(nn.Module):
         self.attention = MultiHeadAttention(width, heads, dropout)
         self.attention_norm = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(
-            nn.Linear(width, inner), nn.ReLU(), nn.Dropout(dropout), nn.Linear(inner, width)
+            nn.Linear(width, inner), nn.ReLU(), Dropout(dropout), nn.Linear(inner, width)
         )
         self.feed_forward_norm = nn.LayerNorm(width)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, states: Tensor, padding: Tensor | None = None) -> Tensor:
         """Let each place look at itself and those before it.
@@ -106,7 +107,7 @@ class Transformer(nn.Module):
         super().__init__()
         inner = 4 * width if inner is None else inner
         self.scale = math.sqrt(width)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(width, heads, inner, dropout, pre_norm) for _ in range(layers)
         )
