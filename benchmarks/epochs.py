@@ -148,7 +148,7 @@ def measure(arguments: list[str], steps: int) -> dict[str, Any]:
             stack.callback(run.close)
         batches = in_numbers(arguments)
         rounds = min(steps, batches - 3)  # without those that warm up
-        times = interleaved(runs, rounds=rounds, seconds=1e9, at_least=rounds, warmup=2)
+        times = interleaved(runs, rounds=rounds, seconds=1e9, at_least=rounds, repeat=False)
     parts = {name: percentiles(ms) for name, ms in times.milliseconds.items()}
     found: dict[str, Any] = {"batches": batches, "disturbed": times.disturbed}
     for name, each in parts.items():

@@ -85,6 +85,7 @@ def interleaved(
     seconds: float = 1.0,
     at_least: int = 5,
     warmup: int = 2,
+    repeat: bool = True,
 ) -> Times:
     """Time every run once per round, in turns forwards and backwards.
 
@@ -94,7 +95,8 @@ def interleaved(
         seconds: or after this time, if `at_least` rounds are clean; and GRACE seconds later in any
             case, when `at_least` rounds of either kind are done.
         at_least: rounds that count, at the least.
-        warmup: runs before them, and WARM seconds of short ones; one, if it takes long.
+        warmup: runs before them; one, if it takes long.
+        repeat: a short run repeats for WARM seconds before them, and SAMPLE in each of them.
 
     Returns:
         Milliseconds of the rounds in which no other program took our processors.
@@ -108,9 +110,9 @@ def interleaved(
             took = sampler(1).seconds
             if took > LONG:
                 break
-        if took < WARM / 10:
+        if repeat and took < WARM / 10:
             took = sampler(round(WARM / max(took, 1e-7))).seconds
-        repeats[name] = max(1, round(SAMPLE / max(took, 1e-7)))
+        repeats[name] = max(1, round(SAMPLE / max(took, 1e-7))) if repeat else 1
     clean: list[dict[str, Sample]] = []
     other: list[dict[str, Sample]] = []
     collecting = gc.isenabled()

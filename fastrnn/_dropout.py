@@ -63,7 +63,10 @@ class Dropout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (seed,) = ctx.saved_tensors
-        return _OP(grads[0], seed, ctx.p), None, None
+        # As in ops.gradients: Dynamo refuses a Function here, a gradient of gradients needs it.
+        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        args = (grads[0], seed, ctx.p)
+        return applied(Dropout, *args) if twice else _below(*args), None, None
 
 
 def _below(input: Tensor, seed: Tensor, p: float) -> Tensor:
@@ -101,7 +104,7 @@ def _batched(info: Any, dims: Any, input: Tensor, seed: Tensor, p: float) -> tup
         [x if d is None else x.select(d, i) for x, d in zip((input, seed), dims[:2], strict=True)]
         for i in range(info.batch_size)
     ]
-    return torch.stack([_OP(x, s, p) for x, s in of]), 0
+    return torch.stack([_below(x, s, p) for x, s in of]), 0
 
 
 _library_of: Any = LIBRARY

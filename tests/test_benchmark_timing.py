@@ -59,7 +59,8 @@ class TestTiming:
 
     def test_peak_memory_sees_what_is_freed_before_the_end(self):
         found = peak_memory(lambda: torch.ones(2**24).sum())
-        assert found is None or 2**26 - 2**18 <= found < 2**26 + 2**24
+        # The system counts pages by thread, and adds them up only now and then.
+        assert found is None or 2**26 - 2**20 <= found < 2**26 + 2**24
 
 
 class TestApart:

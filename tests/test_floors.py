@@ -20,7 +20,7 @@ FLOORS = (
     ("_cuda",),
     ("backends",),
     ("batching", "_attention_batching", "_attention", "ops"),
-    ("triton_ops", "triton_attention"),
+    ("triton_ops", "triton_attention", "_dropout"),
     ("_arguments", "_autocast", "attention", "functional", "loss", "packed", "wavefront"),
     ("bidirectional", "_checks", "_recurrent", "_rows", "_stack", "_swap", "init"),
     ("_frozen", "streaming", "_layers", "single_step", "custom"),
