@@ -60,7 +60,7 @@ SECTIONS: dict[str, tuple[str, list[Experiment]]] = {
         "The four models of CS5787 exercises 2 (github.com/mitkrieg/dl-assignment-2) with its "
         "sizes, epochs, rates and decays. It says nothing of clipping; each preset does. The last "
         "two change one setting of the models with dropout: the LSTM's rate falls four epochs "
-        "later, the GRU's is higher. The two with dropout above them had torch's dropout masks, not ours.",
+        "later, the GRU's is higher. The two with dropout above them had torch's masks, not ours.",
         [
             Experiment("s3-lstm", "--preset s3-lstm", 126.3, 122.2, S3),
             Experiment("s3-lstm-dropout", "--preset s3-lstm-dropout", 99.2, 95.8, S3),
