@@ -69,13 +69,16 @@ class Dropout(torch.autograd.Function):
         return applied(Dropout, *args) if twice else _below(*args), None, None
 
 
-def _below(input: Tensor, seed: Tensor, p: float) -> Tensor:
+def _below(*args: Any) -> Tensor:
     """The operator without a look at whether gradients are wanted."""
-    if torch.compiler.is_compiling():  # as in ops.below_autograd
-        found: Tensor = _OP(input, seed, p)
-    else:
-        with torch._C._AutoDispatchBelowAutograd():
-            found = _OP(input, seed, p)
+    # As in ops.below_autograd.
+    found: Tensor = _OP(*args) if torch.compiler.is_compiling() else _guarded(*args)
+    return found
+
+
+def _guarded(*args: Any) -> Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        found: Tensor = _OP(*args)
     return found
 
 
@@ -83,18 +86,15 @@ def _default(input: Tensor, seed: Tensor, p: float) -> Tensor:
     nowhere = torch.zeros(1, dtype=torch.int64, device=input.device)
     words = random_words(seed, 0, nowhere, nowhere, input.numel())
     kept = words.view(input.shape) < max(1, round((1 - p) * 2**32))
-    return input * torch.where(kept, 1 / (1 - p), 0.0).to(input.dtype)
+    return input * kept * (1 / (1 - p))
 
 
 def _differentiable(input: Tensor, seed: Tensor, p: float) -> Tensor:
     """The operator by itself: gradients flow too, and tangents."""
     if forward_ad._current_level >= 0:
         return _default(input, seed, p)
-    if torch.is_grad_enabled() and input.requires_grad:
-        found: Tensor = applied(Dropout, input, seed, p)
-    else:
-        with torch._C._AutoDispatchBelowAutograd():
-            found = _OP(input, seed, p)
+    wanted = torch.is_grad_enabled() and input.requires_grad
+    found: Tensor = applied(Dropout, input, seed, p) if wanted else _guarded(input, seed, p)
     return found
 
 

@@ -58,9 +58,9 @@ class TestTiming:
         assert found == {"p20": 3.0, "p50": 6.0, "p80": 9.0, "rounds": 11}
 
     def test_peak_memory_sees_what_is_freed_before_the_end(self):
-        found = peak_memory(lambda: torch.ones(2**24).sum())
-        # The system counts pages by thread, and adds them up only now and then.
-        assert found is None or 2**26 - 2**20 <= found < 2**26 + 2**24
+        # Linux's count lags by up to 32 pages a processor.
+        found = [peak_memory(lambda: torch.ones(2**24).sum()) or 0 for _ in range(3)]
+        assert not any(found) or 2**26 - 2**18 <= max(found) < 2**26 + 2**24
 
 
 class TestApart:
