@@ -10,13 +10,13 @@ template <class T>
 class AttentionBackwardLoop : AttentionTiles<T> {
   using Tiles = AttentionTiles<T>;
   using Tiles::NV, Tiles::w, Tiles::panel_width, Tiles::most_rows, Tiles::key_block, Tiles::used;
-  using Tiles::panels, Tiles::padded;
+  using Tiles::panels, Tiles::padded, Tiles::short_;
   using typename Tiles::Needed, typename Tiles::Result, typename Tiles::V;
   static constexpr Index query_block = 8 * most_rows;
 
  public:
   AttentionBackwardLoop(const AttentionBackward& arguments, char* workspace, int threads)
-      : Tiles(arguments), s_(arguments), workspace_(workspace), threads_(threads) {
+      : Tiles(arguments, query_block), s_(arguments), workspace_(workspace), threads_(threads) {
     Arena arena(nullptr);
     take(arena);
     bytes_ = arena.bytes();
@@ -58,6 +58,7 @@ class AttentionBackwardLoop : AttentionTiles<T> {
   };
 
   void take(Arena& arena) {
+    Tiles::take(arena);
     const Index E = s_.size, D = s_.value_size;
     keys_by_column_ = arena.take<T>(padded(s_.keys) * E);
     values_by_column_ = arena.take<T>(padded(s_.keys) * D);
@@ -166,8 +167,8 @@ class AttentionBackwardLoop : AttentionTiles<T> {
       block.columns.begin = smaller(block.columns.begin, begin);
       block.columns.end = larger(block.columns.end, needed.keys);
       products(query + first, rows, key, needed, weights, slopes);
-      this->of_kind([&](auto kind) {
-        tile_slopes<kind()>(query + first, rows, key, needed, factor, weights, slopes);
+      this->with_mask([&](auto additive) {
+        tile_slopes<additive()>(query + first, rows, key, needed, factor, weights, slopes);
       });
       if (of_queries)
         product(rows, slopes + begin, stride_, 1, keys_ + (key + begin) * panel_width, s_.keys,
@@ -194,7 +195,7 @@ class AttentionBackwardLoop : AttentionTiles<T> {
   }
 
   // Turns these products into weights and slopes.
-  template <Mask kind>
+  template <bool additive>
   void tile_slopes(Index query, Index rows, Index key, const Needed& needed, T factor, T* weights,
                    T* slopes) {
     const T* logs = static_cast<const T*>(s_.logsumexp) + packed_ * s_.queries + query;
@@ -205,13 +206,13 @@ class AttentionBackwardLoop : AttentionTiles<T> {
       this->kept(query, rows, key + begin, end - begin, kept_);
       Tiles::multiply(slopes + begin, stride_, kept_, rows, end - begin);
     }
-    auto mask = this->row(query, key);
+    auto mask = this->row(query, rows, key);
     for (Index r = 0; r < rows; ++r, mask.next()) {
       this->ahead_.ask(1);
       const V log(logs[r]), mean(means[r]);
       for (Index c = r * stride_ + begin; c < r * stride_ + end; c += w) {
-        const V weight = exp_or_zero(
-            this->template scores<kind>(V::load(weights + c), scale, mask, c - r * stride_, log));
+        const V weight = exp_or_zero(this->template scores<additive>(V::load(weights + c), scale,
+                                                                     mask, c - r * stride_, log));
         const V slope = weight * part * (V::load(slopes + c) - mean);
         weight.store(weights + c);
         slope.store(slopes + c);
@@ -281,9 +282,6 @@ class AttentionBackwardLoop : AttentionTiles<T> {
   const AttentionBackward& s_;
   char* const workspace_;
   const int threads_;
-  // Whether a head is one block. Then its rows are asked for while the one before is worked on, a
-  // few at a time: a quarter of the time of such heads went into waiting for memory.
-  const bool short_ = s_.queries <= query_block && s_.keys <= key_block;
   const bool stream_ = short_ && this->streams(s_.grad_query, s_.queries, s_.size) &&
                        this->streams(s_.grad_key, s_.keys, s_.size) &&
                        this->streams(s_.grad_value, s_.keys, s_.value_size);

@@ -9,14 +9,14 @@ namespace fastrnn::FASTRNN_ISA {
 template <class T>
 class AttentionForwardLoop : AttentionTiles<T> {
   using Tiles = AttentionTiles<T>;
-  using Tiles::infinity, Tiles::panels, Tiles::padded;
+  using Tiles::infinity, Tiles::panels, Tiles::padded, Tiles::short_;
   using Tiles::NV, Tiles::w, Tiles::panel_width, Tiles::most_rows, Tiles::key_block, Tiles::used;
   using typename Tiles::Needed, typename Tiles::Result, typename Tiles::V;
   static constexpr Index query_block = 4 * most_rows;
 
  public:
   AttentionForwardLoop(const AttentionForward& arguments, char* workspace, int threads)
-      : Tiles(arguments), s_(arguments), workspace_(workspace), threads_(threads) {
+      : Tiles(arguments, query_block), s_(arguments), workspace_(workspace), threads_(threads) {
     Arena arena(nullptr);
     take(arena);
     bytes_ = arena.bytes();
@@ -54,18 +54,29 @@ class AttentionForwardLoop : AttentionTiles<T> {
 
  private:
   void take(Arena& arena) {
+    Tiles::take(arena);
     keys_ = arena.take<T>(padded(s_.keys) * s_.size);
     packed_values_ = arena.take<T>(padded(s_.value_size) * s_.keys);
     most_ = arena.take<T>(query_block);
-    totals_ = arena.take<T>(query_block * w);
+    totals_ = arena.take<T>(query_block);
     scores_ = arena.take<T>(most_rows * key_block);
     kept_ = arena.take<T>(most_rows * key_block);
   }
 
   void queries(Index head, Index first) {
-    const Index count = smaller(query_block, s_.queries - first), D = s_.value_size;
-    for (Index r = 0; r < count; ++r) most_[r] = -infinity;
-    for (Index i = 0; i < count * w; i += w) V(T(0)).store(totals_ + i);
+    const Index count = smaller(query_block, s_.queries - first);
+    if (!attend<true>(first, count)) attend<false>(first, count);
+    finish(head, first, count);
+  }
+
+  // The weighted sums of a block of queries, not yet divided by the sum of the weights unless they
+  // are streamed. The weights are exp(score), one pass over the scores, if `level`, and exp(score -
+  // the row's largest) in two, if not. Returns whether a level block's scores were near enough to 0
+  // for that.
+  template <bool level>
+  bool attend(Index first, Index count) {
+    const Index D = s_.value_size;
+    for (Index r = 0; r < count; ++r) most_[r] = level ? T(0) : -infinity, totals_[r] = 0;
     if (s_.keys == 0) Tiles::zero(this->at(s_.output, first), s_.output.row, count, D);
     const RowBlocks<NV> tiles(count);
     for (Index key = 0; key < s_.keys; key += key_block)
@@ -78,11 +89,28 @@ class AttentionForwardLoop : AttentionTiles<T> {
           continue;
         }
         products(first + row, rows, key, needed);
-        this->of_kind([&](auto kind) { weigh<kind()>(first, row, rows, key, needed); });
+        bool near = true;
+        this->with_mask([&](auto additive) {
+          if constexpr (level)
+            near = weigh_level<additive()>(first, row, rows, key, needed);
+          else
+            weigh<additive()>(first, row, rows, key, needed);
+        });
+        if (!near || (level && short_ && lost(first, row, rows))) return false;
         this->ahead_.ask(1);
         sum_values(row, rows, key, needed, out);
       }
-    finish(head, first, count);
+    return !level || short_ || !lost(first, 0, count);
+  }
+
+  // Whether the weights of one of these rows are so low that precision is lost, though it is not
+  // masked out.
+  bool lost(Index first, Index row, Index rows) const {
+    for (Index r = row; r < row + rows; ++r)
+      if (!(totals_[r] >= T(1) / 1024))
+        for (Index key = 0; key < s_.keys; key += key_block)
+          if (!Tiles::needed(first + r, 1, key).none()) return true;
+    return false;
   }
 
   // scores_ [rows][key_block] of the tile: the products.
@@ -95,38 +123,61 @@ class AttentionForwardLoop : AttentionTiles<T> {
     }
   }
 
+  // Turns the tile's products into weights, exp(score). Returns whether none is large.
+  template <bool additive>
+  bool weigh_level(Index first, Index row, Index rows, Index key, const Needed& needed) {
+    const Index begin = needed.begin * panel_width, end = needed.keys, query = first + row;
+    const V scale(T(s_.scale)), nothing(T(0));
+    V most(T(0));
+    auto mask = this->row(query, rows, key);
+    for (Index r = 0; r < rows; ++r, mask.next()) {
+      T* const scores = scores_ + r * key_block;
+      this->ahead_.ask(2);
+      V total(T(0));
+      for (Index c = begin; c < end; c += w) {
+        const V score =
+            this->template scores<additive>(V::load(scores + c), scale, mask, c, nothing);
+        most = Larger()(most, score);
+        const V weight = exp_or_zero(score);
+        total = total + weight;
+        weight.store(scores + c);
+      }
+      totals_[row + r] += across(total, Add());
+    }
+    drop(query, rows, key, begin, end);
+    return across(most, Larger()) <= T(16);
+  }
+
   // Turns the tile's products into weights, exp(score - the row's largest so far).
-  template <Mask kind>
+  template <bool additive>
   void weigh(Index first, Index row, Index rows, Index key, const Needed& needed) {
     const Index begin = needed.begin * panel_width, end = needed.keys, query = first + row;
     const V scale(T(s_.scale)), nothing(T(0));
-    alignas(64) T high[most_rows];
-    auto mask = this->row(query, key);
+    auto mask = this->row(query, rows, key);
     for (Index r = 0; r < rows; ++r, mask.next()) {
       T* const scores = scores_ + r * key_block;
-      this->ahead_.ask(1);
-      V most(most_[row + r]);
+      V high(most_[row + r]);
       for (Index c = begin; c < end; c += w) {
-        const V score = this->template scores<kind>(V::load(scores + c), scale, mask, c, nothing);
+        const V score =
+            this->template scores<additive>(V::load(scores + c), scale, mask, c, nothing);
         score.store(scores + c);
-        most = Larger()(most, score);
+        high = Larger()(high, score);
       }
-      high[r] = across(most, Larger());
-    }
-    for (Index r = 0; r < rows; ++r) {
-      T* const scores = scores_ + r * key_block;
-      this->ahead_.ask(1);
-      const T most = high[r];
+      const T most = across(high, Larger());
       if (most > most_[row + r]) fade(first, row + r, most_[row + r], most);
       const V base(most == -infinity ? T(0) : most);
-      V total = V::load(totals_ + (row + r) * w);
+      V total(T(0));
       for (Index c = begin; c < end; c += w) {
         const V weight = exp_or_zero(V::load(scores + c) - base);
         total = total + weight;
         weight.store(scores + c);
       }
-      total.store(totals_ + (row + r) * w);
+      totals_[row + r] += across(total, Add());
     }
+    drop(query, rows, key, begin, end);
+  }
+
+  void drop(Index query, Index rows, Index key, Index begin, Index end) {
     if (s_.dropout == 0) return;
     this->kept(query, rows, key + begin, end - begin, kept_);
     Tiles::multiply(scores_ + begin, key_block, kept_, rows, end - begin);
@@ -136,7 +187,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
   // divided by the sum of its weights later.
   void sum_values(Index row, Index rows, Index key, const Needed& needed, T* out) {
     T shares[most_rows];
-    for (Index r = 0; stream_ && r < rows; ++r) shares[r] = share(total(row + r));
+    for (Index r = 0; stream_ && r < rows; ++r) shares[r] = share(totals_[row + r]);
     const Index begin = needed.begin * panel_width;
     const auto product = stream_ ? Tiles::template product<Result::streamed>
                                  : Tiles::template product<Result::plain>;
@@ -145,7 +196,6 @@ class AttentionForwardLoop : AttentionTiles<T> {
             stream_ ? shares : nullptr);
   }
 
-  T total(Index row) const { return across(V::load(totals_ + row * w), Add()); }
   static T share(T total) { return total == 0 ? T(0) : 1 / total; }
 
   // What was summed against a smaller score, against the larger.
@@ -153,7 +203,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
     most_[row] = most;
     if (before == -infinity) return;  // nothing was
     const V share = exp_or_zero(V(before - most));
-    (V::load(totals_ + row * w) * share).store(totals_ + row * w);
+    totals_[row] *= share.v[0];
     multiply_row(this->at(s_.output, first + row), share);
   }
 
@@ -163,14 +213,12 @@ class AttentionForwardLoop : AttentionTiles<T> {
   }
 
   void finish(Index head, Index first, Index count) {
-    alignas(64) T sums[query_block] = {};
-    for (Index r = 0; r < count; ++r) sums[r] = total(r);
     if (!stream_)
       for (Index r = 0; r < count; ++r)
-        multiply_row(this->at(s_.output, first + r), V(share(sums[r])));
+        multiply_row(this->at(s_.output, first + r), V(share(totals_[r])));
     T* const logs = static_cast<T*>(s_.logsumexp) + head * s_.queries + first;
     for (Index r = 0; r < count; r += w) {
-      const V sum = V::load(sums + r), log = V::load(most_ + r) + log_positive(sum);
+      const V sum = V::load(totals_ + r), log = V::load(most_ + r) + log_positive(sum);
       V(sum.v == V(T(0)).v ? V(infinity).v : log.v).store(logs + r, count - r);
     }
   }
@@ -179,13 +227,10 @@ class AttentionForwardLoop : AttentionTiles<T> {
   char* const workspace_;
   const int threads_;
   Index bytes_;
-  // Whether a head is one block. Then its rows are asked for while the one before is worked on, a
-  // few at a time: a quarter of the time of such heads went into waiting for memory.
-  const bool short_ = s_.queries <= query_block && s_.keys <= key_block;
   const bool stream_ = short_ && this->streams(s_.output, s_.queries, s_.value_size);
   const T* values_;
   T *keys_, *packed_values_;  // [panels][E][panel_width], [panels(D)][Lk][panel_width]
-  T *most_, *totals_;         // [block], [block, w]: largest score, sums of weights by lane
+  T *most_, *totals_;         // [block]: largest score, or 0; sum of weights
   T *scores_, *kept_;         // [rows][key_block]: products, scores, weights; of dropout
 };
 

@@ -52,14 +52,17 @@ template <class T>
 class AttentionTiles {
  protected:
   using V = Vec<T>;
-  using C = Constants<T>;
-  using Bits = typename C::Bits;
   static constexpr int NV = 2;
   static constexpr Index w = V::width, panel_width = NV * w, most_rows = tile_rows<NV>;
-  static constexpr Index key_block = 128;
+  static constexpr Index key_block = 128, words = key_block / w;
   static constexpr T infinity = T(__builtin_inf());
 
-  AttentionTiles(const Attention& arguments) : a_(arguments) {}
+  AttentionTiles(const Attention& arguments, Index query_block)
+      : a_(arguments),
+        query_block_(query_block),
+        short_(a_.queries <= query_block && a_.keys <= key_block) {}
+
+  void take(Arena& arena) { allowed_ = arena.take<Lanes>(query_block_ * words); }
 
   static constexpr Index panels(Index columns) { return ceil_div(columns, panel_width); }
   static constexpr Index padded(Index columns) { return panels(columns) * panel_width; }
@@ -75,6 +78,10 @@ class AttentionTiles {
     const Index next = head + 1 < a_.batch * a_.heads ? head + 1 : head;
     next_batch_ = next / a_.heads, next_head_ = next % a_.heads;
     mask_ = static_cast<const char*>(a_.mask.data) + offset(a_.mask) * mask_bytes();
+    if (short_ && !(filled_ && mask_ == filled_for_)) {
+      fill(0, a_.queries, 0);
+      filled_ = true, filled_for_ = mask_;
+    }
   }
 
   // The next head's part of a tensor, to be asked for while the open one is worked on.
@@ -168,46 +175,47 @@ class AttentionTiles {
     return {begin, end, smaller(keys, end * panel_width)};
   }
 
-  // Calls f with the kind of mask as a constant.
+  // Calls f with whether the mask is added as a constant.
   template <class F>
-  FASTRNN_INLINE void of_kind(const F& f) const {
-    if (a_.mask_kind == Mask::boolean)
-      f(std::integral_constant<Mask, Mask::boolean>());
-    else if (a_.mask_kind == Mask::additive)
-      f(std::integral_constant<Mask, Mask::additive>());
+  FASTRNN_INLINE void with_mask(const F& f) const {
+    if (a_.mask_kind == Mask::additive)
+      f(std::true_type());
     else
-      f(std::integral_constant<Mask, Mask::none>());
+      f(std::false_type());
   }
 
   // A query's row of a block of keys.
   struct Row {
+    const Lanes* allowed;  // which of them it attends to
     const char* mask;
-    Index keys, allowed;  // how many there are, and how many causality leaves
-    Index mask_row;       // bytes
-    bool causal;
+    Index keys, mask_row;  // how many there are; bytes
     FASTRNN_INLINE void next() {
+      allowed += words;
       mask += mask_row;
-      if (causal) allowed = smaller(keys, allowed + 1);
     }
   };
-  Row row(Index query, Index key) const {
-    const Index keys = a_.keys - key, allowed = a_.causal ? smaller(keys, query + 1 - key) : keys;
-    return {mask_at(query, key), keys, allowed, a_.mask.row * mask_bytes(), a_.causal};
+  // The first of a tile, until the next tile's.
+  Row row(Index query, Index rows, Index key) {
+    const Index block = smaller(key_block, a_.keys - key);
+    const bool all = a_.mask_kind != Mask::boolean && !(a_.causal && query + 1 < key + block);
+    if (!short_ && !(all && all_of_ == block)) {
+      fill(query, all ? most_rows : rows, key);
+      all_of_ = all ? block : 0;
+    }
+    return {allowed_ + (short_ ? query * words : 0), mask_at(query, key), a_.keys - key,
+            a_.mask.row * mask_bytes()};
   }
 
   // From products of the query with the row's keys from c on, scores less `base`: -inf where the
   // query does not attend, and beyond the last key.
-  template <Mask kind>
+  template <bool additive>
   FASTRNN_INLINE V scores(V products, V scale, const Row& row, Index c, V base) const {
     V x = products * scale;
-    if constexpr (kind == Mask::additive)
-      x = masked(x, kind, row.mask, a_.mask_column, c, row.keys);
-    x = x - base;
-    if constexpr (kind == Mask::boolean) x = masked(x, kind, row.mask, a_.mask_column, c, row.keys);
-    if (c + w <= row.allowed) return x;
-    Bits lane;
-    for (int i = 0; i < int(w); ++i) lane[i] = i;
-    return lane < typename C::Whole(row.allowed - c) ? x.v : V(-infinity).v;
+    if constexpr (additive) {
+      const T* const values = reinterpret_cast<const T*>(row.mask);
+      x = x + (a_.mask_column == 0 ? V(*values) : V::load(values + c, row.keys - c));
+    }
+    return choose(row.allowed[c / w], x - base, V(-infinity));
   }
 
   // out [rows][key_block]: 0 where dropout takes a weight of the query away, else 1 / (1 -
@@ -233,18 +241,26 @@ class AttentionTiles {
 
   const Attention& a_;
   Ahead<T> ahead_;
+  const Index query_block_;
+  // Whether a head is one block. Then its rows are asked for while the one before is worked on, a
+  // few at a time: a quarter of the time of such heads went into waiting for memory.
+  const bool short_;
 
  private:
-  // Lanes of x, from `place` on in a mask's row of `left` keys, whose key the query attends to,
-  // -inf in the others; or x with the mask added.
-  static FASTRNN_INLINE V masked(V x, Mask kind, const char* mask, Index column, Index place,
-                                 Index left) {
-    if (kind == Mask::boolean) {
-      if (column == 0) return *mask ? x : V(-infinity);
-      return V::bytes(mask + place, left - place) != 0 ? x.v : V(-infinity).v;
+  // allowed_ [rows][words] of a tile, for all of a block's keys.
+  void fill(Index query, Index rows, Index key) {
+    const Index block = smaller(key_block, a_.keys - key);
+    for (Index r = 0; r < rows; ++r) {
+      const Index keys = a_.causal ? smaller(block, query + r + 1 - key) : block;
+      const char* const mask = mask_at(query + r, key);
+      for (Index c = 0; c < block; c += w) {
+        Lanes bits = 0;
+        if (c < keys) bits = V::first(keys - c);
+        if (a_.mask_kind == Mask::boolean && bits)
+          bits &= a_.mask_column ? V::nonzero(mask + c, keys - c) : Lanes(*mask ? ~0 : 0);
+        allowed_[r * words + c / w] = bits;
+      }
     }
-    const T* const values = reinterpret_cast<const T*>(mask);
-    return x + (column == 0 ? V(*values) : V::load(values + place, left - place));
   }
 
   // Whether the mask leaves none of a panel's keys to any of these queries.
@@ -252,11 +268,13 @@ class AttentionTiles {
     if (a_.mask.row == 0) rows = 1;
     const Index lanes = a_.mask_column == 0 ? 1 : smaller(panel_width, a_.keys - key);
     for (Index r = 0; r < rows; ++r) {
-      const char* mask = mask_at(query + r, key);
-      for (Index v = 0; v < lanes; v += w) {
-        const V x = masked(V(T(0)), a_.mask_kind, mask, a_.mask_column, v, a_.keys - key);
-        for (int i = 0; i < smaller(w, lanes - v); ++i)
-          if (!(x.v[i] == -infinity)) return false;
+      const char* const mask = mask_at(query + r, key);
+      if (a_.mask_kind == Mask::boolean) {
+        for (Index c = 0; c < lanes; c += w)
+          if (V::nonzero(mask + c, lanes - c)) return false;
+      } else {
+        for (Index c = 0; c < lanes; ++c)
+          if (!(reinterpret_cast<const T*>(mask)[c] == -infinity)) return false;
       }
     }
     return true;
@@ -271,6 +289,10 @@ class AttentionTiles {
 
   Index batch_ = 0, head_ = 0, next_batch_, next_head_;  // the open head
   const char* mask_ = nullptr;                           // its mask
+  Lanes* allowed_;  // [query_block][words]: a tile's keys, or a short head's
+  Index all_of_ = 0;  // a tile's are all of so many, for every query
+  bool filled_ = false;
+  const char* filled_for_ = nullptr;  // the mask that a short head's were taken from
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

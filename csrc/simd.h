@@ -7,6 +7,8 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
+using Lanes = std::uint16_t;  // a bit for each lane of a vector
+
 template <class T>
 struct Vec {
   using Register = typename Constants<T>::Register;
@@ -74,22 +76,19 @@ struct Vec {
   FASTRNN_INLINE void store(Bf16* p) const { store_halves(narrow(v), p); }
   FASTRNN_INLINE void store(Bf16* p, Index n) const { store_halves(narrow(v), p, n); }
 
-  // The first n bytes at p, each as a lane of its sign; 0 in the others.
-  static FASTRNN_INLINE typename Constants<T>::Bits bytes(const char* p, Index n) {
+  // A bit for each of the first n lanes, n >= 1.
+  static FASTRNN_INLINE Lanes first(Index n) {
+    return Lanes((2u << (n < width ? n - 1 : width - 1)) - 1);
+  }
+  // A bit for each of the first n bytes at p, n >= 1, that is not 0.
+  static FASTRNN_INLINE Lanes nonzero(const char* p, Index n) {
 #ifdef __AVX512F__
-    const __mmask16 some = __mmask16(n >= 16 ? 0xFFFF : (1u << n) - 1);
-    const __m128i b = _mm_maskz_loadu_epi8(some & ((1u << width) - 1), p);
-    if constexpr (sizeof(T) == 4)
-      return typename Constants<T>::Bits(_mm512_maskz_cvtepi8_epi32(0xFFFF, b));
-    else
-      return typename Constants<T>::Bits(_mm512_maskz_cvtepi8_epi64(0xFF, b));
+    const __m128i bytes = _mm_maskz_loadu_epi8(first(n), p);
+    return _mm_test_epi8_mask(bytes, bytes);
 #else
-    typename Constants<T>::Bits r{};
-    if (n >= width)
-      for (int i = 0; i < width; ++i) r[i] = p[i];
-    else
-      for (Index i = 0; i < n; ++i) r[i] = p[i];
-    return r;
+    Lanes bits = 0;
+    for (int i = 0; i < width && i < n; ++i) bits |= Lanes((p[i] != 0) << i);
+    return bits;
 #endif
   }
 
@@ -178,6 +177,22 @@ struct Larger {
     return b.v > a.v ? b.v : a.v;
   }
 };
+
+// a in the lanes whose bit is set, b in the others.
+template <class T>
+FASTRNN_INLINE Vec<T> choose(Lanes bits, Vec<T> a, Vec<T> b) {
+#ifdef __AVX512F__
+  if constexpr (sizeof(T) == 4)
+    return typename Vec<T>::Register(_mm512_mask_blend_ps(bits, __m512(b.v), __m512(a.v)));
+  else
+    return
+        typename Vec<T>::Register(_mm512_mask_blend_pd(__mmask8(bits), __m512d(b.v), __m512d(a.v)));
+#else
+  typename Constants<T>::Bits bit;
+  for (int i = 0; i < Vec<T>::width; ++i) bit[i] = 1 << i;
+  return (bit & bits) != 0 ? a.v : b.v;
+#endif
+}
 
 // x within [-limit, limit]; NaN stays.
 template <class T>
