@@ -78,10 +78,9 @@ class AttentionBackwardLoop : AttentionTiles<T> {
     this->open(head);
     const Index E = s_.size, D = s_.value_size, Lq = s_.queries, Lk = s_.keys;
     const T *query = this->at(s_.query), *key = this->at(s_.key);
-    const T *value = this->at(s_.value), *out = this->at(s_.output);
-    const T* grad = this->at(s_.grad_output);
-    Tiles::pack_columns(key, s_.key.row, Lk, E, keys_by_column_);
-    Tiles::pack_columns(value, s_.value.row, Lk, D, values_by_column_);
+    const T *out = this->at(s_.output), *grad = this->at(s_.grad_output);
+    Tiles::pack_columns(s_.key, E, keys_by_column_);
+    Tiles::pack_columns(s_.value, D, values_by_column_);
     keys_ = Tiles::pack_panels(key, s_.key.row, Lk, E, packed_keys_);
     queries_ = Tiles::pack_panels(query, s_.query.row, Lq, E, packed_queries_);
     grads_ = Tiles::pack_panels(grad, s_.grad_output.row, Lq, D, packed_grads_);
@@ -93,12 +92,16 @@ class AttentionBackwardLoop : AttentionTiles<T> {
       this->coming(s_.output, Lq, D);
       this->coming(s_.grad_output, Lq, D);
     }
-    for (Index i = 0; i < Lq; ++i) {
-      V sum(T(0));
-      for (Index c = 0; c < D; c += w)
-        sum = sum + V::load(grad + i * s_.grad_output.row + c, D - c) *
-                        V::load(out + i * s_.output.row + c, D - c);
-      means_[i] = across(sum, Add());
+    for (Index first = 0; first < Lq; first += w) {
+      V sums[w];
+      for (Index lane = 0; lane < w; ++lane) {
+        const Index i = smaller(first + lane, Lq - 1);
+        sums[lane] = V(T(0));
+        for (Index c = 0; c < D; c += w)
+          sums[lane] = sums[lane] + V::load(grad + i * s_.grad_output.row + c, D - c) *
+                                        V::load(out + i * s_.output.row + c, D - c);
+      }
+      lane_sums(sums).store(means_ + first, Lq - first);
     }
   }
 
@@ -166,7 +169,11 @@ class AttentionBackwardLoop : AttentionTiles<T> {
       block.rows = {smaller(block.rows.begin, first), first + rows};
       block.columns.begin = smaller(block.columns.begin, begin);
       block.columns.end = larger(block.columns.end, needed.keys);
-      products(query + first, rows, key, needed, weights, slopes);
+      const Index row = query + first;
+      Tiles::products(s_.query, row, rows, s_.key, keys_by_column_, E, key, needed, weights,
+                      stride_);
+      Tiles::products(s_.grad_output, row, rows, s_.value, values_by_column_, s_.value_size, key,
+                      needed, slopes, stride_);
       this->with_mask([&](auto additive) {
         tile_slopes<additive()>(query + first, rows, key, needed, factor, weights, slopes);
       });
@@ -175,23 +182,6 @@ class AttentionBackwardLoop : AttentionTiles<T> {
                 needed.keys - begin, E, grad_query, s_.grad_query.row, key > 0);
     }
     return block;
-  }
-
-  // Of a tile's queries with the keys, and of its grads with the values.
-  void products(Index query, Index rows, Index key, const Needed& needed, T* with_keys,
-                T* with_values) {
-    const Index E = s_.size, D = s_.value_size;
-    for (Index column = needed.begin * panel_width; column < needed.keys; column += panel_width) {
-      const int vectors = used(needed.keys - column);
-      this->ahead_.ask(2);
-      tile_product<T, NV>(vectors, rows, this->at(s_.query, query), s_.query.row, 1,
-                          keys_by_column_ + (key + column) * E, E, with_keys + column, false,
-                          stride_);
-      this->ahead_.ask(2);
-      tile_product<T, NV>(vectors, rows, this->at(s_.grad_output, query), s_.grad_output.row, 1,
-                          values_by_column_ + (key + column) * D, D, with_values + column, false,
-                          stride_);
-    }
   }
 
   // Turns these products into weights and slopes.

@@ -33,7 +33,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
       const Index head = item / blocks, i = item % blocks;
       if (head != packed) {
         this->open(head);
-        Tiles::pack_columns(this->at(s_.key), s_.key.row, s_.keys, s_.size, keys_);
+        Tiles::pack_columns(s_.key, s_.size, keys_);
         values_ = Tiles::pack_panels(this->at(s_.value), s_.value.row, s_.keys, s_.value_size,
                                      packed_values_);
         packed = head;
@@ -59,6 +59,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
     packed_values_ = arena.take<T>(padded(s_.value_size) * s_.keys);
     most_ = arena.take<T>(query_block);
     totals_ = arena.take<T>(query_block);
+    sums_ = arena.take<T>(most_rows * w);
     scores_ = arena.take<T>(most_rows * key_block);
     kept_ = arena.take<T>(most_rows * key_block);
   }
@@ -88,7 +89,8 @@ class AttentionForwardLoop : AttentionTiles<T> {
           if (key == 0) Tiles::zero(out, s_.output.row, rows, D);
           continue;
         }
-        products(first + row, rows, key, needed);
+        Tiles::products(s_.query, first + row, rows, s_.key, keys_, s_.size, key, needed, scores_,
+                        key_block);
         bool near = true;
         this->with_mask([&](auto additive) {
           if constexpr (level)
@@ -113,16 +115,6 @@ class AttentionForwardLoop : AttentionTiles<T> {
     return false;
   }
 
-  // scores_ [rows][key_block] of the tile: the products.
-  void products(Index query, Index rows, Index key, const Needed& needed) {
-    for (Index p = needed.begin; p < needed.end; ++p) {
-      this->ahead_.ask(1);
-      tile_product<T, NV>(used(needed.keys - p * panel_width), rows, this->at(s_.query, query),
-                          s_.query.row, 1, keys_ + (key + p * panel_width) * s_.size, s_.size,
-                          scores_ + p * panel_width, false, key_block);
-    }
-  }
-
   // Turns the tile's products into weights, exp(score). Returns whether none is large.
   template <bool additive>
   bool weigh_level(Index first, Index row, Index rows, Index key, const Needed& needed) {
@@ -142,8 +134,9 @@ class AttentionForwardLoop : AttentionTiles<T> {
         total = total + weight;
         weight.store(scores + c);
       }
-      totals_[row + r] += across(total, Add());
+      total.store(sums_ + r * w);
     }
+    add_totals(row, rows);
     drop(query, rows, key, begin, end);
     return across(most, Larger()) <= T(16);
   }
@@ -172,9 +165,20 @@ class AttentionForwardLoop : AttentionTiles<T> {
         total = total + weight;
         weight.store(scores + c);
       }
-      totals_[row + r] += across(total, Add());
+      total.store(sums_ + r * w);
     }
+    add_totals(row, rows);
     drop(query, rows, key, begin, end);
+  }
+
+  void add_totals(Index row, Index rows) {
+    for (Index r = 0; r < rows; r += w) {
+      V sums[w];
+#pragma GCC unroll 16
+      for (int i = 0; i < int(w); ++i) sums[i] = V::load(sums_ + smaller(r + i, rows - 1) * w);
+      const V before = V::load(totals_ + row + r, rows - r);
+      (before + lane_sums(sums)).store(totals_ + row + r, rows - r);
+    }
   }
 
   void drop(Index query, Index rows, Index key, Index begin, Index end) {
@@ -231,6 +235,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
   const T* values_;
   T *keys_, *packed_values_;  // [panels][E][panel_width], [panels(D)][Lk][panel_width]
   T *most_, *totals_;         // [block]: largest score, or 0; sum of weights
+  T* sums_;                   // [rows, w]: a tile's sums of weights by lane
   T *scores_, *kept_;         // [rows][key_block]: products, scores, weights; of dropout
 };
 

@@ -60,12 +60,15 @@ class AttentionTiles {
   AttentionTiles(const Attention& arguments, Index query_block)
       : a_(arguments),
         query_block_(query_block),
+        tail_(a_.keys % w <= few ? a_.keys % w : 0),
         short_(a_.queries <= query_block && a_.keys <= key_block) {}
 
   void take(Arena& arena) { allowed_ = arena.take<Lanes>(query_block_ * words); }
 
   static constexpr Index panels(Index columns) { return ceil_div(columns, panel_width); }
   static constexpr Index padded(Index columns) { return panels(columns) * panel_width; }
+  // A vector of as few keys is not worth its product.
+  static constexpr int few = w / 4;
   static constexpr int used(Index columns) { return int(smaller(NV, ceil_div(columns, w))); }
 
   // Of the open head.
@@ -90,11 +93,35 @@ class AttentionTiles {
                tensor.row, rows, width);
   }
 
-  // [n, k] to out [panels(n)][k][panel_width]: row i becomes column i.
-  static void pack_columns(const T* source, Index ld, Index n, Index k, T* out) {
+  // The panels of a block of keys that some of these queries attend to, from the first such to the
+  // last, and the end of their keys.
+  struct Needed {
+    Index begin, end, keys;
+    bool none() const { return begin >= end; }
+  };
+
+  // A head's keys or values [Lk, k] to out [panels(Lk)][k][panel_width]: row i becomes column i.
+  // The last few stay as they are.
+  void pack_columns(const Heads& tensor, Index k, T* out) const {
+    const Index n = a_.keys - tail_;
     for (Index v = 0; v < ceil_div(n, w); ++v)
-      pack_columns_transposed(source + v * w * ld, ld, n - v * w, k,
+      pack_columns_transposed(at(tensor) + v * w * tensor.row, tensor.row, n - v * w, k,
                               out + (v / NV) * k * panel_width + v % NV * w, panel_width);
+  }
+
+  // out [rows, ..ld] of a block's keys = a tile's rows of one tensor by the rows of another, whose
+  // columns are packed.
+  void products(const Heads& tile, Index query, Index rows, const Heads& of_keys, const T* packed,
+                Index k, Index key, const Needed& needed, T* out, Index ld) {
+    const Index last = smaller(needed.keys, a_.keys - tail_ - key);
+    for (Index c = needed.begin * panel_width; c < last; c += panel_width) {
+      ahead_.ask(1);
+      tile_product<T, NV>(used(last - c), rows, at(tile, query), tile.row, 1,
+                          packed + (key + c) * k, k, out + c, false, ld);
+    }
+    if (last < needed.keys)
+      few_products(at(tile, query), tile.row, rows, at(of_keys, key + last), of_keys.row, k,
+                   out + last, ld);
   }
 
   // [n, k] to out [panels(k)][n][panel_width]. Returns out, or the source if that is one panel.
@@ -157,12 +184,6 @@ class AttentionTiles {
       for (Index c = 0; c < width; c += w) V(T(0)).store(out + r * ld + c, width - c);
   }
 
-  // The panels of a block of keys that some of these queries attend to, from the first such to the
-  // last, and the end of their keys.
-  struct Needed {
-    Index begin, end, keys;
-    bool none() const { return begin >= end; }
-  };
   Needed needed(Index query, Index rows, Index key) const {
     Index keys = smaller(key_block, a_.keys - key);
     if (a_.causal) keys = smaller(keys, query + rows - key);
@@ -241,12 +262,37 @@ class AttentionTiles {
 
   const Attention& a_;
   Ahead<T> ahead_;
-  const Index query_block_;
+  const Index query_block_, tail_;  // keys of the last vector that are few
   // Whether a head is one block. Then its rows are asked for while the one before is worked on, a
   // few at a time: a quarter of the time of such heads went into waiting for memory.
   const bool short_;
 
  private:
+  // out [rows, ld] = a's rows [k] by b's last few: four rows' sums at a time, which one vector
+  // holds.
+  void few_products(const T* a, Index lda, Index rows, const T* b, Index ldb, Index k, T* out,
+                    Index ld) const {
+    for (Index r = 0; r < rows; r += 4) {
+      V x[w];
+      for (int i = 0; i < int(w); ++i) x[i] = V(T(0));
+      for (Index c = 0; c < k; c += w) {
+        V y[few + 1];
+#pragma GCC unroll 4
+        for (int j = 0; j < few; ++j) y[j] = V::load(b + (j < tail_ ? j : 0) * ldb + c, k - c);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          const V row = V::load(a + smaller(r + i, rows - 1) * lda + c, k - c);
+#pragma GCC unroll 4
+          for (int j = 0; j < few; ++j) x[i * few + j] = x[i * few + j] + row * y[j];
+        }
+      }
+      alignas(64) T sums[w];
+      lane_sums(x).store(sums);
+      for (int i = 0; i < 4; ++i)
+        __builtin_memcpy(out + smaller(r + i, rows - 1) * ld, sums + i * few, few * sizeof(T));
+    }
+  }
+
   // allowed_ [rows][words] of a tile, for all of a block's keys.
   void fill(Index query, Index rows, Index key) {
     const Index block = smaller(key_block, a_.keys - key);
@@ -289,7 +335,7 @@ class AttentionTiles {
 
   Index batch_ = 0, head_ = 0, next_batch_, next_head_;  // the open head
   const char* mask_ = nullptr;                           // its mask
-  Lanes* allowed_;  // [query_block][words]: a tile's keys, or a short head's
+  Lanes* allowed_;    // [query_block][words]: a tile's keys, or a short head's
   Index all_of_ = 0;  // a tile's are all of so many, for every query
   bool filled_ = false;
   const char* filled_for_ = nullptr;  // the mask that a short head's were taken from

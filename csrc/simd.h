@@ -159,6 +159,28 @@ FASTRNN_INLINE T across(Vec<T> x, const Combine& combine) {
     return x.v[0];
 }
 
+// Lane i: the sum of x[i]'s lanes, for all vectors of x[width] at once.
+template <int Block, class T, std::size_t... Lane>
+FASTRNN_INLINE void pair_sums(Vec<T>* x, std::index_sequence<Lane...>) {
+  constexpr int w = Vec<T>::width;
+#pragma GCC unroll 8
+  for (int i = 0; i < Block; ++i) {
+    const auto a = x[i].v, b = x[i + Block].v;
+    x[i] = shuffle<T, (Lane & Block ? w + Lane : Lane)...>(a, b) +
+           shuffle<T, (Lane & Block ? w + (Lane ^ Block) : Lane ^ Block)...>(a, b);
+  }
+}
+
+template <class T, int Block = Vec<T>::width / 2>
+FASTRNN_INLINE Vec<T> lane_sums(Vec<T>* x) {
+  if constexpr (Block > 0) {
+    pair_sums<Block>(x, std::make_index_sequence<Vec<T>::width>());
+    return lane_sums<T, Block / 2>(x);
+  } else {
+    return x[0];
+  }
+}
+
 struct Add {
   template <class T>
   FASTRNN_INLINE Vec<T> operator()(Vec<T> a, Vec<T> b) const {
