@@ -198,7 +198,7 @@ class AttentionBackwardLoop : AttentionTiles<T> {
     }
     auto mask = this->row(query, rows, key);
     for (Index r = 0; r < rows; ++r, mask.next()) {
-      this->ahead_.ask(1);
+      this->ahead_.ask();
       const V log(logs[r]), mean(means[r]);
       for (Index c = r * stride_ + begin; c < r * stride_ + end; c += w) {
         const V weight = exp_or_zero(this->template scores<additive>(V::load(weights + c), scale,
@@ -220,7 +220,6 @@ class AttentionBackwardLoop : AttentionTiles<T> {
     out += block.columns.begin * ld;
     for (Index t = 0, column = 0, columns; t < tiles.count; ++t, column += columns) {
       columns = tiles.start(t + 1) - column;
-      this->ahead_.ask(2);
       product(columns, a + column, 1, stride_, b + first * panel_width, s_.queries,
               block.rows.end - block.rows.begin, width, out + column * ld, ld, add);
     }

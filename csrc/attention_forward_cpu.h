@@ -99,7 +99,6 @@ class AttentionForwardLoop : AttentionTiles<T> {
             weigh<additive()>(first, row, rows, key, needed);
         });
         if (!near || (level && short_ && lost(first, row, rows))) return false;
-        this->ahead_.ask(1);
         sum_values(row, rows, key, needed, out);
       }
     return !level || short_ || !lost(first, 0, count);
@@ -124,7 +123,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
     auto mask = this->row(query, rows, key);
     for (Index r = 0; r < rows; ++r, mask.next()) {
       T* const scores = scores_ + r * key_block;
-      this->ahead_.ask(2);
+      this->ahead_.ask();
       V total(T(0));
       for (Index c = begin; c < end; c += w) {
         const V score =

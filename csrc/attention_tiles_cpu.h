@@ -29,9 +29,9 @@ class Ahead {
     rounds_ = larger(rounds_, count);
   }
 
-  // As many lines as so many halves of a row of every tensor have.
-  void ask(int halves) {
-    for (Index lines = row_lines_ * halves / 2; lines > 0 && rounds_ > 0;) {
+  // As many lines as a row of every tensor has.
+  void ask() {
+    for (Index lines = row_lines_; lines > 0 && rounds_ > 0;) {
       Part& part = parts_[next_];
       for (Index c = 0; c < part.width; c += line, --lines) __builtin_prefetch(part.row + c);
       part.row += part.ld;
@@ -112,10 +112,9 @@ class AttentionTiles {
   // out [rows, ..ld] of a block's keys = a tile's rows of one tensor by the rows of another, whose
   // columns are packed.
   void products(const Heads& tile, Index query, Index rows, const Heads& of_keys, const T* packed,
-                Index k, Index key, const Needed& needed, T* out, Index ld) {
+                Index k, Index key, const Needed& needed, T* out, Index ld) const {
     const Index last = smaller(needed.keys, a_.keys - tail_ - key);
     for (Index c = needed.begin * panel_width; c < last; c += panel_width) {
-      ahead_.ask(1);
       tile_product<T, NV>(used(last - c), rows, at(tile, query), tile.row, 1,
                           packed + (key + c) * k, k, out + c, false, ld);
     }

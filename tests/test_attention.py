@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,10 +22,12 @@ from tests.layers import assert_as_close_as_torch
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 native = pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
 FLOORS = {torch.float32: 1e-6, torch.float64: 2e-14}
-# B, heads, Lq, Lk, E, D: odd sizes, the seeds' own, several blocks of each kind, one column.
+# B, heads, Lq, Lk, E, D: odd sizes, the seeds' own, a key beyond whole vectors, several blocks of
+# each kind, one column.
 SIZES = {
     "odd": (2, 3, 5, 7, 8, 6),
     "words": (2, 2, 35, 35, 32, 32),
+    "few": (2, 2, 14, 33, 20, 36),
     "long": (1, 1, 110, 270, 64, 64),
     "wide": (1, 1, 201, 140, 24, 250),
     "one": (1, 2, 3, 1, 1, 1),
@@ -75,7 +78,7 @@ def test_values_and_gradients(size, options, dtype):
 def test_on_lower_instruction_sets(name):
     if os.environ.get("FASTRNN_CPU"):
         pytest.skip("this process was started for one instruction set")
-    some = "test_values and (odd or long)"
+    some = "test_values and (odd or few or long)"
     command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", some]
     environment = os.environ | {"FASTRNN_CPU": name}
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -95,6 +98,24 @@ def test_on_lower_instruction_sets(name):
 def test_random_sizes(sizes, mask, is_causal, dropout_p):
     axes, additive = mask or (None, False)
     assert_as_close(random_case(sizes, axes, additive, is_causal, dropout_p), torch.float64)
+
+
+@native
+@pytest.mark.parametrize("dtype", FLOORS, ids=str)
+@pytest.mark.parametrize("size", ["words", "long"])
+def test_scores_far_from_zero(size, dtype):
+    """Below, above, and on both sides: a row whose weights would vanish, or overflow, as they are;
+    in the first keys only, in the last, or in one query."""
+    for shift in (-100, -30, 30, 100):
+        for part in (slice(None), slice(None, 3), slice(-3, None)):
+            case = random_case(SIZES[size], "full", True)
+            case.mask[..., part] += shift
+            assert_as_close(case, dtype)
+            case = random_case(SIZES[size], "full", True, is_causal=True, dropout_p=0.2)
+            case.mask[..., 7:8, part] += shift
+            assert_as_close(case, dtype)
+    case = random_case(SIZES[size], "heads")
+    assert_as_close(replace(case, scale=6.0), dtype)
 
 
 @native
