@@ -9,7 +9,7 @@ namespace fastrnn::FASTRNN_ISA {
 template <class T>
 class AttentionBackwardLoop : AttentionTiles<T> {
   using Tiles = AttentionTiles<T>;
-  using Tiles::NV, Tiles::w, Tiles::panel_width, Tiles::most_rows, Tiles::key_block, Tiles::used;
+  using Tiles::NV, Tiles::w, Tiles::panel_width, Tiles::most_rows, Tiles::key_block, Tiles::words;
   using Tiles::panels, Tiles::padded, Tiles::short_;
   using typename Tiles::Needed, typename Tiles::Result, typename Tiles::V;
   static constexpr Index query_block = 8 * most_rows;
@@ -68,7 +68,7 @@ class AttentionBackwardLoop : AttentionTiles<T> {
     means_ = arena.take<T>(s_.queries);
     weights_ = arena.take<T>(query_block * stride_);
     slopes_ = arena.take<T>(query_block * stride_);
-    kept_ = arena.take<T>(most_rows * key_block);
+    kept_ = arena.take<Lanes>(most_rows * words);
   }
 
   // Packs a head's operands, unless they are; and rowsum(grad_output * output), the mean slope.
@@ -193,8 +193,8 @@ class AttentionBackwardLoop : AttentionTiles<T> {
     const V scale(T(s_.scale)), part(factor);
     const Index begin = needed.begin * panel_width, end = needed.keys;
     if (s_.dropout > 0) {
-      this->kept(query, rows, key + begin, end - begin, kept_);
-      Tiles::multiply(slopes + begin, stride_, kept_, rows, end - begin);
+      this->kept(query, rows, key, begin, end, kept_);
+      Tiles::drop(slopes, stride_, kept_, rows, begin, end);
     }
     auto mask = this->row(query, rows, key);
     for (Index r = 0; r < rows; ++r, mask.next()) {
@@ -208,7 +208,7 @@ class AttentionBackwardLoop : AttentionTiles<T> {
         slope.store(slopes + c);
       }
     }
-    if (s_.dropout > 0) Tiles::multiply(weights + begin, stride_, kept_, rows, end - begin);
+    if (s_.dropout > 0) Tiles::drop(weights, stride_, kept_, rows, begin, end);
   }
 
   // out [columns, width] of the block's columns = or += a^T b: `a` a block's weights or slopes, b's
@@ -281,7 +281,8 @@ class AttentionBackwardLoop : AttentionTiles<T> {
   const T *keys_, *queries_, *grads_;
   T *packed_keys_, *packed_queries_, *packed_grads_;  // [panels(E or D)][Lk or Lq][panel_width]
   T* means_;                                          // [Lq]
-  T *weights_, *slopes_, *kept_;  // [query_block][stride_], twice; of a tile's dropout
+  T *weights_, *slopes_;                              // [query_block][stride_], twice
+  Lanes* kept_;                                       // [rows][words], of a tile's dropout
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

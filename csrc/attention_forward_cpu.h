@@ -10,7 +10,7 @@ template <class T>
 class AttentionForwardLoop : AttentionTiles<T> {
   using Tiles = AttentionTiles<T>;
   using Tiles::infinity, Tiles::panels, Tiles::padded, Tiles::short_;
-  using Tiles::NV, Tiles::w, Tiles::panel_width, Tiles::most_rows, Tiles::key_block, Tiles::used;
+  using Tiles::NV, Tiles::w, Tiles::panel_width, Tiles::most_rows, Tiles::key_block, Tiles::words;
   using typename Tiles::Needed, typename Tiles::Result, typename Tiles::V;
   static constexpr Index query_block = 4 * most_rows;
 
@@ -61,7 +61,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
     totals_ = arena.take<T>(query_block);
     sums_ = arena.take<T>(most_rows * w);
     scores_ = arena.take<T>(most_rows * key_block);
-    kept_ = arena.take<T>(most_rows * key_block);
+    kept_ = arena.take<Lanes>(most_rows * words);
   }
 
   void queries(Index head, Index first) {
@@ -136,7 +136,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
       total.store(sums_ + r * w);
     }
     add_totals(row, rows);
-    drop(query, rows, key, begin, end);
+    drop_some(query, rows, key, begin, end);
     return across(most, Larger()) <= T(16);
   }
 
@@ -167,7 +167,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
       total.store(sums_ + r * w);
     }
     add_totals(row, rows);
-    drop(query, rows, key, begin, end);
+    drop_some(query, rows, key, begin, end);
   }
 
   void add_totals(Index row, Index rows) {
@@ -180,10 +180,10 @@ class AttentionForwardLoop : AttentionTiles<T> {
     }
   }
 
-  void drop(Index query, Index rows, Index key, Index begin, Index end) {
+  void drop_some(Index query, Index rows, Index key, Index begin, Index end) {
     if (s_.dropout == 0) return;
-    this->kept(query, rows, key + begin, end - begin, kept_);
-    Tiles::multiply(scores_ + begin, key_block, kept_, rows, end - begin);
+    this->kept(query, rows, key, begin, end, kept_);
+    Tiles::drop(scores_, key_block, kept_, rows, begin, end);
   }
 
   // Adds the tile's weighted values to its output. What is streamed is complete and cannot be
@@ -235,7 +235,8 @@ class AttentionForwardLoop : AttentionTiles<T> {
   T *keys_, *packed_values_;  // [panels][E][panel_width], [panels(D)][Lk][panel_width]
   T *most_, *totals_;         // [block]: largest score, or 0; sum of weights
   T* sums_;                   // [rows, w]: a tile's sums of weights by lane
-  T *scores_, *kept_;         // [rows][key_block]: products, scores, weights; of dropout
+  T* scores_;                 // [rows][key_block]: products, scores, weights
+  Lanes* kept_;               // [rows][words]: of dropout
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -6,7 +6,7 @@
 
 #include "gemm_cpu.h"
 #include "kernels_cpu.h"
-#include "philox.h"
+#include "philox_cpu.h"
 #include "softmax_cpu.h"
 #include "workspace.h"
 
@@ -238,25 +238,25 @@ class AttentionTiles {
     return choose(row.allowed[c / w], x - base, V(-infinity));
   }
 
-  // out [rows][key_block]: 0 where dropout takes a weight of the query away, else 1 / (1 -
-  // dropout), for `count` keys from a multiple of 4 on.
-  void kept(Index query, Index rows, Index key, Index count, T* out) const {
-    constexpr int quads = 16;  // at a time, vectors of them
-    alignas(64) std::uint32_t words[4 * quads];
-    const T keep = T(1 / (1 - a_.dropout));
-    for (Index r = 0; r < rows; ++r, out += key_block)
-      for (Index first = 0; first < count; first += 4 * quads) {
+  // Which weights of a tile dropout leaves, from key `begin` of a block on: out [rows][words].
+  void kept(Index query, Index rows, Index key, Index begin, Index end, Lanes* out) const {
+    constexpr int quads = 16;  // at a time
+    alignas(64) std::uint32_t drawn[4 * quads];
+    for (Index r = 0; r < rows; ++r, out += words)
+      for (Index first = begin; first < end; first += 4 * quads) {
         philox<quads>(std::uint64_t(*a_.seed), std::uint32_t((key + first) / 4),
-                      std::uint32_t(batch_ * a_.heads + head_), std::uint32_t(query + r), 0, words);
-        for (Index i = 0; i < 4 * quads; ++i)
-          out[first + i] = words[i] < a_.dropped_below ? T(0) : keep;
+                      std::uint32_t(batch_ * a_.heads + head_), std::uint32_t(query + r), 0, drawn);
+        for (Index i = 0; i < 4 * quads && first + i < end; i += w)
+          out[(first + i) / w] = V::reach(drawn + i, a_.dropped_below);
       }
   }
 
-  // x [rows][stride] *= kept, whole vectors.
-  static void multiply(T* x, Index stride, const T* kept, Index rows, Index count) {
-    for (Index r = 0; r < rows; ++r, x += stride, kept += key_block)
-      for (Index i = 0; i < count; i += w) (V::load(x + i) * V::load(kept + i)).store(x + i);
+  // The weights x [rows][stride] of a tile after dropout, their columns from `begin` on.
+  void drop(T* x, Index stride, const Lanes* kept, Index rows, Index begin, Index end) const {
+    const V factor(T(1 / (1 - a_.dropout)));
+    for (Index r = 0; r < rows; ++r, x += stride, kept += words)
+      for (Index c = begin; c < end; c += w)
+        choose(kept[c / w], V::load(x + c) * factor, V(T(0))).store(x + c);
   }
 
   const Attention& a_;

@@ -85,7 +85,7 @@ struct Regularisers {
     if (!seed) return V(expected[state]);
     const Index number = sequences ? sequences[sequence] : sequence;
     std::uint32_t words[4];
-    device::philox<1>(std::uint64_t(*seed), std::uint32_t(unit / 4), std::uint32_t(number),
+    device::philox(std::uint64_t(*seed), std::uint32_t(unit / 4), std::uint32_t(number),
                       std::uint32_t(time), std::uint32_t(state), words);
     // Chosen, not indexed: an index would put the words into the device's local memory.
     const std::uint32_t low = unit & 1 ? words[1] : words[0];

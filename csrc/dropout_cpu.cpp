@@ -1,6 +1,6 @@
 // Dropout with masks that are a function of a seed. Built once per instruction set (FASTRNN_ISA).
 #include "packing_cpu.h"
-#include "philox.h"
+#include "philox_cpu.h"
 #include "workspace.h"
 
 namespace fastrnn::FASTRNN_ISA {

@@ -8,22 +8,32 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// The words of `Count` counters (quad + i, sequence, step, state) under the key `seed`, in the
-// order of the units they are for: out[4 * Count].
-template <int Count>
+// A counter's words become random ones under the key `seed`. Each is the lower half of 64 bits, or
+// of each lane of a vector of them; product(x, y) multiplies lower halves.
+template <class Wide, class Product>
+FASTRNN_INLINE void philox_rounds(std::uint64_t seed, Wide& a, Wide& b, Wide& c, Wide& d,
+                                  const Product& product) {
+  std::uint32_t m = std::uint32_t(seed), n = std::uint32_t(seed >> 32);
+  for (int round = 0; round < 10; ++round, m += 0x9E3779B9u, n += 0xBB67AE85u) {
+    const Wide x = product(a, 0xD2511F53u), y = product(c, 0xCD9E8D57u);
+    a = (y >> 32) ^ b ^ m, b = y;
+    c = (x >> 32) ^ d ^ n, d = x;
+  }
+}
+
+struct HalfProduct {
+  FASTRNN_INLINE std::uint64_t operator()(std::uint64_t x, std::uint32_t y) const {
+    return (x & 0xFFFFFFFFu) * y;
+  }
+};
+
+// The words of the counter (quad, sequence, step, state), in the order of the units they are for.
 FASTRNN_INLINE void philox(std::uint64_t seed, std::uint32_t quad, std::uint32_t sequence,
                            std::uint32_t step, std::uint32_t state, std::uint32_t* out) {
-  for (int i = 0; i < Count; ++i) {
-    std::uint32_t a = quad + i, b = sequence, c = step, d = state;
-    std::uint32_t m = std::uint32_t(seed), n = std::uint32_t(seed >> 32);
-#pragma GCC unroll 10
-    for (int round = 0; round < 10; ++round, m += 0x9E3779B9u, n += 0xBB67AE85u) {
-      const std::uint64_t x = std::uint64_t(a) * 0xD2511F53u, y = std::uint64_t(c) * 0xCD9E8D57u;
-      a = std::uint32_t(y >> 32) ^ b ^ m, b = std::uint32_t(y);
-      c = std::uint32_t(x >> 32) ^ d ^ n, d = std::uint32_t(x);
-    }
-    out[4 * i] = a, out[4 * i + 1] = b, out[4 * i + 2] = c, out[4 * i + 3] = d;
-  }
+  std::uint64_t a = quad, b = sequence, c = step, d = state;
+  philox_rounds(seed, a, b, c, d, HalfProduct());
+  out[0] = std::uint32_t(a), out[1] = std::uint32_t(b);
+  out[2] = std::uint32_t(c), out[3] = std::uint32_t(d);
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

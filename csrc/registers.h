@@ -8,7 +8,7 @@
 
 #include "inline.h"
 
-#ifdef __AVX2__
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 

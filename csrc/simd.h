@@ -92,6 +92,21 @@ struct Vec {
 #endif
   }
 
+  // A bit for each of a vector's first words that is at least `limit`.
+  static FASTRNN_INLINE Lanes reach(const std::uint32_t* words, std::uint32_t limit) {
+#ifdef __AVX512F__
+    if constexpr (sizeof(T) == 4)
+      return _mm512_cmpge_epu32_mask(_mm512_loadu_si512(words), _mm512_set1_epi32(int(limit)));
+    else
+      return _mm256_cmpge_epu32_mask(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)),
+                                     _mm256_set1_epi32(int(limit)));
+#else
+    Lanes bits = 0;
+    for (int i = 0; i < width; ++i) bits |= Lanes((words[i] >= limit) << i);
+    return bits;
+#endif
+  }
+
   friend FASTRNN_INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
   friend FASTRNN_INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
   friend FASTRNN_INLINE Vec operator*(Vec a, Vec b) { return a.v * b.v; }

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "kernels_cpu.h"
-#include "philox.h"
+#include "philox_cpu.h"
 #include "simd.h"
 
 namespace fastrnn::FASTRNN_ISA {
@@ -21,9 +21,8 @@ Vec<T> kept_share(const Zoneout& zoneout, int state, Index step, Index sequence,
                 std::uint32_t(state), words);
   // Exact for every rate: none at 0, all at 1.
   const std::uint64_t below = std::uint64_t(std::nearbyint(rate * 0x1p32));
-  Vec<T> share;
-  for (int lane = 0; lane < w; ++lane) share.v[lane] = words[unit % 4 + lane] < below ? T(1) : T(0);
-  return share;
+  if (below > 0xFFFFFFFFu) return Vec<T>(T(1));
+  return choose(Vec<T>::reach(words + unit % 4, std::uint32_t(below)), Vec<T>(T(0)), Vec<T>(T(1)));
 }
 
 // The state after a step, of which `share` stays what it was. A unit that is drawn takes one of
