@@ -108,7 +108,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
   // masked out.
   bool lost(Index first, Index row, Index rows) const {
     for (Index r = row; r < row + rows; ++r)
-      if (!(totals_[r] >= T(1) / 1024))
+      if (!(totals_[r] >= level_least_sum))
         for (Index key = 0; key < s_.keys; key += key_block)
           if (!Tiles::needed(first + r, 1, key).none()) return true;
     return false;
@@ -137,7 +137,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
     }
     add_totals(row, rows);
     drop_some(query, rows, key, begin, end);
-    return across(most, Larger()) <= T(16);
+    return across(most, Larger()) <= level_most;
   }
 
   // Turns the tile's products into weights, exp(score - the row's largest so far).

@@ -86,15 +86,17 @@ class CrossEntropyLoop {
     const Index slices = larger(1, ceil_div(K, sum_slice)), groups = ceil_div(K, depth<T>);
     for (Index panel = 0; panel < chunk.panels(); ++panel) {
       C* const x = logits(team, b, panel);
-      for (Index c = 0; c < classes; c += R)
-        for (Index i = 0; i < slices; ++i) {
-          const Index k0 = groups * i / slices * depth<T>;
-          const Index end = smaller(K, groups * (i + 1) / slices * depth<T>);
-          tile_of_rows(chunk.used(panel), smaller(R, classes - c),
-                       operands_.weight(b * block + c) + k0, K, depth<T>,
-                       operands_.hidden_rows(panel, k0), end - k0, x + c * lanes, i > 0);
-        }
-      softmax_.block(chunk, panel, b, x);
+      for (bool level : {s_.classes > 1, false}) {  // of one class the softmax is 1 to the bit
+        for (Index c = 0; c < classes; c += R)
+          for (Index i = 0; i < slices; ++i) {
+            const Index k0 = groups * i / slices * depth<T>;
+            const Index end = smaller(K, groups * (i + 1) / slices * depth<T>);
+            tile_of_rows(chunk.used(panel), smaller(R, classes - c),
+                         operands_.weight(b * block + c) + k0, K, depth<T>,
+                         operands_.hidden_rows(panel, k0), end - k0, x + c * lanes, i > 0);
+          }
+        if (softmax_.block(chunk, panel, b, level, x)) break;
+      }
     }
   }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cross_entropy_operands_cpu.h"
+#include "softmax_cpu.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
@@ -28,15 +29,19 @@ class Softmax {
   }
 
   // Logits x [classes][lanes] of a panel of rows and a block, without bias, become
-  // exp(x - highest); the targets' logits and the sums over the block are kept.
-  void block(const Chunk<T>& chunk, Index panel, Index b, C* x) const {
+  // exp(x - highest); the targets' logits and the sums over the block are kept. With `level`, 0 is
+  // taken for the highest, in one pass. Returns whether the logits are near enough to 0 for that.
+  bool block(const Chunk<T>& chunk, Index panel, Index b, bool level, C* x) const {
     const Index classes = cut_.block_classes(b), row0 = panel * lanes;
     for (Index row = row0; row < smaller(chunk.rows, row0 + lanes); ++row) {
       const Index target = s_.target[chunk.row0 + row] - b * Cut<T>::block;
       if (target >= 0 && target < classes)
         target_logits_[row] = x[target * lanes + row - row0] + bias(b)[target];
     }
-    statistics(chunk.used(panel), b, x, b * cut_.stride + row0);
+    const Index place = b * cut_.stride + row0;
+    if (level) return level_statistics(chunk.used(panel), b, x, place);
+    statistics(chunk.used(panel), b, x, place);
+    return true;
   }
 
   // The losses of the vector of rows at `row`; the blocks' sums become the factors that make their
@@ -112,6 +117,37 @@ class Softmax {
   }
 
   // Of one panel of rows; `place` is theirs in what is kept per block and row.
+  template <int Used = NR>
+  bool level_statistics(int used, Index b, C* x, Index place) const {
+    if constexpr (Used > 1)
+      if (used < Used) return level_statistics<Used - 1>(used, b, x, place);
+    const Index classes = cut_.block_classes(b);
+    V high(-C(__builtin_inf())), sum[Used], shifted[Used];
+    for (int v = 0; v < Used; ++v) sum[v] = V(C(0)), shifted[v] = V(C(0));
+    if (s_.label_smoothing > 0)
+      for (Index c = 0; c < classes; ++c)
+        for (int v = 0; v < Used; ++v)
+          shifted[v] = shifted[v] + (V::load(x + c * lanes + v * w) + V(bias(b)[c]));
+    for (Index c = 0; c < classes; ++c) {
+      const V shift(bias(b)[c]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Used; ++v) {
+        const V here = V::load(x + c * lanes + v * w) + shift, e = exp_or_zero(here);
+        high = Larger()(high, here);
+        e.store(x + c * lanes + v * w);
+        sum[v] = sum[v] + e;
+      }
+    }
+    V low(C(0));  // or NaN
+    for (int v = 0; v < Used; ++v) {
+      V(C(0)).store(highest_ + place + v * w);
+      sum[v].store(sums_ + place + v * w);
+      shifted[v].store(shifts_ + place + v * w);
+      low.v = sum[v].v >= V(C(level_least_sum)).v ? low.v : V(C(1)).v;
+    }
+    return across(high, Larger()) <= level_most && across(low, Larger()) == 0;
+  }
+
   template <int Used = NR>
   void statistics(int used, Index b, C* x, Index place) const {
     if (used < Used) {

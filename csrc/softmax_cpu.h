@@ -5,9 +5,13 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// exp of x <= 0, and 0 of what is below T's smallest normal number, -inf too; NaN stays. A power of
-// two, 2^n 2^r with |r| <= 1/2 and Taylor's series: what log2(e) lost when it was rounded is far
-// below the result's precision unless x is so low that its share of a sum is.
+// Where exp(x) stands for exp(x - largest x): what is lost to sums and products near the ends of T's
+// range is then far away. That saves a pass over the x.
+constexpr float level_most = 32, level_least_sum = 1e-12f;
+
+// exp of x <= level_most, and 0 of what is below T's smallest normal number, -inf too; NaN stays. A
+// power of two, 2^n 2^r with |r| <= 1/2 and Taylor's series. That log2(e) was rounded changes all x
+// by the same share, which a quotient of two exponentials shows only where one is far smaller.
 template <class T>
 FASTRNN_INLINE Vec<T> exp_or_zero(Vec<T> x) {
   using C = Constants<T>;
@@ -34,7 +38,7 @@ FASTRNN_INLINE Vec<T> exp_or_zero(Vec<T> x) {
   return x.v < V(-C::exp_limit).v ? V(T(0)).v : y.v;
 }
 
-// log of x >= 1 (0 may come, what it gives is not to be read): the exponent and mantissa taken for
+// log of normal x (0 may come, what it gives is not to be read): the exponent and mantissa taken for
 // a line, then two of Halley's steps towards exp(y) = x, each of which cubes the error.
 template <class T>
 FASTRNN_INLINE Vec<T> log_positive(Vec<T> x) {

@@ -146,6 +146,15 @@ def test_what_is_saved_is_handed_out_where_nobody_reads_it_again():
         assert gradient.data_ptr() == address
 
 
+def assert_close(tensors, target, options, dtype):
+    exactly = [None if t is None else t.double() for t in tensors]
+    exact = with_gradients(by_formula, exactly, target, options)
+    theirs = with_gradients(torchs, tensors, target, options)
+    ours = with_gradients(loss.linear_cross_entropy, tensors, target, options)
+    for name, *values in zip(("loss", "hidden", "weight", "bias"), ours, theirs, exact):  # noqa: B905
+        assert_as_close_as_torch(name, *values, FLOORS[dtype])
+
+
 @native
 @pytest.mark.parametrize("dtype", FLOORS, ids=str)
 @pytest.mark.parametrize("options", OPTIONS)
@@ -155,12 +164,7 @@ def test_loss_and_gradients(size, options, dtype):
         pytest.skip("no row would count")
     for bias in (True, False):
         tensors, target = random_case(size, dtype, bias)
-        exactly = [None if t is None else t.double() for t in tensors]
-        exact = with_gradients(by_formula, exactly, target, OPTIONS[options])
-        theirs = with_gradients(torchs, tensors, target, OPTIONS[options])
-        ours = with_gradients(loss.linear_cross_entropy, tensors, target, OPTIONS[options])
-        for name, *values in zip(("loss", "hidden", "weight", "bias"), ours, theirs, exact):  # noqa: B905
-            assert_as_close_as_torch(name, *values, FLOORS[dtype])
+        assert_close(tensors, target, OPTIONS[options], dtype)
 
 
 @native
@@ -178,6 +182,18 @@ def test_under_autocast_products_are_of_bfloat16():
     assert all(
         a.dtype == torch.float32 and not a.equal(b) for a, b in zip(ours, plain, strict=True)
     )
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_logits_far_from_zero(dtype):
+    """Above, below, and on both sides, of some classes or of all."""
+    for shift in (-100, -30, 30, 100):
+        for part in (slice(None), slice(None, 3), slice(700, 2500), slice(-1, None)):
+            tensors, target = random_case("long", dtype)
+            tensors[2][part] += shift
+            for options in OPTIONS.values():
+                assert_close(tensors, target, options, dtype)
 
 
 @native
