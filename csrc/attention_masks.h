@@ -74,8 +74,7 @@ struct Masks {
   };
   __device__ __forceinline__ Kept kept(Index i, Index j) const {
     std::uint32_t words[4];
-    device::philox(std::uint64_t(*a.seed), std::uint32_t(j / 4), pair, std::uint32_t(i), 0,
-                      words);
+    device::philox(std::uint64_t(*a.seed), std::uint32_t(j / 4), pair, std::uint32_t(i), 0, words);
     // Chosen, not indexed: an index would put the words into the device's local memory.
     const std::uint32_t first =
         j & 2 ? (j & 1 ? words[3] : words[2]) : (j & 1 ? words[1] : words[0]);

@@ -86,7 +86,7 @@ struct Regularisers {
     const Index number = sequences ? sequences[sequence] : sequence;
     std::uint32_t words[4];
     device::philox(std::uint64_t(*seed), std::uint32_t(unit / 4), std::uint32_t(number),
-                      std::uint32_t(time), std::uint32_t(state), words);
+                   std::uint32_t(time), std::uint32_t(state), words);
     // Chosen, not indexed: an index would put the words into the device's local memory.
     const std::uint32_t low = unit & 1 ? words[1] : words[0];
     const std::uint32_t high = unit & 1 ? words[3] : words[2];

@@ -5,8 +5,8 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// Where exp(x) stands for exp(x - largest x): what is lost to sums and products near the ends of T's
-// range is then far away. That saves a pass over the x.
+// Where exp(x) stands for exp(x - largest x): what is lost to sums and products near the ends of
+// T's range is then far away. That saves a pass over the x.
 constexpr float level_most = 32, level_least_sum = 1e-12f;
 
 // exp of x <= level_most, and 0 of what is below T's smallest normal number, -inf too; NaN stays. A
@@ -38,8 +38,8 @@ FASTRNN_INLINE Vec<T> exp_or_zero(Vec<T> x) {
   return x.v < V(-C::exp_limit).v ? V(T(0)).v : y.v;
 }
 
-// log of normal x (0 may come, what it gives is not to be read): the exponent and mantissa taken for
-// a line, then two of Halley's steps towards exp(y) = x, each of which cubes the error.
+// log of normal x (0 may come, what it gives is not to be read): the exponent and mantissa taken
+// for a line, then two of Halley's steps towards exp(y) = x, each of which cubes the error.
 template <class T>
 FASTRNN_INLINE Vec<T> log_positive(Vec<T> x) {
   using C = Constants<T>;
