@@ -4,6 +4,7 @@
 // keys. Blocks are of one size whatever the number of threads: same sums, same bits.
 #pragma once
 
+#include "ahead_cpu.h"
 #include "gemm_cpu.h"
 #include "kernels_cpu.h"
 #include "philox_cpu.h"
@@ -11,42 +12,6 @@
 #include "workspace.h"
 
 namespace fastrnn::FASTRNN_ISA {
-
-// Rows of several tensors that will be needed, asked for a few cache lines at a time: many at once
-// hold up what is needed now.
-template <class T>
-class Ahead {
-  static constexpr Index line = 64 / sizeof(T);
-
- public:
-  void add(const T* rows, Index ld, Index count, Index width) {
-    row_lines_ += ceil_div(width, line);
-    if (ld == width) {  // no gaps: as rows of four lines
-      count = ceil_div(count * width, 4 * line);
-      ld = width = 4 * line;
-    }
-    parts_[count_++] = {rows, ld, width};
-    rounds_ = larger(rounds_, count);
-  }
-
-  // As many lines as a row of every tensor has.
-  void ask() {
-    for (Index lines = row_lines_; lines > 0 && rounds_ > 0;) {
-      Part& part = parts_[next_];
-      for (Index c = 0; c < part.width; c += line, --lines) __builtin_prefetch(part.row + c);
-      part.row += part.ld;
-      if (++next_ == count_) next_ = 0, --rounds_;
-    }
-  }
-
- private:
-  struct Part {
-    const T* row;
-    Index ld, width;
-  } parts_[8];
-  int count_ = 0, next_ = 0;
-  Index row_lines_ = 0, rounds_ = 0;
-};
 
 template <class T>
 class AttentionTiles {
@@ -114,10 +79,9 @@ class AttentionTiles {
   void products(const Heads& tile, Index query, Index rows, const Heads& of_keys, const T* packed,
                 Index k, Index key, const Needed& needed, T* out, Index ld) const {
     const Index last = smaller(needed.keys, a_.keys - tail_ - key);
-    for (Index c = needed.begin * panel_width; c < last; c += panel_width) {
+    for (Index c = needed.begin * panel_width; c < last; c += panel_width)
       tile_product<T, NV>(used(last - c), rows, at(tile, query), tile.row, 1,
                           packed + (key + c) * k, k, out + c, false, ld);
-    }
     if (last < needed.keys)
       few_products(at(tile, query), tile.row, rows, at(of_keys, key + last), of_keys.row, k,
                    out + last, ld);
