@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 _MARK = Path("/proc/self/clear_refs")
-# The thread's team ends after it, and MKL spins on a lock for threads that end and begin: for ever,
-# if at real-time priority those that hold it get no processor.
-ENDING = 0.03
 
 
 def peak_memory(run: Callable[[], object]) -> int | None:
@@ -29,6 +26,9 @@ def peak_memory(run: Callable[[], object]) -> int | None:
     found: list[int] = []
 
     def watched() -> None:
+        # MKL spins on a lock as threads begin and end: for ever, if real-time priority keeps the one
+        # that holds it from the processors.
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         torch.zeros(1 << 20).sin_()  # starts this thread's team, which the first parallel run does
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
         if trim is not None:
@@ -41,7 +41,6 @@ def peak_memory(run: Callable[[], object]) -> int | None:
     thread = threading.Thread(target=watched)
     thread.start()
     thread.join()
-    time.sleep(ENDING)
     return found[0]
 
 
