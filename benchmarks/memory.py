@@ -26,8 +26,8 @@ def peak_memory(run: Callable[[], object]) -> int | None:
     found: list[int] = []
 
     def watched() -> None:
-        # MKL spins on a lock as threads begin and end: for ever, if real-time priority keeps the one
-        # that holds it from the processors.
+        # MKL spins on a lock as threads begin and end: for ever, if real-time priority keeps the
+        # one that holds it from the processors.
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         torch.zeros(1 << 20).sin_()  # starts this thread's team, which the first parallel run does
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
