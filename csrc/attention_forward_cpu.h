@@ -1,5 +1,5 @@
 // Attention's forward pass: for a block of queries, key block by key block, the scores, their
-// weights against the largest so far, and the weighted sum of the values.
+// weights (against the largest so far, if they are far from 0) and the weighted sum of the values.
 #pragma once
 
 #include "attention_tiles_cpu.h"

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "ahead_cpu.h"
+#include "few_products_cpu.h"
 #include "gemm_cpu.h"
 #include "kernels_cpu.h"
 #include "philox_cpu.h"
@@ -25,15 +26,13 @@ class AttentionTiles {
   AttentionTiles(const Attention& arguments, Index query_block)
       : a_(arguments),
         query_block_(query_block),
-        tail_(a_.keys % w <= few ? a_.keys % w : 0),
+        tail_(a_.keys % w <= few<T> ? a_.keys % w : 0),
         short_(a_.queries <= query_block && a_.keys <= key_block) {}
 
   void take(Arena& arena) { allowed_ = arena.take<Lanes>(query_block_ * words); }
 
   static constexpr Index panels(Index columns) { return ceil_div(columns, panel_width); }
   static constexpr Index padded(Index columns) { return panels(columns) * panel_width; }
-  // A vector of as few keys is not worth its product.
-  static constexpr int few = w / 4;
   static constexpr int used(Index columns) { return int(smaller(NV, ceil_div(columns, w))); }
 
   // Of the open head.
@@ -46,9 +45,9 @@ class AttentionTiles {
     const Index next = head + 1 < a_.batch * a_.heads ? head + 1 : head;
     next_batch_ = next / a_.heads, next_head_ = next % a_.heads;
     mask_ = static_cast<const char*>(a_.mask.data) + offset(a_.mask) * mask_bytes();
-    if (short_ && !(filled_ && mask_ == filled_for_)) {
+    if (short_ && filled_for_ != mask_) {
       fill(0, a_.queries, 0);
-      filled_ = true, filled_for_ = mask_;
+      filled_for_ = mask_;
     }
   }
 
@@ -83,7 +82,7 @@ class AttentionTiles {
       tile_product<T, NV>(used(last - c), rows, at(tile, query), tile.row, 1,
                           packed + (key + c) * k, k, out + c, false, ld);
     if (last < needed.keys)
-      few_products(at(tile, query), tile.row, rows, at(of_keys, key + last), of_keys.row, k,
+      few_products(at(tile, query), tile.row, rows, at(of_keys, key + last), of_keys.row, tail_, k,
                    out + last, ld);
   }
 
@@ -231,31 +230,6 @@ class AttentionTiles {
   const bool short_;
 
  private:
-  // out [rows, ld] = a's rows [k] by b's last few: four rows' sums at a time, which one vector
-  // holds.
-  void few_products(const T* a, Index lda, Index rows, const T* b, Index ldb, Index k, T* out,
-                    Index ld) const {
-    for (Index r = 0; r < rows; r += 4) {
-      V x[w];
-      for (int i = 0; i < int(w); ++i) x[i] = V(T(0));
-      for (Index c = 0; c < k; c += w) {
-        V y[few + 1];
-#pragma GCC unroll 4
-        for (int j = 0; j < few; ++j) y[j] = V::load(b + (j < tail_ ? j : 0) * ldb + c, k - c);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-          const V row = V::load(a + smaller(r + i, rows - 1) * lda + c, k - c);
-#pragma GCC unroll 4
-          for (int j = 0; j < few; ++j) x[i * few + j] = x[i * few + j] + row * y[j];
-        }
-      }
-      alignas(64) T sums[w];
-      lane_sums(x).store(sums);
-      for (int i = 0; i < 4; ++i)
-        __builtin_memcpy(out + smaller(r + i, rows - 1) * ld, sums + i * few, few * sizeof(T));
-    }
-  }
-
   // allowed_ [rows][words] of a tile, for all of a block's keys.
   void fill(Index query, Index rows, Index key) {
     const Index block = smaller(key_block, a_.keys - key);
@@ -298,10 +272,9 @@ class AttentionTiles {
 
   Index batch_ = 0, head_ = 0, next_batch_, next_head_;  // the open head
   const char* mask_ = nullptr;                           // its mask
-  Lanes* allowed_;    // [query_block][words]: a tile's keys, or a short head's
-  Index all_of_ = 0;  // a tile's are all of so many, for every query
-  bool filled_ = false;
-  const char* filled_for_ = nullptr;  // the mask that a short head's were taken from
+  Lanes* allowed_;                 // [query_block][words]: a tile's keys, or a short head's
+  Index all_of_ = 0;               // a tile's are all of so many, for every query
+  const void* filled_for_ = this;  // the mask that a short head's were taken from; none yet
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

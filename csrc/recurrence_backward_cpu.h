@@ -3,6 +3,7 @@
 // weights' gradients over all rows.
 #pragma once
 
+#include "activations_cpu.h"
 #include "cells.h"
 #include "gemm_transposed_cpu.h"
 #include "kernels_cpu.h"

@@ -2,6 +2,7 @@
 // an operand) whose finish is the gate maths.
 #pragma once
 
+#include "activations_cpu.h"
 #include "cells.h"
 #include "gemm_cpu.h"
 #include "kernels_cpu.h"

@@ -3,6 +3,7 @@
 // for the input's and the weights' gradients.
 #pragma once
 
+#include "activations_cpu.h"
 #include "cells.h"
 #include "gain_sums_cpu.h"
 #include "kernels_cpu.h"

@@ -1,7 +1,7 @@
 // The exponential and the logarithm that a softmax needs.
 #pragma once
 
-#include "simd.h"
+#include "activations_cpu.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
