@@ -13,6 +13,25 @@ std::string text(const Shape& shape) {
   return result + "]";
 }
 
+std::string text(const torch::stable::Device& device) {
+  using torch::headeronly::DeviceType;
+  const DeviceType type = device.type();
+  std::ostringstream words;
+  if (type == DeviceType::CPU || type == DeviceType::CUDA || type == DeviceType::Meta)
+    words << (type == DeviceType::CPU ? "cpu" : type == DeviceType::CUDA ? "cuda" : "meta");
+  else
+    words << "device type " << int(type);
+  if (device.has_index()) words << ":" << int(device.index());
+  return words.str();
+}
+
+std::string written(const Whole& whole) {
+  std::ostringstream words;
+  words << whole.tensor.scalar_type() << " " << written(whole.tensor) << " on "
+        << text(whole.tensor.device());
+  return words.str();
+}
+
 Shape shape_of(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
   return {sizes.begin(), sizes.end()};
@@ -26,7 +45,8 @@ Tensor Checks::tensor(const char* name, const Tensor& tensor, const Shape& shape
         shape, ", got ", tensor);
   check(tensor.scalar_type() == like.scalar_type(), name, " must have the input's dtype ",
         like.scalar_type(), ", got ", tensor.scalar_type());
-  check(tensor.device() == like.device(), name, " must be on the input's device");
+  check(tensor.device() == like.device(), name, " must be on the input's device ", like.device(),
+        ", got ", tensor.device());
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 

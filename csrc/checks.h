@@ -15,7 +15,13 @@ using torch::stable::Tensor;
 using Shape = std::vector<std::int64_t>;
 
 std::string text(const Shape& shape);
+std::string text(const torch::stable::Device& device);
 Shape shape_of(const Tensor& tensor);
+
+// A tensor to be written with its dtype and device.
+struct Whole {
+  const Tensor& tensor;
+};
 
 // How a word of a message is written: a tensor by its shape. Only once a check has failed: making
 // the text beforehand cost a call more than its own work.
@@ -25,6 +31,8 @@ const Word& written(const Word& word) {
 }
 inline std::string written(const Shape& shape) { return text(shape); }
 inline std::string written(const Tensor& tensor) { return text(shape_of(tensor)); }
+inline std::string written(const torch::stable::Device& device) { return text(device); }
+std::string written(const Whole& whole);
 
 struct Checks {
   const char* op;  // begins every message

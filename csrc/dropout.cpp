@@ -17,8 +17,7 @@ Tensor dropout(const Tensor& input, const Tensor& seed, double p) {
   check.kernel_dtype(input, true);
   check(seed.numel() == 1 && seed.scalar_type() == torch::headeronly::ScalarType::Long &&
             seed.device().is_cpu(),
-        "seed must be one CPU int64, got ", seed.scalar_type(), " ", seed, " on ",
-        seed.device().is_cpu() ? "cpu" : "another device");
+        "seed must be one CPU int64, got ", Whole{seed});
   check(p >= 0 && p < 1, "p must be in [0, 1), got ", p);
   const Tensor from = torch::stable::contiguous(input);
   const Tensor made = torch::stable::new_empty(from, shape_of(from));

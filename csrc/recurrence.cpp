@@ -87,7 +87,7 @@ Extras checked_extras(const Inputs& inputs, const std::optional<Tensor>& resets,
     check(tensor->dim() == 1 && tensor->size(0) == count && tensor->scalar_type() == dtype &&
               tensor->device() == inputs.input.device(),
           name, " must be ", dtype == ScalarType::Bool ? "bool " : "int64 ", Shape{count},
-          " on the input's device, got ", *tensor);
+          " on the input's device, got ", Whole{*tensor});
     return std::optional<Tensor>(torch::stable::contiguous(*tensor));
   };
   Extras extras{maybe("resets", resets, ScalarType::Bool, inputs.rows), seed,
@@ -105,7 +105,7 @@ Extras checked_extras(const Inputs& inputs, const std::optional<Tensor>& resets,
   if (z.drawn) {
     check(seed->numel() == 1 && seed->scalar_type() == ScalarType::Long &&
               seed->device() == inputs.input.device(),
-          "seed must be int64 with one value on the input's device, got ", *seed);
+          "seed must be int64 with one value on the input's device, got ", Whole{*seed});
     if (seed->is_cpu()) z.seed = std::uint64_t(*seed->const_data_ptr<std::int64_t>());
   }
   if (extras.sequences) z.sequences = extras.sequences->const_data_ptr<std::int64_t>();
