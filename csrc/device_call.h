@@ -121,7 +121,7 @@ struct Call {
                           in.gains.has_value(),
                           in.projected > 0,
                           schedule_asked(),
-                          launch_failures()};
+                          launch_failures(in.input.get_device_index())};
     Plan plan = cuda::plan(request, device.offer);
     for (std::size_t i = 0; i < schedule_names.size(); ++i)
       check(plan.schedule || request.asked != schedule_names[i], "the ", request.asked,

@@ -137,7 +137,8 @@ bool run_persistent(const std::vector<const Pass*>& passes, const Plan& plan, La
   const int error =
       launch(ways.data(), int(ways.size()), plan.layout, writable(workspace), call.device.stream);
   if (error && call.device.refuses(error)) {
-    remember_failure(plan.launch(), call.device.error_text(error));
+    remember_failure(call.in.input.get_device_index(), plan.launch(),
+                     call.device.error_text(error));
     return false;
   }
   call.queued(error);

@@ -163,12 +163,12 @@ std::vector<std::int64_t> cuda_device(std::int64_t index) {
 void use_cuda_schedule(const std::string& name) { cuda::ask_schedule(name); }
 
 // Why a device refused a launch in this process, one of cuda::launch_names; else empty.
-std::string cuda_launch_failure(const std::string& launch) {
+std::string cuda_launch_failure(std::int64_t device, const std::string& launch) {
   const auto& names = cuda::launch_names;
   const auto found = std::find(names.begin(), names.end(), launch);
   constexpr Checks check{"cuda_launch_failure"};
   check(found != names.end(), "launch must be cluster, grid or layers, got '", launch, "'");
-  return cuda::launch_failures()[std::size_t(found - names.begin())];
+  return cuda::launch_failures(int(device))[std::size_t(found - names.begin())];
 }
 
 // Whether products of float32 numbers on CUDA devices may be TF32's from now on.

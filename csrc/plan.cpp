@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <map>
 #include <mutex>
 #include <stdexcept>
 
@@ -25,7 +26,7 @@ constexpr std::array<const char*, 4> asked_names{"cluster", "grid", "step", "aut
 std::atomic<int> asked_index{3};
 std::atomic<bool> tf32{false};
 std::mutex failures_mutex;
-Failures failures;
+std::map<int, Failures> failures;  // by device
 
 int index_of(const std::string& name) {
   const auto found = std::find(asked_names.begin(), asked_names.end(), name);
@@ -84,14 +85,14 @@ bool tf32_allowed() { return tf32; }
 
 void allow_tf32(bool allowed) { tf32 = allowed; }
 
-void remember_failure(std::size_t launch, const std::string& why) {
+void remember_failure(int device, std::size_t launch, const std::string& why) {
   const std::lock_guard<std::mutex> lock(failures_mutex);
-  failures[launch] = why;
+  failures[device][launch] = why;
 }
 
-Failures launch_failures() {
+Failures launch_failures(int device) {
   const std::lock_guard<std::mutex> lock(failures_mutex);
-  return failures;
+  return failures[device];
 }
 
 namespace {

@@ -64,9 +64,9 @@ void ask_schedule(const std::string& name);
 bool tf32_allowed();
 void allow_tf32(bool allowed);
 
-// A launch that a device refused is not tried again in this process.
-void remember_failure(std::size_t launch, const std::string& why);
-Failures launch_failures();
+// A launch that a device, by its number, refused is not tried again on it in this process.
+void remember_failure(int device, std::size_t launch, const std::string& why);
+Failures launch_failures(int device);
 
 // Throws std::invalid_argument, in one line, for a request that makes no sense.
 Plan plan(const Request& request, const Offer& offer);

@@ -132,19 +132,25 @@ def plan(
     steps: int,
     batch: int,
     hidden: int,
-    on: Facts,
+    device: int,
     directions: int,
     layers: int,
     features: Collection[str],
 ) -> Any:
-    """The schedule of a forward pass, as `fastrnn._C.plan` gives it; None without `fastrnn._C`."""
+    """The schedule of a forward pass on a device that can run it, as `fastrnn._C.plan` gives it.
+
+    None without `fastrnn._C`.
+    """
     try:
         module = importlib.import_module("fastrnn._C")
     except ImportError:
         return None
     tf32 = dtype == torch.float32 and tf32_allowed()
     name = "tf32" if tf32 else str(dtype).removeprefix("torch.")
+    on = facts(device)
+    assert isinstance(on, Facts)  # or the backend would have been refused
     options = {"schedule": _asked, "directions": directions, "layers": layers, **on._asdict()}
     options |= {"layer_norm": "layer_norm" in features, "projected": "proj_size" in features}
-    failed = {launch: torch.ops.fastrnn.cuda_launch_failure.default(launch) for launch in LAUNCHES}
+    failure = torch.ops.fastrnn.cuda_launch_failure.default
+    failed = {launch: failure(device, launch) for launch in LAUNCHES}
     return module.plan(cell, name, steps, batch, hidden, failed=failed, **options)

@@ -88,7 +88,7 @@ _SCHEMAS = (
     "cpu_barrier() -> float",
     "cuda_device(int index) -> int[]",
     "use_cuda_schedule(str name) -> ()",
-    "cuda_launch_failure(str launch) -> str",
+    "cuda_launch_failure(int device, str launch) -> str",
     "use_cuda_tf32(bool allowed) -> ()",
     "cuda_barriers(Tensor(a!) space, int cluster, int rounds) -> ()",
 )

@@ -186,10 +186,9 @@ def scheduled(
     """
     if choice.backend != "native" or not input.is_cuda:
         return choice
-    on = _cuda.facts(input.device.index or 0)
-    assert isinstance(on, _cuda.Facts)  # or the backend would have been refused
+    device = input.device.index or 0
     plan = _cuda.plan(
-        cell, input.dtype, steps, batch, hidden_size, on, directions, layers, features
+        cell, input.dtype, steps, batch, hidden_size, device, directions, layers, features
     )
     if plan is None:
         return choice

@@ -22,6 +22,8 @@ const char* error_text(int error) {
 }
 bool refuses(int error) { return error == refused; }
 
+constexpr int emulated_device = -1;  // the number of a CPU tensor's device
+
 // Launches that the device refuses, by cuda::launch_names.
 bool refusing[launch_names.size()];
 
@@ -29,8 +31,12 @@ void refuse_launch(const std::string& name, bool refuse) {
   for (std::size_t i = 0; i < launch_names.size(); ++i) {
     if (name != launch_names[i]) continue;
     refusing[i] = refuse;
-    remember_failure(i, "");
+    remember_failure(emulated_device, i, "");
   }
+}
+
+std::string launch_failure(std::int64_t device, std::int64_t launch) {
+  return launch_failures(int(device))[std::size_t(launch)];
 }
 
 // A schedule's kernels, or those that refuse.
@@ -70,6 +76,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CompositeExplicitAutograd, m) {
   m.impl("use_cuda_schedule", TORCH_BOX(&use_schedule));
   m.impl("use_cuda_tf32", TORCH_BOX(&use_tf32));
   m.impl("refuse_launch", TORCH_BOX(&refuse_launch));
+  m.impl("launch_failure", TORCH_BOX(&launch_failure));
 }
 
 }  // namespace fastrnn::cuda

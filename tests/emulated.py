@@ -56,6 +56,7 @@ def operators() -> Any:
         if schema.startswith(wanted):
             definitions.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     definitions.define("refuse_launch(str name, bool refuse) -> ()")
+    definitions.define("launch_failure(int device, int launch) -> str")
     torch.ops.load_library(str(path))
     fakes = {
         "recurrence": ops._fake_forward,

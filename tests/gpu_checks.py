@@ -309,7 +309,8 @@ def may_be_refused(check: Check) -> None:
 
 def they_run() -> None:
     """The fast schedules run where the device has them."""
-    facts = _cuda.facts(torch.cuda.current_device())
+    device = torch.cuda.current_device()
+    facts = _cuda.facts(device)
     assert isinstance(facts, _cuda.Facts), facts
     agrees("grid", torch.bfloat16, "lstm", "wide")
     agrees("grid", torch.bfloat16, "gru_reset_before", "wide")
@@ -320,7 +321,7 @@ def they_run() -> None:
         agrees("cluster", torch.bfloat16, "gru_reset_before", "padded")
         agrees_by_tf32("cluster", "lstm", "padded")
         side_by_side("cluster", "lstm", torch.bfloat16, "padded")
-        plan = _cuda.plan("lstm", torch.bfloat16, 35, 20, 200, facts, 1, 2, ())
+        plan = _cuda.plan("lstm", torch.bfloat16, 35, 20, 200, device, 1, 2, ())
         assert plan is None or plan["layers"] == 2, plan["apart"]
         agrees("cluster", torch.float32, "gru", "ragged")
 

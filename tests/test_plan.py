@@ -62,9 +62,9 @@ def test_a_launch_that_was_refused_is_not_planned_again():
 
 def test_launches_have_not_failed_here():
     told = torch.ops.fastrnn.cuda_launch_failure.default
-    assert [told(launch) for launch in _cuda.LAUNCHES] == [""] * len(_cuda.LAUNCHES)
+    assert [told(0, launch) for launch in _cuda.LAUNCHES] == [""] * len(_cuda.LAUNCHES)
     with pytest.raises(RuntimeError, match="must be cluster, grid or layers, got 'steps'"):
-        told("steps")
+        told(0, "steps")
 
 
 def test_step_runs_where_nothing_else_does():

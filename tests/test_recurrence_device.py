@@ -256,6 +256,9 @@ def test_a_refused_launch_is_run_by_another_schedule(refusing, dtype):
                 run.recurrence.default(*arguments, True)
     finally:
         run.use_cuda_schedule.default("auto")
+    this, another = ([run.launch_failure.default(on, i) for i in range(3)] for on in (-1, 0))
+    assert this == ["refused by a test" if name in refusing else "" for name in _cuda.LAUNCHES]
+    assert another == ["", "", ""]  # another device may take it
 
 
 @pytest.mark.parametrize("refusing", [["layers"], _cuda.LAUNCHES], ids=str, indirect=True)
