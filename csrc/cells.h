@@ -7,7 +7,9 @@
 //   reserve          R, values a step keeps for the backward pass
 //   operand_gates    0: one product a step, of h. Otherwise `operand` makes a second product's
 //                    operand from this many first gates, and `forward` gets the other gates
-//   shared_gradients whether the gradients of the x- and h-products are the same values
+//   shared_gates     how many gates, from the first, have the same gradients in the x- and the
+//                    h-product
+//   shared_gradients whether all have
 //
 //   forward(x[G], h[G], prev[S], next[S], reserve[R])
 //   backward(reserve[R], prev[S], next[S], grad_next[S], grad_x[G], grad_h[G], grad_prev[S])
@@ -34,7 +36,8 @@ FASTRNN_INLINE V tanh_slope(V y) {
 
 struct Lstm {
   static constexpr int gates = 4, states = 2, reserve = 4, operand_gates = 0;
-  static constexpr bool shared_gradients = true;
+  static constexpr int shared_gates = 4;
+  static constexpr bool shared_gradients = shared_gates == gates;
 
   template <class V>
   static FASTRNN_INLINE void forward(const V* x, const V* h, const V* prev, V* next, V* reserve) {
@@ -80,7 +83,8 @@ struct Lstm {
 
 struct Gru {
   static constexpr int gates = 3, states = 1, reserve = 4, operand_gates = 0;
-  static constexpr bool shared_gradients = false;
+  static constexpr int shared_gates = 2;
+  static constexpr bool shared_gradients = shared_gates == gates;
 
   template <class V>
   static FASTRNN_INLINE void forward(const V* x, const V* h, const V* prev, V* next, V* reserve) {
@@ -104,7 +108,8 @@ struct Gru {
 
 struct GruResetBefore {
   static constexpr int gates = 3, states = 1, reserve = 3, operand_gates = 2;
-  static constexpr bool shared_gradients = true;
+  static constexpr int shared_gates = 3;
+  static constexpr bool shared_gradients = shared_gates == gates;
 
   template <class V>
   static FASTRNN_INLINE V operand(const V* x, const V* h, const V* prev, V* reserve) {
@@ -142,7 +147,8 @@ struct GruResetBefore {
 
 struct RnnTanh {
   static constexpr int gates = 1, states = 1, reserve = 0, operand_gates = 0;
-  static constexpr bool shared_gradients = true;
+  static constexpr int shared_gates = 1;
+  static constexpr bool shared_gradients = shared_gates == gates;
 
   template <class V>
   static FASTRNN_INLINE void forward(const V* x, const V* h, const V*, V* next, V*) {
@@ -159,7 +165,8 @@ struct RnnTanh {
 
 struct RnnRelu {
   static constexpr int gates = 1, states = 1, reserve = 0, operand_gates = 0;
-  static constexpr bool shared_gradients = true;
+  static constexpr int shared_gates = 1;
+  static constexpr bool shared_gradients = shared_gates == gates;
 
   template <class V>
   static FASTRNN_INLINE void forward(const V* x, const V* h, const V*, V* next, V*) {

@@ -20,6 +20,8 @@ class BackwardLoop {
   using V = Vec<C>;
   static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve;
   static constexpr int first = Cell::operand_gates;
+  // Gates, from the first, whose gradients are those of both products' weights.
+  static constexpr int same = first ? first : Cell::shared_gates;
   static constexpr int NV = 2;
   static constexpr Index w = V::width;
 
@@ -235,9 +237,10 @@ class BackwardLoop {
       team.wait();
       add_weights(team, row0, rows);
     }
-    if (!Cell::shared_gradients || !s_.grad_bias_ih || !s_.grad_bias_hh) return;
+    if (!s_.grad_bias_ih || !s_.grad_bias_hh) return;
     team.wait();
-    copy(team, GH_, static_cast<const T*>(s_.grad_bias_hh), static_cast<T*>(s_.grad_bias_ih));
+    copy(team, Cell::shared_gates * H_, static_cast<const T*>(s_.grad_bias_hh),
+         static_cast<T*>(s_.grad_bias_ih));
   }
 
   void add_weights(const Team& team, Index row0, Index rows) const {
@@ -254,17 +257,17 @@ class BackwardLoop {
     };
     void* const bias = s_.grad_bias_hh ? s_.grad_bias_hh : s_.grad_bias_ih;
     const Target<T> both[2] = {prev, x};
-    if constexpr (first > 0) {
-      const Index split = first * H_;
-      const Target<T> tail[2] = {{packed_operand_, H_, hh + split * H_},
+    gradient(grad_x_, 0, same, bias, both, ih ? 2 : 1);
+    if constexpr (same < G) {
+      const Index split = same * H_;
+      const Target<T> tail[2] = {{first ? packed_operand_ : packed_prev_, H_, hh + split * H_},
                                  {packed_x_, s_.input_size, ih + split * s_.input_size}};
-      gradient(grad_x_, 0, first, bias, both, ih ? 2 : 1);
-      gradient(grad_x_, first, G - first, bias, tail, ih ? 2 : 1);
-    } else if constexpr (Cell::shared_gradients) {
-      gradient(grad_x_, 0, G, bias, both, ih ? 2 : 1);
-    } else {
-      gradient(grad_h_, 0, G, s_.grad_bias_hh, &prev, 1);
-      if (ih) gradient(grad_x_, 0, G, s_.grad_bias_ih, &x, 1);
+      if constexpr (Cell::shared_gradients) {
+        gradient(grad_x_, same, G - same, bias, tail, ih ? 2 : 1);
+      } else {
+        gradient(grad_h_, same, G - same, s_.grad_bias_hh, &tail[0], 1);
+        if (ih) gradient(grad_x_, same, G - same, s_.grad_bias_ih, &tail[1], 1);
+      }
     }
   }
 
