@@ -38,7 +38,7 @@ STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:96rem;margin:2rem a
 color:#24292f;background:#fff}table{border-collapse:collapse;font-size:13px;margin:1rem 0;
 display:block;overflow-x:auto}td,th{padding:.2rem .6rem;border-bottom:1px solid #d0d7de;
 text-align:right;white-space:nowrap}td:first-child,th:first-child,td.t,th.t{text-align:left}
-td.w{white-space:normal;min-width:22rem}tr:hover td{background:#f6f8fa}
+td.w{white-space:normal;min-width:15rem}tr:hover td{background:#f6f8fa}
 code{font:12px ui-monospace,monospace}svg{max-width:100%;height:auto}
 h2{border-bottom:1px solid #d0d7de;margin-top:2.5rem}nav a{margin-right:1rem}"""
 
