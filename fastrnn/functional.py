@@ -65,6 +65,11 @@ def run(
         weight_hr,
         input.size(1) if padded else None,
     )
+    if weight_ih is None and bias_ih is not None and layer_norm is None:
+        raise ValueError(
+            "recurrence: bias_ih must be None without weight_ih: the projection has it; "
+            f"got {list(bias_ih.shape)}"
+        )
     if return_cells and CELLS[cell].states != 2:
         raise ValueError(f"recurrence: return_cells needs a cell of two states, got {cell!r}")
     extras, lacks = PLAIN, None
@@ -153,7 +158,8 @@ def recurrence(
             LSTM); with `weight_hr` the pair (h [B, P], c [B, H]).
         weight_ih: [G*H, I] in torch's gate order, or None: `input` is the projection, I = G*H.
         weight_hh: [G*H, H], or [G*H, P] with `weight_hr`.
-        bias_ih: [G*H]; default None.
+        bias_ih: [G*H]; default None, as it must be without `weight_ih`, unless `layer_norm` is
+            to come before it.
         bias_hh: [G*H]; default None.
         batch_sizes: CPU int64 [T], active sequences per step, non-increasing; default None.
         reverse: run from each sequence's last row to its first; rows stay in place.

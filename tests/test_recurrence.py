@@ -269,6 +269,7 @@ def call(**changes):
         ({"weight_hh": torch.zeros(5, 15)}, r"weight_hh must be \[G\*H, H\] = \[15, 5\], got \[5, 15\]"),
         ({"weight_ih": torch.zeros(15, 4)}, r"weight_ih must be \[G\*H, I\] = \[15, 3\], got \[15, 4\]"),
         ({"weight_ih": None}, r"input must be \[..., G\*H\] \(x_proj\) = \[4, 2, 15\], got \[4, 2, 3\]"),
+        ({"weight_ih": None, "input": torch.zeros(4, 2, 15)}, r"bias_ih must be None without weight_ih: .*; got \[15\]"),
         ({"bias_hh": torch.zeros(14)}, r"bias_hh must be \[G\*H\] = \[15\], got \[14\]"),
         ({"state": torch.zeros(1, 3, 5)}, r"state must be \[B, H\] = \[2, 5\], got \[3, 5\]"),
         ({"state": torch.zeros(2, 2, 5)}, r"state must hold S = 1 tensors, got 2"),
