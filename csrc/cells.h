@@ -9,20 +9,23 @@
 //                    operand from this many first gates, and `forward` gets the other gates
 //   shared_gates     how many gates, from the first, have the same gradients in the x- and the
 //                    h-product
-//   shared_gradients whether all have
 //
 //   forward(x[G], h[G], prev[S], next[S], reserve[R])
 //   backward(reserve[R], prev[S], next[S], grad_next[S], grad_x[G], grad_h[G], grad_prev[S])
 //
 // x and h are the gates' shares from the input and from the state, biases included. grad_prev is
-// the part of the gradient that does not pass through a product. With shared_gradients grad_h is
-// not written. `fastrnn/cells.py` holds the same functions in torch, with their sources.
+// the part of the gradient that does not pass through a product. Where all gates are
+// shared grad_h is not written. `fastrnn/cells.py` holds the same functions in torch, with their
+// sources.
 #pragma once
 
 #include "activations.h"
 #include "inline.h"
 
 namespace fastrnn::FASTRNN_ISA {
+
+template <class Cell>
+constexpr bool shared_gradients = Cell::shared_gates == Cell::gates;
 
 template <class V>
 FASTRNN_INLINE V sigmoid_slope(V y) {
@@ -35,9 +38,7 @@ FASTRNN_INLINE V tanh_slope(V y) {
 }
 
 struct Lstm {
-  static constexpr int gates = 4, states = 2, reserve = 4, operand_gates = 0;
-  static constexpr int shared_gates = 4;
-  static constexpr bool shared_gradients = shared_gates == gates;
+  static constexpr int gates = 4, states = 2, reserve = 4, operand_gates = 0, shared_gates = 4;
 
   template <class V>
   static FASTRNN_INLINE void forward(const V* x, const V* h, const V* prev, V* next, V* reserve) {
@@ -82,9 +83,7 @@ struct Lstm {
 };
 
 struct Gru {
-  static constexpr int gates = 3, states = 1, reserve = 4, operand_gates = 0;
-  static constexpr int shared_gates = 2;
-  static constexpr bool shared_gradients = shared_gates == gates;
+  static constexpr int gates = 3, states = 1, reserve = 4, operand_gates = 0, shared_gates = 2;
 
   template <class V>
   static FASTRNN_INLINE void forward(const V* x, const V* h, const V* prev, V* next, V* reserve) {
@@ -107,9 +106,7 @@ struct Gru {
 };
 
 struct GruResetBefore {
-  static constexpr int gates = 3, states = 1, reserve = 3, operand_gates = 2;
-  static constexpr int shared_gates = 3;
-  static constexpr bool shared_gradients = shared_gates == gates;
+  static constexpr int gates = 3, states = 1, reserve = 3, operand_gates = 2, shared_gates = 3;
 
   template <class V>
   static FASTRNN_INLINE V operand(const V* x, const V* h, const V* prev, V* reserve) {
@@ -146,9 +143,7 @@ struct GruResetBefore {
 };
 
 struct RnnTanh {
-  static constexpr int gates = 1, states = 1, reserve = 0, operand_gates = 0;
-  static constexpr int shared_gates = 1;
-  static constexpr bool shared_gradients = shared_gates == gates;
+  static constexpr int gates = 1, states = 1, reserve = 0, operand_gates = 0, shared_gates = 1;
 
   template <class V>
   static FASTRNN_INLINE void forward(const V* x, const V* h, const V*, V* next, V*) {
@@ -164,9 +159,7 @@ struct RnnTanh {
 };
 
 struct RnnRelu {
-  static constexpr int gates = 1, states = 1, reserve = 0, operand_gates = 0;
-  static constexpr int shared_gates = 1;
-  static constexpr bool shared_gradients = shared_gates == gates;
+  static constexpr int gates = 1, states = 1, reserve = 0, operand_gates = 0, shared_gates = 1;
 
   template <class V>
   static FASTRNN_INLINE void forward(const V* x, const V* h, const V*, V* next, V*) {

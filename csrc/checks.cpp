@@ -13,12 +13,14 @@ std::string text(const Shape& shape) {
   return result + "]";
 }
 
-std::string text(const torch::stable::Device& device) {
+std::string written(const torch::stable::Device& device) {
   using torch::headeronly::DeviceType;
   const DeviceType type = device.type();
   std::ostringstream words;
-  if (type == DeviceType::CPU || type == DeviceType::CUDA || type == DeviceType::Meta)
-    words << (type == DeviceType::CPU ? "cpu" : type == DeviceType::CUDA ? "cuda" : "meta");
+  if (type == DeviceType::CPU)
+    words << "cpu";
+  else if (type == DeviceType::CUDA)
+    words << "cuda";
   else
     words << "device type " << int(type);
   if (device.has_index()) words << ":" << int(device.index());
@@ -28,7 +30,7 @@ std::string text(const torch::stable::Device& device) {
 std::string written(const Whole& whole) {
   std::ostringstream words;
   words << whole.tensor.scalar_type() << " " << written(whole.tensor) << " on "
-        << text(whole.tensor.device());
+        << written(whole.tensor.device());
   return words.str();
 }
 

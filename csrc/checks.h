@@ -15,7 +15,6 @@ using torch::stable::Tensor;
 using Shape = std::vector<std::int64_t>;
 
 std::string text(const Shape& shape);
-std::string text(const torch::stable::Device& device);
 Shape shape_of(const Tensor& tensor);
 
 // A tensor to be written with its dtype and device.
@@ -31,7 +30,7 @@ const Word& written(const Word& word) {
 }
 inline std::string written(const Shape& shape) { return text(shape); }
 inline std::string written(const Tensor& tensor) { return text(shape_of(tensor)); }
-inline std::string written(const torch::stable::Device& device) { return text(device); }
+std::string written(const torch::stable::Device& device);
 std::string written(const Whole& whole);
 
 struct Checks {

@@ -20,7 +20,7 @@ struct BackwardRows {
   T sent[O][E];           // grad_output
   bool reset[E], cut[E];  // its rows; what comes back to them
   // Of the step that was, where they are not what the product takes.
-  T of_x[Cell::shared_gradients ? 1 : G][O][E];
+  T of_x[device::shared_gradients<Cell> ? 1 : G][O][E];
   T operands[O][E];  // of a cell that has them
 
   __device__ __forceinline__ int unit(int o) const { return at.unit_of(p, o) + at.group; }
@@ -143,8 +143,8 @@ struct BackwardRows {
         for (int g = 0; g < F; ++g) carry(S + g, o, e) = to_x[g];
 #pragma unroll
         for (int g = F; g < G; ++g) {
-          narrow(Cell::shared_gradients ? to_x[g] : to_h[g], stage(staged, g, o, e));
-          if constexpr (!Cell::shared_gradients) narrow(to_x[g], &of_x[g][o][e]);
+          narrow(device::shared_gradients<Cell> ? to_x[g] : to_h[g], stage(staged, g, o, e));
+          if constexpr (!device::shared_gradients<Cell>) narrow(to_x[g], &of_x[g][o][e]);
         }
       }
   }
@@ -199,7 +199,7 @@ struct BackwardRows {
 #pragma unroll
         for (int g = First; g < Last; ++g) {
           const T sum = *stage(staged, g, o, e);
-          if constexpr (Cell::shared_gradients) {
+          if constexpr (device::shared_gradients<Cell>) {
             static_cast<T*>(b.grad_x)[at_row + g * H] = sum;
           } else {
             static_cast<T*>(b.grad_x)[at_row + g * H] = of_x[g][o][e];

@@ -17,7 +17,7 @@ template <class T, class Cell, int Width>
 __global__ void __launch_bounds__(row_threads)
     norm_backward(NormBackward b, Regularisers extras, Step step, const T* product) {
   constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve;
-  constexpr bool shared_gradients = Cell::shared_gradients;
+  constexpr bool shared_gradients = device::shared_gradients<Cell>;
   using V = Sum<T>;
   using P = Packet<T, Width>;
   FASTRNN_SHARED(V, shared);

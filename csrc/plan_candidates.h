@@ -19,7 +19,7 @@ struct CellSizes {
 template <class Cell>
 constexpr CellSizes sizes_of(const char* name) {
   return {name,          Cell::gates,         Cell::states,
-          Cell::reserve, Cell::operand_gates, Cell::shared_gradients};
+          Cell::reserve, Cell::operand_gates, device::shared_gradients<Cell>};
 }
 
 template <class... Words>

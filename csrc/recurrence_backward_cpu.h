@@ -20,7 +20,7 @@ class BackwardLoop {
   using V = Vec<C>;
   static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve;
   static constexpr int first = Cell::operand_gates;
-  // Gates, from the first, whose gradients are those of both products' weights.
+  // The first gates, whose gradients go with x and with h itself into the weights'.
   static constexpr int same = first ? first : Cell::shared_gates;
   static constexpr int NV = 2;
   static constexpr Index w = V::width;
@@ -39,7 +39,7 @@ class BackwardLoop {
     if (first) packed_last_ = arena_.template take<T>(panel_size<T, NV>(H_, GH_ - first * H_));
     if (first) operand_ = arena_.template take<T>(N * H_);
     grad_x_ = s_.weight_ih ? arena_.template take<T>(N * GH_) : static_cast<T*>(s_.grad_input);
-    grad_h_ = Cell::shared_gradients ? grad_x_ : arena_.template take<T>(N * GH_);
+    grad_h_ = shared_gradients<Cell> ? grad_x_ : arena_.template take<T>(N * GH_);
     if (s_.weight_ih && s_.grad_input)
       packed_ih_ = arena_.template take<T>(panel_size<T, NV>(I, GH_));
     const Index slice = largest_slice<T>(N);
@@ -175,7 +175,7 @@ class BackwardLoop {
           Cell::backward(kept, prev, next, grad_next, grad_x, grad_h, back);
           for (int i = 0; i < S; ++i) back[i] = segment.reset ? zero : back[i] + through[i];
           store_blocks<G>(grad_x, H_, lanes, grad_x_ + row * GH_ + unit);
-          if constexpr (!Cell::shared_gradients)
+          if constexpr (!shared_gradients<Cell>)
             store_blocks<G>(grad_h, H_, lanes, grad_h_ + row * GH_ + unit);
           for (int i = 0; i < S; ++i) back[i].store(carry(i, sequence) + unit, lanes);
         });
@@ -262,7 +262,7 @@ class BackwardLoop {
       const Index split = same * H_;
       const Target<T> tail[2] = {{first ? packed_operand_ : packed_prev_, H_, hh + split * H_},
                                  {packed_x_, s_.input_size, ih + split * s_.input_size}};
-      if constexpr (Cell::shared_gradients) {
+      if constexpr (shared_gradients<Cell>) {
         gradient(grad_x_, same, G - same, bias, tail, ih ? 2 : 1);
       } else {
         gradient(grad_h_, same, G - same, s_.grad_bias_hh, &tail[0], 1);

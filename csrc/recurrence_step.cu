@@ -83,7 +83,7 @@ struct Launches {
                         Cell::states,
                         Cell::reserve,
                         Cell::operand_gates,
-                        Cell::shared_gradients,
+                        device::shared_gradients<Cell>,
                         forward,
                         nullptr,
                         backward,

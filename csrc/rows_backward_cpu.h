@@ -3,8 +3,6 @@
 // for the input's and the weights' gradients.
 #pragma once
 
-#include "activations_cpu.h"
-#include "cells.h"
 #include "gain_sums_cpu.h"
 #include "kernels_cpu.h"
 #include "packed_weights_cpu.h"
@@ -38,7 +36,7 @@ class RowsBackward {
     zeros_ = arena_.template take<T>(H_);
     packed_hh_ = arena_.template take<T>(panel_size<T, NV>(P_, GH_));
     grad_x_ = s_.weight_ih ? arena_.template take<T>(N * GH_) : static_cast<T*>(s_.grad_input);
-    const bool shared = !s_.gains && Cell::shared_gradients;
+    const bool shared = !s_.gains && shared_gradients<Cell>;
     grad_h_ = shared ? grad_x_ : arena_.template take<T>(N * GH_);
     if (s_.weight_ih && s_.grad_input)
       packed_ih_ = arena_.template take<T>(panel_size<T, NV>(I, GH_));
@@ -48,7 +46,7 @@ class RowsBackward {
       grad_unprojected_ = arena_.template take<T>(s_.batch * H_);
     }
     if (s_.gains) {
-      const Index biases = (Cell::shared_gradients ? 1 : 2) * GH_;
+      const Index biases = (shared_gradients<Cell> ? 1 : 2) * GH_;
       sums_ = GainSums<T>(arena_, SequenceBlocks::blocks_of(s_.batch), gains_ + biases);
       buffers_ = arena_.template take<T>(threads * H_);
     }
@@ -242,10 +240,10 @@ class RowsBackward {
         Cell::backward(kept, prev, prev, &grad, grads_x, grads_h, back);
       }
       store_blocks<G>(grads_x, H_, lanes, grad_x + unit);
-      if constexpr (!Cell::shared_gradients) store_blocks<G>(grads_h, H_, lanes, grad_h + unit);
+      if constexpr (!shared_gradients<Cell>) store_blocks<G>(grads_h, H_, lanes, grad_h + unit);
       (back[S - 1] + through).store(carry(S - 1, sequence) + unit, lanes);
     }
-    if constexpr (Cell::shared_gradients)
+    if constexpr (shared_gradients<Cell>)
       norm_backward<T>(Moments<T>(h, GH_), h, gain_hh, grad_x, GH_, grad_h, sums_hh, nullptr);
     else
       norm_backward(Moments<T>(h, GH_), h, gain_hh, grad_h, GH_, grad_h, sums_hh, sums_bias + GH_);
@@ -281,7 +279,7 @@ class RowsBackward {
       }
       const bool second = bias >= GH_;
       if (ih && !second) ih[bias] = sum;
-      if (hh && second == !Cell::shared_gradients) hh[bias - (second ? GH_ : 0)] = sum;
+      if (hh && second == !shared_gradients<Cell>) hh[bias - (second ? GH_ : 0)] = sum;
     }
   }
 

@@ -2,6 +2,8 @@
 // projection of h: blocks of sequences, and a row's normalisation.
 #pragma once
 
+#include "activations_cpu.h"
+#include "cells.h"
 #include "gemm_cpu.h"
 #include "kernels_cpu.h"
 

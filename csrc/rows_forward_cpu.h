@@ -2,8 +2,6 @@
 // product, then row by row what needs all of it. The input is projected before the loop.
 #pragma once
 
-#include "activations_cpu.h"
-#include "cells.h"
 #include "kernels_cpu.h"
 #include "packed_weights_cpu.h"
 #include "rows_cpu.h"

@@ -120,14 +120,14 @@ __global__ void __launch_bounds__(step_threads)
 #pragma unroll
       for (int g = 0; g < G; ++g) {
         grad_x[g].set(i, to_x[g]);
-        if constexpr (!Cell::shared_gradients) grad_h[g].set(i, to_h[g]);
+        if constexpr (!device::shared_gradients<Cell>) grad_h[g].set(i, to_h[g]);
       }
 #pragma unroll
       for (int s = 0; s < S; ++s) past[s].values[i] += to_prev[s];
       before[0].set(i, prev[0]);
     }
     store_blocks<G>(grad_x, H, static_cast<T*>(b.grad_x) + row * G * H + unit);
-    if constexpr (!Cell::shared_gradients)
+    if constexpr (!device::shared_gradients<Cell>)
       store_blocks<G>(grad_h, H, static_cast<T*>(b.grad_h) + row * G * H + unit);
 #pragma unroll
     for (int s = 0; s < S; ++s)

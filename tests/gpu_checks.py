@@ -294,7 +294,9 @@ def devices_are_checked() -> None:
     try:
         torch.ops.fastrnn.recurrence.default(*layer.arguments, False)
     except RuntimeError as error:
-        assert "weight_hh must be on the input's device" in str(error), error
+        device = f"cuda:{torch.cuda.current_device()}"
+        wanted = f"weight_hh must be on the input's device {device}, got cpu"
+        assert wanted in str(error), error
         return
     raise AssertionError("a weight on the CPU was taken")
 

@@ -383,6 +383,7 @@ def test_strided_and_mistaken_arguments(schedule):
         (6, torch.ones(4, 8), r"weight_hh must be \[32, 4\], got \[32, 8\]"),
         (7, torch.ones(79), r"gains must be \[80\], got \[79\]"),
         (8, torch.tensor([3, 4]), "batch_sizes must not increase"),
+        (9, torch.zeros(6, dtype=torch.bool), r"resets must be bool \[7\] on the input's device"),
         (
             9,
             torch.zeros(7, dtype=torch.int64),
