@@ -8,6 +8,7 @@
 #include "ops_cpu.h"
 #include "plan.h"
 #include "stack.h"
+#include "text.h"
 
 namespace fastrnn {
 
@@ -69,8 +70,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
     const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
     const std::optional<Tensor>& gains, const Tensor& batch_sizes,
     const std::optional<Tensor>& resets, const std::optional<Tensor>& seed,
-    const std::optional<Tensor>& sequences, const std::vector<double>& zoneout,
-    const std::string& cell, bool reverse, bool save) {
+    const std::optional<Tensor>& sequences, const std::vector<double>& zoneout, const Text& cell,
+    bool reverse, bool save) {
   const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
                                    gains, batch_sizes, cell);
   const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
@@ -87,8 +88,7 @@ Gradients::Tuple recurrence_backward(
     const Tensor& batch_sizes, const std::optional<Tensor>& resets,
     const std::optional<Tensor>& seed, const std::optional<Tensor>& sequences,
     const std::vector<double>& zoneout, const Tensor& output, const Tensor& cells,
-    const Tensor& reserve, const std::string& cell, bool reverse, bool input_grad,
-    bool weight_grad) {
+    const Tensor& reserve, const Text& cell, bool reverse, bool input_grad, bool weight_grad) {
   const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
                                    gains, batch_sizes, cell);
   const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
@@ -99,7 +99,7 @@ Gradients::Tuple recurrence_backward(
 
 std::vector<Tensor> recurrence_stack(const Tensor& input, const std::vector<Tensor>& layers,
                                      const Tensor& batch_sizes, const std::optional<Tensor>& resets,
-                                     const std::string& cell, bool bias, bool save) {
+                                     const Text& cell, bool bias, bool save) {
   const Stack stack(layers, batch_sizes, cell, bias);
   std::vector<Tensor> results;
   Tensor rows = input;
@@ -116,8 +116,8 @@ std::vector<Tensor> recurrence_stack_backward(
     const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_cells,
     const std::vector<Tensor>& grad_state_n, const Tensor& input, const std::vector<Tensor>& layers,
     const Tensor& batch_sizes, const std::optional<Tensor>& resets,
-    const std::vector<Tensor>& saved, const std::string& cell, bool bias, bool input_grad,
-    bool state_grad, bool weight_grad) {
+    const std::vector<Tensor>& saved, const Text& cell, bool bias, bool input_grad, bool state_grad,
+    bool weight_grad) {
   const Stack stack(layers, batch_sizes, cell, bias);
   check_stack_gradients(stack, grad_state_n, saved);
   const std::size_t each = stack.each;
@@ -160,10 +160,10 @@ std::vector<std::int64_t> cuda_device(std::int64_t index) {
 }
 
 // The schedule that may run on CUDA devices from now on, or "auto".
-void use_cuda_schedule(const std::string& name) { cuda::ask_schedule(name); }
+void use_cuda_schedule(const Text& name) { cuda::ask_schedule(name); }
 
 // Why a device refused a launch in this process, one of cuda::launch_names; else empty.
-std::string cuda_launch_failure(std::int64_t device, const std::string& launch) {
+std::string cuda_launch_failure(std::int64_t device, const Text& launch) {
   const auto& names = cuda::launch_names;
   const auto found = std::find(names.begin(), names.end(), launch);
   constexpr Checks check{"cuda_launch_failure"};

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "ops_cpu.h"
+#include "text.h"
 
 namespace fastrnn {
 
@@ -16,7 +17,7 @@ Weights weights_of(std::int64_t input_size, std::int64_t hidden_size, std::int64
 }
 
 Tensor pack_weights(const Tensor& weight_ih, const Tensor& weight_hh,
-                    const std::optional<Tensor>& weight_hr, const std::string& cell) {
+                    const std::optional<Tensor>& weight_hr, const Text& cell) {
   const std::int64_t GH = weight_hh.size(0), H = GH / cell_sizes(cell).gates;
   const std::int64_t P = weight_hr ? projected_size(*weight_hr, cell, H) : 0;
   const Tensor hh =
@@ -47,8 +48,8 @@ std::tuple<Tensor, Tensor, Tensor> recurrence_packed(
     const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
     const std::optional<Tensor>& gains, const Tensor& batch_sizes,
     const std::optional<Tensor>& resets, const std::optional<Tensor>& seed,
-    const std::optional<Tensor>& sequences, const std::vector<double>& zoneout,
-    const std::string& cell, std::int64_t proj_size, bool reverse, bool return_cells) {
+    const std::optional<Tensor>& sequences, const std::vector<double>& zoneout, const Text& cell,
+    std::int64_t proj_size, bool reverse, bool return_cells) {
   Inputs in = checked_inputs(input, state, std::nullopt, std::nullopt, bias_ih, bias_hh,
                              std::nullopt, gains, batch_sizes, cell);
   check_projection(in.hidden_size, proj_size, cell, gains.has_value());
@@ -100,7 +101,7 @@ static_assert(sizeof(Stepper) % alignof(Forward) == 0);
 // for as long as it takes steps.
 Tensor stepper(const Tensor& states, const Tensor& packed, const std::optional<Tensor>& biases,
                const std::optional<Tensor>& gains, const std::vector<double>& zoneout,
-               const std::string& cell, std::int64_t input_size, std::int64_t proj_size) {
+               const Text& cell, std::int64_t input_size, std::int64_t proj_size) {
   constexpr Checks check{"stepper"};
   const CellSizes sizes = cell_sizes(cell);
   check.kernel_dtype(states, true);
@@ -162,10 +163,12 @@ Tensor stepper(const Tensor& states, const Tensor& packed, const std::optional<T
 }  // namespace
 
 // Past torch's dispatcher, which would take as long as a small layer's step: input [B, I] and
-// output [B, H or P] are contiguous, of the states' dtype. False if there is no memory left.
+// output [B, H or P] are contiguous, of the states' dtype. False if there is no memory left, or a
+// tensor has none at all.
 extern "C" __attribute__((visibility("default"))) bool fastrnn_step(Stepper* step,
                                                                     const void* input,
                                                                     void* output) {
+  if (!input || !output) return false;
   Forward* const layers = step->forwards();
   layers[0].input = input;
   layers[step->layers - 1].output = output;

@@ -28,8 +28,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
     const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
     const std::optional<Tensor>& gains, const Tensor& batch_sizes,
     const std::optional<Tensor>& resets, const std::optional<Tensor>& seed,
-    const std::optional<Tensor>& sequences, const std::vector<double>& zoneout,
-    const std::string& cell, bool reverse, bool save) {
+    const std::optional<Tensor>& sequences, const std::vector<double>& zoneout, const Text& cell,
+    bool reverse, bool save) {
   const NoGrad no_grad;
   const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
                                    gains, batch_sizes, cell);
@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
     const Tensor& batch_sizes, const std::optional<Tensor>& resets,
     const std::optional<Tensor>& resets_reverse, const std::optional<Tensor>& seed,
     const std::optional<Tensor>& seed_reverse, const std::optional<Tensor>& sequences,
-    const std::vector<double>& zoneout, const std::string& cell, bool save) {
+    const std::vector<double>& zoneout, const Text& cell, bool save) {
   const NoGrad no_grad;
   const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, {}, {},
                                    batch_sizes, cell);
@@ -73,8 +73,7 @@ Gradients::Tuple recurrence_backward(
     const Tensor& batch_sizes, const std::optional<Tensor>& resets,
     const std::optional<Tensor>& seed, const std::optional<Tensor>& sequences,
     const std::vector<double>& zoneout, const Tensor& output, const Tensor& cells,
-    const Tensor& reserve, const std::string& cell, bool reverse, bool input_grad,
-    bool weight_grad) {
+    const Tensor& reserve, const Text& cell, bool reverse, bool input_grad, bool weight_grad) {
   const NoGrad no_grad;
   const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
                                    gains, batch_sizes, cell);
@@ -101,7 +100,7 @@ BothGradients recurrence_both_backward(
     const std::optional<Tensor>& seed_reverse, const std::optional<Tensor>& sequences,
     const std::vector<double>& zoneout, const Tensor& output, const Tensor& cells,
     const Tensor& reserve, const Tensor& output_reverse, const Tensor& cells_reverse,
-    const Tensor& reserve_reverse, const std::string& cell, bool input_grad, bool weight_grad) {
+    const Tensor& reserve_reverse, const Text& cell, bool input_grad, bool weight_grad) {
   const NoGrad no_grad;
   const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, {}, {},
                                    batch_sizes, cell);

@@ -10,6 +10,7 @@
 
 #include "plan.h"
 #include "recurrence.h"
+#include "text.h"
 #include "walk.h"
 
 namespace fastrnn::cuda {
@@ -48,8 +49,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
     const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
     const std::optional<Tensor>& gains, const Tensor& batch_sizes,
     const std::optional<Tensor>& resets, const std::optional<Tensor>& seed,
-    const std::optional<Tensor>& sequences, const std::vector<double>& zoneout,
-    const std::string& cell, bool reverse, bool save);
+    const std::optional<Tensor>& sequences, const std::vector<double>& zoneout, const Text& cell,
+    bool reverse, bool save);
 
 Gradients::Tuple recurrence_backward(
     const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_state_n,
@@ -60,8 +61,7 @@ Gradients::Tuple recurrence_backward(
     const Tensor& batch_sizes, const std::optional<Tensor>& resets,
     const std::optional<Tensor>& seed, const std::optional<Tensor>& sequences,
     const std::vector<double>& zoneout, const Tensor& output, const Tensor& cells,
-    const Tensor& reserve, const std::string& cell, bool reverse, bool input_grad,
-    bool weight_grad);
+    const Tensor& reserve, const Text& cell, bool reverse, bool input_grad, bool weight_grad);
 
 // Both directions of a layer: what `recurrence` gives for the one, then for the other. They run
 // side by side where a persistent schedule takes them.
@@ -73,7 +73,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
     const Tensor& batch_sizes, const std::optional<Tensor>& resets,
     const std::optional<Tensor>& resets_reverse, const std::optional<Tensor>& seed,
     const std::optional<Tensor>& seed_reverse, const std::optional<Tensor>& sequences,
-    const std::vector<double>& zoneout, const std::string& cell, bool save);
+    const std::vector<double>& zoneout, const Text& cell, bool save);
 
 // Those of one direction without weight_hr and gains, which it has not, then the other's.
 using BothGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
@@ -92,14 +92,14 @@ BothGradients recurrence_both_backward(
     const std::optional<Tensor>& seed_reverse, const std::optional<Tensor>& sequences,
     const std::vector<double>& zoneout, const Tensor& output, const Tensor& cells,
     const Tensor& reserve, const Tensor& output_reverse, const Tensor& cells_reverse,
-    const Tensor& reserve_reverse, const std::string& cell, bool input_grad, bool weight_grad);
+    const Tensor& reserve_reverse, const Text& cell, bool input_grad, bool weight_grad);
 
 // Layers of one direction, one above the other: what `recurrence` gives for each, from the first
 // on. `layers` has each one's state, weight_ih, weight_hh and, with `bias`, bias_ih, bias_hh. They
 // run in one launch where the plan says so.
 std::vector<Tensor> recurrence_stack(const Tensor& input, const std::vector<Tensor>& layers,
                                      const Tensor& batch_sizes, const std::optional<Tensor>& resets,
-                                     const std::string& cell, bool bias, bool save);
+                                     const Text& cell, bool bias, bool save);
 
 // grad_output and grad_cells are the last layer's, grad_state_n those of all layers or of none;
 // `saved` has each one's output, cells and reserve. Returns the gradients of `input` and `layers`.
@@ -107,8 +107,8 @@ std::vector<Tensor> recurrence_stack_backward(
     const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_cells,
     const std::vector<Tensor>& grad_state_n, const Tensor& input, const std::vector<Tensor>& layers,
     const Tensor& batch_sizes, const std::optional<Tensor>& resets,
-    const std::vector<Tensor>& saved, const std::string& cell, bool bias, bool input_grad,
-    bool state_grad, bool weight_grad);
+    const std::vector<Tensor>& saved, const Text& cell, bool bias, bool input_grad, bool state_grad,
+    bool weight_grad);
 
 // For measuring: `rounds` barriers of clusters, or (cluster 0) of the grid; space: int32 [1].
 void barriers(const Tensor& space, std::int64_t cluster, std::int64_t rounds);

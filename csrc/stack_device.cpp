@@ -41,7 +41,7 @@ bool run_stack(const std::deque<Pass>& passes, bool from_second, const Plan& pla
 
 std::vector<Tensor> recurrence_stack(const Tensor& input, const std::vector<Tensor>& layers,
                                      const Tensor& batch_sizes, const std::optional<Tensor>& resets,
-                                     const std::string& cell, bool bias, bool save) {
+                                     const Text& cell, bool bias, bool save) {
   const NoGrad no_grad;
   const Stack stack(layers, batch_sizes, cell, bias);
   const Current current = cuda::current(input);
@@ -67,8 +67,8 @@ std::vector<Tensor> recurrence_stack_backward(
     const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_cells,
     const std::vector<Tensor>& grad_state_n, const Tensor& input, const std::vector<Tensor>& layers,
     const Tensor& batch_sizes, const std::optional<Tensor>& resets,
-    const std::vector<Tensor>& saved, const std::string& cell, bool bias, bool input_grad,
-    bool state_grad, bool weight_grad) {
+    const std::vector<Tensor>& saved, const Text& cell, bool bias, bool input_grad, bool state_grad,
+    bool weight_grad) {
   const NoGrad no_grad;
   const Stack stack(layers, batch_sizes, cell, bias);
   const std::size_t top = stack.layers - 1;

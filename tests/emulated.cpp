@@ -27,7 +27,7 @@ constexpr int emulated_device = -1;  // the number of a CPU tensor's device
 // Launches that the device refuses, by cuda::launch_names.
 bool refusing[launch_names.size()];
 
-void refuse_launch(const std::string& name, bool refuse) {
+void refuse_launch(const Text& name, bool refuse) {
   for (std::size_t i = 0; i < launch_names.size(); ++i) {
     if (name != launch_names[i]) continue;
     refusing[i] = refuse;
@@ -47,7 +47,7 @@ const PersistentKernels* kernels(const char* cell, Dtype dtype) {
   return refusing[Launch] ? &none : Kernels(cell, dtype);
 }
 
-void use_schedule(const std::string& name) { ask_schedule(name); }
+void use_schedule(const Text& name) { ask_schedule(name); }
 void use_tf32(bool allowed) { allow_tf32(allowed); }
 
 }  // namespace

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+
 import pytest
 import torch
 
@@ -168,3 +171,43 @@ def test_raw_operator_names_argument_expected_and_got():
     args = [*layer.arguments[:13], "lstmm", False]
     with pytest.raises(RuntimeError, match="no compiled cell is called 'lstmm'"):
         torch.ops.fastrnn.recurrence.default(*args, True)
+
+
+class _Heap(ctypes.Structure):
+    """What glibc's mallinfo2 returns."""
+
+    _fields_ = [
+        *((f"unread{k}", ctypes.c_size_t) for k in range(7)),
+        ("in_use", ctypes.c_size_t),  # uordblks, bytes
+        *((f"unread{k}", ctypes.c_size_t) for k in (7, 8)),
+    ]
+
+
+@native
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc's mallinfo2")
+def test_calls_leave_nothing_behind():
+    """Under a byte each, where one string would be 48: torch's own conversion leaked one."""
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _Heap
+    layer = random_layer("lstm", [2, 2, 1], 3, 4)
+    rows, state, *weights = (t.detach() for t in layer.present)
+    given = (layer.batch_sizes, None)
+    run, stack, pack = (
+        getattr(torch.ops.fastrnn, name).default
+        for name in ("recurrence", "recurrence_stack", "pack_weights")
+    )
+    options = (*given, None, None, [], "lstm", False, True)
+    calls = {
+        "recurrence": lambda: run(rows, state, *weights, None, None, *options),
+        "recurrence_stack": lambda: stack(rows, [state, *weights], *given, "lstm", True, True),
+        "pack_weights": lambda: pack(*weights[:2], None, "lstm"),
+    }
+    for name, call in calls.items():
+        for _ in range(100):
+            call()
+        gc.collect()
+        before = mallinfo().in_use
+        for _ in range(4000):
+            call()
+        gc.collect()
+        assert mallinfo().in_use - before < 4000, name
