@@ -102,7 +102,7 @@ def try_out(cell: Cell) -> None:
 
     def take(count: int) -> Tensors:
         # Not random numbers: a registration leaves the generator alone.
-        values = torch.linspace(-1, 1, 6, dtype=torch.float64).view(_SHAPE)
+        values = torch.linspace(-1, 1, 6, dtype=torch.float64, device="cpu").view(_SHAPE)
         return tuple(values.clone().requires_grad_() for _ in range(count))
 
     prev, first = take(cell.states), cell.operand_gates

@@ -176,7 +176,7 @@ def sequence_lengths(op: str, lengths: object, input: Tensor, batch_first: bool)
         whole = isinstance(lengths, list | tuple) and all(type(n) is int for n in lengths)
         if not whole:
             raise TypeError(f"{op}: lengths must be an int64 tensor or ints, got {lengths!r}")
-        lengths = torch.tensor(lengths, dtype=torch.int64)
+        lengths = torch.tensor(lengths, dtype=torch.int64, device="cpu")
     if lengths.dtype != torch.int64 or lengths.shape != (batch,) or not lengths.is_cpu:
         raise ValueError(
             f"{op}: lengths must be CPU int64 [B] = [{batch}], got {lengths.dtype} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from fastrnn._dropout import dropout
 from fastrnn._frozen import Freezable
 from fastrnn._recurrent import Pair, Recurrent, Tensors, unwrap
 from fastrnn._rows import PADDED, Layout, by_length, permute, resets_backwards, same_at_every_step
+from fastrnn.backends import as_asked_now
 from fastrnn.bidirectional import run_both, side_by_side
 from fastrnn.functional import run
 from fastrnn.packed import run_packed
@@ -28,7 +30,6 @@ from fastrnn.wavefront import refusal as of_stack
 __all__ = ["Layers", "Pair", "Recurrent", "Tensors", "unwrap"]
 
 Results = tuple[Any, Any, Any]  # output, last states, every step's c or None
-_run_again = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
 
 
 class Layers(Freezable):
@@ -278,6 +279,16 @@ class Layers(Freezable):
                 named |= {"zoneout": self.zoneout, "sequences": layout.order}
                 named["seed"] = None if seeds is None else seeds[k]
         return every
+
+
+def _run_again(*args: Any, **options: Any) -> Results:
+    """`run` that keeps its inputs alone; what is missing backwards is made by the same backend."""
+    if not torch.compiler.is_compiling():
+        options["context_fn"] = lambda: (nullcontext(), as_asked_now())
+    results: Results = checkpoint(
+        run, *args, use_reentrant=False, preserve_rng_state=False, **options
+    )
+    return results
 
 
 def _may_run_again() -> bool:

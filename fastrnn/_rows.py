@@ -71,7 +71,7 @@ def by_length(lengths: Tensor, input: Tensor, batch_first: bool) -> Lengths:
     if not torch.compiler.is_compiling():
         steps = int(lengths.max())  # rows that no sequence reaches do not take part
     order = lengths.argsort(descending=True, stable=True)
-    times = torch.arange(steps).unsqueeze(1)
+    times = torch.arange(steps, device="cpu").unsqueeze(1)
     active = times < lengths[order]  # [T, B]
     places = order * input.size(1) + times if batch_first else times * batch + order
     layout = Layout(active.sum(1), order.to(input.device), order.argsort().to(input.device))

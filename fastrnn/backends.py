@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -66,6 +67,17 @@ class use_backend:  # noqa: N801 (reads as a function)
     def __exit__(self, *_: object) -> None:
         global _current
         _current = self._previous
+
+
+@contextmanager
+def _asked(name: str) -> Iterator[None]:
+    with use_backend(name):
+        yield
+
+
+def as_asked_now() -> AbstractContextManager[None]:
+    """A context, for later, of the backend that is asked for now."""
+    return _asked(_current)
 
 
 def lacking(cell: str) -> str | None:

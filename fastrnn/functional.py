@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import _arguments, cells, ops, triton_ops, wavefront
+from fastrnn import _arguments, _checks, cells, ops, triton_ops, wavefront
 from fastrnn._arguments import Rates
 from fastrnn._autocast import autocasts
 from fastrnn._cell import Tensors
@@ -44,8 +44,8 @@ def run(
     layer_norm: LayerNorm | None = None,
     return_cells: bool = False,
 ) -> tuple[Tensor, Tensor | Tensors, Tensor | None]:
-    """`recurrence`, but the last states may come stacked, and the third result be None."""
-    if cell not in CELLS:
+    """`recurrence` of tensors, but the last states may come stacked, and the third be None."""
+    if not isinstance(cell, str) or cell not in CELLS:
         raise ValueError(f"recurrence: cell must be one of {list(CELLS)}, got {cell!r}")
     padded = batch_sizes is None
     if input.dim() != (3 if padded else 2):
@@ -87,7 +87,7 @@ def run(
         lacks = "the compiled kernels need at least one unit of input and state"
     steps = input.size(0)
     if batch_sizes is None:
-        batch_sizes = torch.full((steps,), input.size(1), dtype=torch.int64)
+        batch_sizes = torch.full((steps,), input.size(1), dtype=torch.int64, device="cpu")
         rows = input.flatten(0, 1)
     else:
         _arguments.sizes(batch_sizes, steps, states[0].size(0))
@@ -180,11 +180,23 @@ def recurrence(
         `return_cells` also [T, B, H] (or [N, H]).
 
     Raises:
+        TypeError: what should be a tensor is none.
         ValueError: an argument's shape, dtype or device does not fit, or `cell` is unknown.
         RuntimeError: an explicitly chosen backend cannot run it.
 
     Source: see `fastrnn.cells.recurrence` and `fastrnn.regularisers`.
     """
+    if isinstance(state, list):
+        state = tuple(state)
+    states = state if isinstance(state, tuple) else (state,)
+    named = {"weight_ih": weight_ih, "bias_ih": bias_ih, "bias_hh": bias_hh}
+    named |= {"weight_hr": weight_hr, "batch_sizes": batch_sizes}
+    present = [(name, value) for name, value in named.items() if value is not None]
+    needed = [("input", input), *(("state", s) for s in states), ("weight_hh", weight_hh)]
+    for name, value in needed + present:
+        _checks.is_tensor(f"recurrence: {name}", value)
+    if not input.is_floating_point():
+        raise ValueError(f"recurrence: input must be of a floating dtype, got {input.dtype}")
     output, state_n, every = run(
         cell,
         input,

@@ -87,7 +87,7 @@ class SingleStep(Recurrent):
             self.bias_hh,
         )
         # Copies, so that callers may change them in place (`h.detach_()`).
-        return unwrap(tuple(s.clone() if input.dim() == 2 else s.squeeze(0) for s in state_n))
+        return unwrap(tuple((s if input.dim() == 2 else s.squeeze(0)).clone() for s in state_n))
 
 
 class RNNCell(SingleStep):

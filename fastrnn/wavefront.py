@@ -87,6 +87,16 @@ def _backward_by_layer(of_one: Any) -> Any:
     return of_all
 
 
+_by_one = _backward_by_layer(_SINGLE_BACKWARD)
+
+
+def _batched(grads: Sequence[Tensor | None]) -> bool:
+    """Whether they stand for many (`is_grads_batched`): there is no rule for operators of lists."""
+    if torch.compiler.is_compiling():
+        return False
+    return any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
+
+
 class Stack(torch.autograd.Function):
     """`fastrnn::recurrence_stack` with gradients: input, its arguments up to `bias`, `layers`."""
 
@@ -134,7 +144,7 @@ class Stack(torch.autograd.Function):
             each = 5 if ctx.bias else 3
             weights = (need for i, need in enumerate(needs[5:]) if i % each)
             wanted = (needs[0], any(needs[5::each]), any(weights))
-            found = _STACK_BACKWARD(
+            found = (_by_one if _batched(grads) else _STACK_BACKWARD)(
                 *(grads[-4], grads[-2], given, input, layers, *options, saved),
                 *(ctx.cell, ctx.bias, *wanted),
             )
@@ -148,6 +158,8 @@ def _again(
 ) -> Sequence[Tensor | None]:
     """Gradients that have some of their own: the layers run again, one by one."""
     with torch.enable_grad():
+        # Each by itself: of a tensor that another is, or is made of, the rest counts elsewhere.
+        input, *layers = (t.view_as(t) if t.requires_grad else t for t in (input, *layers))
         results = layer_by_layer(ops.Recurrence.apply)(input, layers, *options)
     given = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None]
     leaves = [t for t in (input, *layers) if t.requires_grad]
@@ -175,7 +187,7 @@ fake_forward = layer_by_layer(ops._fake_forward)
 fake_backward = _backward_by_layer(ops._fake_backward)
 for _op, _run, _fake in (
     (_STACK, layer_by_layer(_SINGLE), fake_forward),
-    (_STACK_BACKWARD, _backward_by_layer(_SINGLE_BACKWARD), fake_backward),
+    (_STACK_BACKWARD, _by_one, fake_backward),
 ):
     _name = _op._schema.name
     _library.impl(_name.removeprefix("fastrnn::"), _run, "CompositeExplicitAutograd")
@@ -233,7 +245,7 @@ def run_stack(
     """
     padded, steps = batch_sizes is None, rows.shape[:2]
     if batch_sizes is None:
-        batch_sizes = torch.full(steps[:1], steps[1], dtype=torch.int64)
+        batch_sizes = torch.full(steps[:1], steps[1], dtype=torch.int64, device="cpu")
     first = torch.stack(states, 1) if len(states) > 1 else states[0].unsqueeze(1)
     layers = [
         t for state, each in zip(first.unbind(), weights, strict=True) for t in (state, *each)

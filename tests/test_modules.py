@@ -1,5 +1,6 @@
 """The modules against torch.nn: results and gradients."""
 
+import copy
 from itertools import product
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, rnn
 
+import fastrnn
 from fastrnn import modules
 
 FORMS = ["padded", "padded hx", "unbatched", "unbatched hx", "packed", "unsorted hx"]
@@ -186,3 +188,41 @@ def test_compiles_into_one_graph(name):
     x = tensor(B, IN) if "Cell" in name else tensor(T, B, IN)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), ours(x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True}], ids=str)
+def test_the_default_device_does_not_matter(options):
+    module, x = fastrnn.GRU(3, 4, **options), torch.randn(5, 2, 3)
+    calls = {
+        "padded": lambda: module(x)[0],
+        "lengths": lambda: module(x, lengths=[5, 3])[0],
+        "resets": lambda: module(x, resets=torch.zeros(5, 2, dtype=torch.bool, device="cpu"))[0],
+        "frozen": torch.no_grad()(lambda: copy.deepcopy(module).freeze()(x)[0]),
+    }
+    for name, call in calls.items():
+        expected = call()
+        with torch.device("meta"):
+            found = call()
+        assert torch.equal(found, expected), name
+
+
+@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
+@pytest.mark.parametrize("shape", [(3,), (2, 3)], ids=str)
+def test_a_cells_state_may_be_changed_in_place(name, shape):
+    cell, x = getattr(fastrnn, name)(3, 4), torch.randn(shape, requires_grad=True)
+    expected = torch.autograd.grad(unwrapped(cell(x)).sum(), x)[0]
+    h = unwrapped(cell(x))
+    assert torch.equal(torch.autograd.grad(h.add_(1).sum(), x)[0], expected)
+
+
+def unwrapped(states):
+    return states[0] if isinstance(states, tuple) else states
+
+
+def test_layers_run_again_by_the_backend_of_the_forward_pass():
+    module, x = fastrnn.LSTM(3, 4, 2, recompute=True), torch.randn(5, 2, 3)
+    with fastrnn.use_backend("reference"):
+        loss = module(x)[0].square().sum()
+        expected = torch.autograd.grad(module(x)[0].square().sum(), list(module.parameters()))
+    for a, b in zip(torch.autograd.grad(loss, list(module.parameters())), expected, strict=True):
+        assert torch.equal(a, b)

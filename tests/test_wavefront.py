@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
 from fastrnn import _layers, ops, wavefront
@@ -223,3 +224,45 @@ def test_gradients_without_the_initial_states(kind, steps):
     assert of_state.abs().sum() > 0
     for a, b in zip(gradients(None, leaves), expected, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN])
+def test_what_is_used_twice_counts_once_in_derivatives_of_derivatives(kind):
+    """Layers of shared weights, weights made of others, and a first state made of the rows."""
+    torch.manual_seed(0)
+    module = kind(4, 4, 2, dtype=torch.float64)
+    x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    shared = module.weight_hh_l0
+
+    def derivatives():
+        given = {"weight_ih_l1": module.weight_ih_l0, "weight_hh_l1": 0.5 * shared}
+        packed = pack_padded_sequence(x, [3, 2])
+        states = torch.stack([packed.data[:2], 0.7 * packed.data[:2]])
+        hx = (states, states.tanh()) if kind is fastrnn.LSTM else states
+        output, _ = torch.func.functional_call(module, given, (packed, hx))
+        loss = output.data.square().sum()
+        plain = torch.autograd.grad(loss, (x, shared), retain_graph=True)
+        first = torch.autograd.grad(loss, (x, shared), create_graph=True)
+        of_first = sum(g.square().sum() for g in first)
+        return *plain, *first, *torch.autograd.grad(of_first, (x, shared))
+
+    found = derivatives()
+    with fastrnn.use_backend("reference"):
+        expected = derivatives()
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_many_gradients_at_once():
+    torch.manual_seed(0)
+    module, x = fastrnn.LSTM(4, 5, 3), torch.randn(3, 2, 4, requires_grad=True)
+    output, (h_n, _) = module(x)
+    leaves = (x, *module.parameters())
+    many = torch.randn(3, *output.shape), torch.randn(3, *h_n.shape)
+    found = torch.autograd.grad(
+        (output, h_n), leaves, many, is_grads_batched=True, retain_graph=True
+    )
+    for k, each in enumerate(zip(*many, strict=True)):
+        expected = torch.autograd.grad((output, h_n), leaves, each, retain_graph=True)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a[k], b)
