@@ -73,7 +73,7 @@ def tensors(
             expect(name, bias, "[G*H]", (rows,))
     dtype, device = input.dtype, input.device
     for name, tensor in (
-        ("state", state[0]),
+        *(("state", part) for part in state),
         ("weight_ih", weight_ih),
         ("weight_hh", weight_hh),
         ("bias_ih", bias_ih),

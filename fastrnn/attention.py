@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastrnn import _attention, _library, triton_attention
 from fastrnn._autocast import lower_dtype
+from fastrnn._checks import is_tensor
 from fastrnn.backends import choose, chosen
 from fastrnn.ops import applied
 
@@ -52,11 +53,15 @@ def masked_attention(
         [B, heads, Lq, D]; zeros where a query may attend to nothing, whose gradients are zeros too.
 
     Raises:
+        TypeError: what should be a tensor is none.
         ValueError: an argument's shape, dtype, device or value does not fit.
         RuntimeError: an explicitly chosen backend cannot run it.
 
     Source: Vaswani et al. 2017, eq. 1.
     """
+    for name, tensor in (("query", query), ("key", key), ("value", value), ("mask", mask)):
+        if tensor is not None or name != "mask":
+            is_tensor(f"masked_attention: {name}", tensor)
     lower = lower_dtype(query)
     if lower is not None:
         query, key, value = (t.to(lower) for t in (query, key, value))

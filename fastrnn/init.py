@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from fastrnn._recurrent import Recurrent
 
-_CELLS: dict[type[nn.Module], str] = {nn.LSTM: "lstm", nn.LSTMCell: "lstm"}
-
 
 def _parameters(
     op: str, module: nn.Module, kinds: tuple[str, ...], cell: str | None = None
@@ -20,7 +18,10 @@ def _parameters(
     for part in module.modules():
         if not isinstance(part, Recurrent | nn.RNNBase | nn.RNNCellBase):
             continue
-        name = part.cell_name if isinstance(part, Recurrent) else _CELLS.get(type(part))
+        if isinstance(part, Recurrent):
+            name: str | None = part.cell_name
+        else:
+            name = "lstm" if isinstance(part, nn.LSTM | nn.LSTMCell) else None
         if cell in (None, name):
             named = part.named_parameters(recurse=False)
             found += [(part.hidden_size, n, p) for n, p in named if n.startswith(kinds)]

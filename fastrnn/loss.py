@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastrnn._autocast import lower_dtype
+from fastrnn._checks import is_tensor
 from fastrnn._library import LIBRARY
 from fastrnn.backends import choose
 from fastrnn.ops import applied
@@ -162,7 +163,7 @@ def linear_cross_entropy(
             native backend.
         weight: [V, K].
         bias: [V] or None.
-        target: int64 [M], classes in [0, V) or `ignore_index`.
+        target: int64 [M] (or [...]), classes in [0, V) or `ignore_index`.
         ignore_index: target whose row counts nothing; default -100.
         label_smoothing: share of the target spread over all classes, in [0, 1]; default 0.
         reduction: "mean" (default; over rows that count) or "sum".
@@ -171,11 +172,22 @@ def linear_cross_entropy(
         The loss in nats, [].
 
     Raises:
-        ValueError: an argument's shape, dtype, device or value does not fit.
+        TypeError: what should be a tensor is none.
+        ValueError: an argument's shape, dtype or device does not fit, or an option's value.
+        RuntimeError, IndexError: a class is out of range (found by the kernels, or by torch).
 
     Source: Szegedy et al. 2016, section 7 (label smoothing).
     """
-    rows, targets = hidden.flatten(0, -2), target.flatten()
+    named = {"hidden": hidden, "weight": weight, "bias": bias, "target": target}
+    for name, tensor in named.items():
+        if tensor is not None or name != "bias":
+            is_tensor(f"linear_cross_entropy: {name}", tensor)
+    rough = torch.bfloat16 in (hidden.dtype, lower_dtype(hidden))
+    if lower_dtype(hidden) is not None:  # as in torch any mix goes in, and the loss is float32
+        hidden, weight = _widened(hidden), _widened(weight)
+        bias = None if bias is None else _widened(bias)
+    rows = hidden.flatten(0, -2) if hidden.dim() > 1 else hidden.unsqueeze(0)
+    targets = target.flatten()
     _check(rows, weight, bias, targets, label_smoothing, reduction)
     args = (rows, weight, bias, targets, ignore_index, label_smoothing, reduction == "mean")
     # On a GPU torch's own product, softmax and loss are the fast ones.
@@ -184,9 +196,12 @@ def linear_cross_entropy(
         != "native"
     ):
         return reference(*args)
-    rough = torch.bfloat16 in (hidden.dtype, lower_dtype(hidden))
     tensors = (t.float() if rough and t is not None else t for t in args[:3])
     return _native(*tensors, *args[3:], rough).to(hidden.dtype)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _native(*args: Any) -> Tensor:
@@ -210,6 +225,7 @@ def _check(
             raise ValueError(f"linear_cross_entropy: {name} must be {expected}, got {got}")
 
     size = hidden.size(-1)
+    expect(hidden.is_floating_point(), "hidden", "floating", hidden.dtype)
     expect(
         weight.dim() == 2 and weight.size(1) == size,
         "weight",

@@ -96,8 +96,8 @@ class MultiHeadAttention(nn.Module):
 
     def _heads(self, tensor: Tensor) -> Tensor:
         """[B, L, n_units] as [B, n_heads, L, n_units / n_heads]."""
-        batch, length, _ = tensor.shape
-        return tensor.view(batch, length, self.n_heads, -1).transpose(1, 2)
+        width = self.n_units // self.n_heads
+        return tensor.view(*tensor.shape[:2], self.n_heads, width).transpose(1, 2)
 
     def extra_repr(self) -> str:
         """Sizes, as printed."""

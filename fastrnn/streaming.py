@@ -14,6 +14,8 @@ from fastrnn._recurrent import Tensors, unwrap
 from fastrnn.cells import narrowed
 from fastrnn.packed import pack
 
+_tracing = torch._C._get_tracing_state  # of torch.jit.trace
+
 
 class Stream:
     """What `module.stream(batch_size)` returns: packed weights, and states that move on.
@@ -83,9 +85,11 @@ class Stream:
             The last layer's output, [B, H] (with `proj_size` [B, P]).
 
         Raises:
-            ValueError: `x_t` has another shape, dtype or device.
+            TypeError: `x_t` is no tensor.
+            ValueError: it has another shape, dtype or device, or nothing in memory.
         """
-        if (x_t.shape, x_t.dtype, x_t.device) != self._like:
+        if not isinstance(x_t, Tensor) or (x_t.shape, x_t.dtype, x_t.device) != self._like:
+            _checks.is_tensor("step: x_t", x_t)
             shape, dtype, device = self._like
             raise ValueError(
                 f"step: x_t must be {dtype} [B, I] = {list(shape)} on {device}, "
@@ -95,7 +99,10 @@ class Stream:
             if not x_t.is_contiguous() or x_t.is_neg():
                 x_t = x_t.contiguous().resolve_neg()
             output: Tensor = x_t.new_empty(self._output_shape)
-            if not _library.take_step(self._address, x_t.data_ptr(), output.data_ptr()):
+            at = (self._address, x_t.data_ptr(), output.data_ptr())
+            if _tracing() is not None or not _library.take_step(*at):
+                if _tracing() is not None or 0 in at:
+                    raise ValueError("step: x_t must hold values, got a traced or a fake tensor")
                 raise MemoryError("step: no memory is left")
             return output
         with torch.no_grad():
@@ -113,7 +120,9 @@ class Stream:
 
     @state.setter
     def state(self, hx: Tensor | Tensors) -> None:
-        given = hx if isinstance(hx, tuple) else (hx,)
+        given = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
+        for part in given:
+            _checks.is_tensor("stream: state", part)
         shapes = [list(part.shape) for part in self._hx]
         if [list(part.shape) for part in given] != shapes:
             raise ValueError(
@@ -130,12 +139,13 @@ class Stream:
             sequences: bool [B], which of them; default None: all.
 
         Raises:
-            ValueError: `sequences` is no bool [B].
+            TypeError, ValueError: `sequences` is no bool [B].
         """
         if sequences is None:
             for part in self._hx:
                 part.zero_()
             return
+        _checks.is_tensor("reset: sequences", sequences)
         batch = self._like[0][0]
         if sequences.dtype != torch.bool or sequences.shape != (batch,):
             raise ValueError(

@@ -317,3 +317,10 @@ def test_errors_name_argument_expected_and_got(change, message):
     }
     with pytest.raises(ValueError, match=f"masked_attention: {message}"):
         masked_attention(**(arguments | change))
+
+
+@pytest.mark.parametrize("name", ["query", "value", "mask"])
+def test_what_is_no_tensor(name):
+    one = torch.zeros(2, 3, 5, 8)
+    with pytest.raises(TypeError, match=f"masked_attention: {name} must be a Tensor, got list"):
+        masked_attention(**({"query": one, "key": one, "value": one} | {name: [1]}))

@@ -90,3 +90,12 @@ def test_mistakes(call, error, message):
     with pytest.raises(error, match=message) as raised:
         call()
     assert "\n" not in str(raised.value)
+
+
+def test_forget_bias_of_subclasses():
+    class Mine(nn.LSTM):
+        pass
+
+    mine = init.forget_bias_(nn.ModuleList([Mine(IN, H), fastrnn.LSTM(IN, H)]))[0]
+    assert torch.equal(mine.bias_ih_l0[H : 2 * H], torch.ones(H))
+    assert torch.equal(mine.bias_hh_l0[H : 2 * H], torch.zeros(H))

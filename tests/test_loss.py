@@ -300,6 +300,7 @@ def test_opcheck_and_compile():
         ({"target": torch.zeros(7)}, "target must be int64, got torch.float32"),
         ({"weight": torch.zeros(3, 5).double()}, "weight must be torch.float32, got torch.float64"),
         ({"label_smoothing": 2.0}, r"label_smoothing must be in \[0, 1\], got 2.0"),
+        ({"hidden": torch.zeros(7, 5).long()}, "hidden must be floating, got torch.int64"),
         ({"reduction": "none"}, "reduction must be 'mean' or 'sum', got 'none'"),
     ],
 )
@@ -312,6 +313,30 @@ def test_errors_name_argument_expected_and_got(change, message):
     }
     with pytest.raises(ValueError, match=f"linear_cross_entropy: .*{message}"):
         loss.linear_cross_entropy(**(arguments | change))
+
+
+def test_what_is_no_tensor_and_rows_without_axes():
+    tensors, target = random_case("odd", torch.float32)
+    with pytest.raises(TypeError, match="linear_cross_entropy: target must be a Tensor, got list"):
+        loss.linear_cross_entropy(*tensors, target.tolist())
+    hidden, *rest = tensors
+    one = loss.linear_cross_entropy(hidden[0], *rest, target[0])
+    torch.testing.assert_close(one, loss.linear_cross_entropy(hidden[:1], *rest, target[:1]))
+
+
+@pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_takes_any_mix_of_dtypes(lower):
+    tensors, target = random_case("long", torch.float32)
+    tensors[0] = tensors[0].to(lower)  # as a layer's output comes, beside float32 weights
+    exact = with_gradients(by_formula, [t.double() for t in tensors], target, {})
+    with torch.autocast("cpu", lower):
+        theirs = with_gradients(torchs, tensors, target, {})
+        ours = with_gradients(loss.linear_cross_entropy, tensors, target, {})
+    assert [t.dtype for t in ours] == [t.dtype for t in theirs]
+    for name, *values in zip(
+        ("loss", "hidden", "weight", "bias"), ours, theirs, exact, strict=True
+    ):
+        assert_as_close_as_torch(name, *values, 2**-9)
 
 
 @native

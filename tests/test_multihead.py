@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastrnn
+from fastrnn import MultiHeadAttention
 from fastrnn.lm import transformer
 from fastrnn.lm.config import CorpusOptions
 from fastrnn.lm.data import batchify, load_corpus
@@ -210,3 +211,15 @@ def test_explain_names_every_backend():
     with fastrnn.use_backend("reference"):
         lines = fastrnn.explain(attention, torch.zeros(1, 3, 8)).splitlines()
     assert lines[0] == "reference: runs masked attention (products and softmax in torch)"
+
+
+@pytest.mark.parametrize("sizes", [(0, 3, 3), (2, 0, 3), (2, 3, 0)], ids=str)
+def test_nothing_to_attend_with_or_to(sizes):
+    batch, queries, keys = sizes
+    memory = torch.randn(batch, keys, 8)
+    attention = MultiHeadAttention(8, 2)
+    output = attention(torch.randn(batch, queries, 8), memory, memory)
+    expected = attention.out_proj.bias.expand(batch, queries, 8)
+    if keys == 0:
+        torch.testing.assert_close(output, expected)
+    assert output.shape == (batch, queries, 8)

@@ -287,6 +287,36 @@ def test_errors_name_argument_expected_and_got(changes, message):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input": [[1.0]]}, "input must be a Tensor, got list"),
+        ({"state": None}, "state must be a Tensor, got NoneType"),
+        ({"state": [None]}, "state must be a Tensor, got NoneType"),
+        ({"weight_hh": None}, "weight_hh must be a Tensor, got NoneType"),
+        ({"bias_hh": 0.0}, "bias_hh must be a Tensor, got float"),
+        ({"batch_sizes": [2, 2]}, "batch_sizes must be a Tensor, got list"),
+    ],
+)
+def test_what_is_no_tensor(changes, message):
+    with pytest.raises(TypeError, match=f"recurrence: {message}"):
+        call(**changes)
+
+
+def test_states_of_another_dtype_or_device():
+    h, c = torch.zeros(2, 5), torch.zeros(2, 5)
+    given = {"weight_ih": torch.zeros(20, 3), "weight_hh": torch.zeros(20, 5)}
+    given |= {"bias_ih": None, "bias_hh": None}
+    with pytest.raises(
+        ValueError, match=r"state must have the input's dtype .*, got torch.float64"
+    ):
+        call(cell="lstm", state=(h, c.double()), **given)
+    with pytest.raises(ValueError, match="state must be on the input's device cpu, got meta"):
+        call(cell="lstm", state=(h, c.to("meta")), **given)
+    with pytest.raises(ValueError, match="input must be of a floating dtype, got torch.int64"):
+        call(input=torch.zeros(4, 2, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
     ("sizes", "message"),
     [
         ([2, 3], r"non-increasing from B = 2 to at least 1, got \[2, 3\]"),

@@ -2,9 +2,11 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import fastrnn
 
@@ -149,3 +151,28 @@ def test_mistakes():
         stream.state = torch.zeros(1, B, H)
     with pytest.raises(ValueError, match=r"reset: sequences must be torch.bool \[B\] = \[4\]"):
         stream.reset(torch.zeros(B))
+    for wrong in (lambda: stream.step(None), lambda: stream.reset([True])):
+        with pytest.raises(TypeError, match="must be a Tensor, got"):
+            wrong()
+    with pytest.raises(TypeError, match="stream: state must be a Tensor, got NoneType"):
+        stream.state = None
+
+
+def test_what_holds_no_values_is_refused():
+    """Traced, fake, or zeros without memory: nothing that could be read."""
+    stream, x = made(fastrnn.LSTM, {}).stream(B), torch.zeros(B, IN, dtype=torch.float64)
+    before = stream.state
+
+    def fake():
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return stream.step(torch.zeros_like(x))
+
+    for refused in (
+        fake,
+        lambda: stream.step(torch._efficientzerotensor((B, IN), dtype=torch.float64)),
+        lambda: torch.jit.trace(lambda x_t: stream.step(x_t), x),
+    ):
+        with warnings.catch_warnings(), pytest.raises(ValueError, match="x_t must hold values"):
+            warnings.simplefilter("ignore")
+            refused()
+    assert all(torch.equal(a, b) for a, b in zip(stream.state, before, strict=True))
