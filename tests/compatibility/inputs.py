@@ -126,8 +126,8 @@ def _(case: Case) -> None:
     SECTION,
     "changing the output in place before backward",
     theirs="oneDNN's layer keeps the output for its backward pass.",
-    ours="The output of a layer that is alone (one layer, one direction) is kept for the backward "
-    "pass, as under cuDNN and oneDNN; the error says so. The states may be changed.",
+    ours="The output of layers of one direction is kept for the backward pass, as under cuDNN and "
+    "oneDNN; the error says so. Nor can it be detached in place. Both go with the states.",
 )
 def _(case: Case) -> None:
     output, _ = case.layer(dtype=torch.float32)(values(T, B, IN, dtype=torch.float32))
