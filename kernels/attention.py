@@ -147,7 +147,7 @@ def masked_attention(*args: object) -> tuple[Tensor, Tensor]:
     strides = [s for t in (call.query, call.key, call.value, output) for s in t.stride()[:3]]
     if output.numel() or logsumexp.numel():
         with torch.cuda.device_of(call.query):
-            attention_forward[(triton.cdiv(queries, config.rows), call.pairs)](
+            attention_forward[(triton.cdiv(queries, config.rows) * call.pairs,)](
                 call.query,
                 call.key,
                 call.value,
@@ -200,15 +200,15 @@ def masked_attention_backward(
     rows, columns = triton.cdiv(queries, config.rows), triton.cdiv(keys, config.units)
     with torch.cuda.device_of(query):
         if call.pairs and queries:
-            grad_query[(rows, call.pairs)](*tensors, results[0], *strides, *rest, **constants)
+            grad_query[(rows * call.pairs,)](*tensors, results[0], *strides, *rest, **constants)
         if call.pairs and keys:
-            grad_key_value[(columns, call.pairs)](
+            grad_key_value[(columns * call.pairs,)](
                 *tensors, *results[1:], *strides, *rest, **constants
             )
         if to_mask.numel():
             every = [n == 1 for n in mask.shape]
             own = mask.size(0) * mask.size(1)
-            grid = (1 if every[2] else rows, 1 if every[3] else columns, own)
+            grid = (own, 1 if every[2] else rows, 1 if every[3] else columns)
             names = ("EVERY_BATCH", "EVERY_HEAD", "EVERY_QUERY", "EVERY_KEY")
             grad_mask[grid](
                 *tensors,

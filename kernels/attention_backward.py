@@ -9,7 +9,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention_tiles import NUMBERS, load_rows, masks, store_rows, weight_gradients
+from .attention_tiles import (
+    NUMBERS,
+    load_rows,
+    masks,
+    pair_and_first,
+    store_rows,
+    weight_gradients,
+)
 
 
 @triton.jit
@@ -53,8 +60,7 @@ def grad_query(
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    pair = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(0).to(tl.int64) * ROWS
+    pair, first = pair_and_first(queries, ROWS)
     i = first + tl.arange(0, ROWS)
     query += pair * queries * size
     key += pair * keys * size
@@ -117,8 +123,7 @@ def grad_key_value(
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    pair = tl.program_id(1).to(tl.int64)
-    first_key = tl.program_id(0).to(tl.int64) * KEYS
+    pair, first_key = pair_and_first(keys, KEYS)
     j = first_key + tl.arange(0, KEYS)
     query += pair * queries * size
     key += pair * keys * size
@@ -187,10 +192,10 @@ def grad_mask(
     WIDTH: tl.constexpr,
 ):
     """The scores' gradients, summed over what the mask is broadcast along."""
-    own = tl.program_id(2).to(tl.int64)
+    own = tl.program_id(0).to(tl.int64)
     own_heads = 1 if EVERY_HEAD else heads
     own_b, own_h = own // own_heads, own % own_heads
-    first_row, first_column = tl.program_id(0) * ROWS, tl.program_id(1) * KEYS
+    first_row, first_column = tl.program_id(1) * ROWS, tl.program_id(2) * KEYS
     b_end = batches if EVERY_BATCH else own_b + 1
     h_end = heads if EVERY_HEAD else own_h + 1
     i_end = queries if EVERY_QUERY else tl.minimum(queries, first_row + ROWS)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention_tiles import NUMBERS, kept_weights, load_rows, masks, scores, store_rows
+from .attention_tiles import (
+    NUMBERS,
+    kept_weights,
+    load_rows,
+    masks,
+    pair_and_first,
+    scores,
+    store_rows,
+)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -51,9 +59,8 @@ def attention_forward(
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    pair = tl.program_id(1).to(tl.int64)
+    pair, first = pair_and_first(queries, ROWS)
     batch, head = pair // heads, pair % heads
-    first = tl.program_id(0).to(tl.int64) * ROWS
     i = first + tl.arange(0, ROWS)
     key += batch * key_b + head * key_h
     value += batch * value_b + head * value_h

@@ -12,6 +12,15 @@ NUMBERS = ("queries", "keys", "dropped")
 
 
 @triton.jit
+def pair_and_first(length, ROWS: tl.constexpr):
+    """The program's head of a batch, and the first of its rows, of `length` (int64 both)."""
+    # All on the one axis of a grid that is not limited to 65,535.
+    blocks = tl.cdiv(length, ROWS)
+    program = tl.program_id(0).to(tl.int64)
+    return program // blocks, program % blocks * ROWS
+
+
+@triton.jit
 def load_rows(pointer, rows, stride, count, width, WIDTH: tl.constexpr, DOT: tl.constexpr):
     """[ROWS, WIDTH] of a matrix [count, width], zero beyond it."""
     columns = tl.arange(0, WIDTH)[None, :]

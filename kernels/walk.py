@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .blocks import DRAWN, EXPECTED
 
@@ -83,6 +84,11 @@ class Walk:
         """int64 [T+1], the first row of each step; None: all steps have B rows."""
         if self.sizes[0] == self.sizes[-1]:
             return None
+        if torch.cuda.is_current_stream_capturing():
+            # A replay cannot copy from this process's memory: launches take the sizes along.
+            runs = [(size, len(list(run))) for size, run in groupby(self.sizes)]
+            sizes = torch.cat([torch.full((n,), size, device=device) for size, n in runs])
+            return pad(sizes.cumsum(0), (1, 0))
         return torch.tensor([0, *accumulate(self.sizes)], device=device)
 
     def previous(self, output: Tensor, state: Tensor) -> Tensor:

@@ -184,6 +184,17 @@ if not INTERPRETED:
     def test_two_architectures(capability):
         compile_attention(capability, torch.bfloat16, 64, "boolean")
 
+    def test_more_heads_than_the_short_axes_of_a_grid_are_long():
+        from tests.triton_device import Device
+
+        attention = _kernels.module("attention")
+        query, options = torch.zeros(10, 7000, 1, 8), (False, 0.0, 1.0)
+        args = query, query, query, torch.zeros(10, 7000, 1, 1), None
+        with Device(90) as device:  # refuses a launch that a GPU would
+            output, logsumexp = attention.masked_attention(*args, *options)
+            attention.masked_attention_backward(output, *args, output, logsumexp, *options, True)
+        assert device.launches == 4
+
     @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["causal", "boolean", "added"])
     @pytest.mark.parametrize("capability", [80, 90, 100, 120])

@@ -18,6 +18,7 @@ from triton.runtime.driver import driver
 
 # Bytes of shared memory that a block can have, by compute capability.
 SHARED = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
+GRID = (2**31 - 1, 65_535, 65_535)  # blocks along each axis
 _TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -66,7 +67,8 @@ class Device:
     def launcher_cls(self, source: object, metadata: object):
         self._warps = metadata.num_warps
 
-        def launch(*_: object) -> None:
+        def launch(*args: object) -> None:
+            assert all(0 < size <= most for size, most in zip(args, GRID, strict=False)), args[:3]
             self.launches += 1
 
         return launch
