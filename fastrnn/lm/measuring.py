@@ -16,8 +16,8 @@ from fastrnn.lm.checkpoint import write_file
 from fastrnn.lm.dynamic import Adaptation, evaluate_dynamically
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.evaluate import evaluate
+from fastrnn.lm.figures import perplexity
 from fastrnn.lm.pictures import draw_lines
-from fastrnn.lm.run import perplexity
 from fastrnn.lm.saved import SavedRun, open_run, read_text_of
 from fastrnn.lm.time_steps import gradient_norm_per_step, loss_per_step
 from fastrnn.lm.tokens import DOCUMENT, EOS, Vocabulary
