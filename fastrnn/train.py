@@ -15,7 +15,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command line without the program's name; default: that of the process.
 
     Returns:
-        The exit code; 143 after SIGTERM, with the state saved; else see `run_program`.
+        The exit code; 130 after Ctrl-C and 143 after SIGTERM, with the state saved; else see
+        `run_program`.
     """
     return run_program("fastrnn.train", _work, argv)
 

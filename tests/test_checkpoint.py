@@ -225,7 +225,7 @@ def test_ctrl_c_saves_evaluates_and_can_be_continued(
     def interrupt() -> None:
         signal.raise_signal(signal.SIGINT)
 
-    assert train(parse(arguments(text, stopped)), Watching(10, interrupt)) == 0
+    assert train(parse(arguments(text, stopped)), Watching(10, interrupt)) == 130
     printed = capsys.readouterr().out
     assert "interrupted at step 10 of" in printed
     assert "test perplexity" in printed.splitlines()[-1]

@@ -196,7 +196,7 @@ def test_a_run_learns_and_writes_its_folder(
     assert any(line.startswith("epoch 1  step 20/") and "tokens/s" in line for line in printed)
 
     assert {p.name for p in out.iterdir()} == {
-        *("config.toml", "metrics.jsonl", "vocabulary.json", "result.json", "log.txt"),
+        *("config.toml", "metrics.jsonl", "vocabulary.json", "result.json", "log.txt", ".lock"),
         *("curves.png", "curves.svg", "last", "last.old", "best", "best.old"),
     }
     for folder in ("last", "best"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fastrnn.lm.figures import perplexity
 from fastrnn.lm.report import Reporter
-from fastrnn.lm.run import Run, perplexity
+from fastrnn.lm.run import Run
 from fastrnn.lm.snapshot import Progress
 
 
@@ -19,10 +20,19 @@ class Journal:
         reporter: where progress goes.
         progress: what is told of.
         steps: how many steps there will be.
+        batches: the number of them in an epoch, from 1.
     """
 
-    def __init__(self, run: Run, reporter: Reporter, progress: Progress, steps: int) -> None:
+    def __init__(
+        self,
+        run: Run,
+        reporter: Reporter,
+        progress: Progress,
+        steps: int,
+        batches: Callable[[int], int],
+    ) -> None:
         self._run, self._reporter, self._progress, self._steps = run, reporter, progress, steps
+        self._batches = batches
         self.begin()
 
     def begin(self) -> None:
@@ -75,10 +85,16 @@ class Journal:
         self.tell_time()
         self._run.record(
             step=counters.step,
-            epoch=counters.epoch,
+            epoch=counters.epoch if split == "train" else self._passes(),
             split=split,
             loss=loss,
             lr=counters.rate,
             tokens_per_s=round(tokens_per_s, 1),
             seconds=round(counters.seconds, 3),
         )
+
+    def _passes(self) -> float:
+        """Passes over the text that were made, with the fraction of one that has not ended."""
+        counters = self._progress.counters
+        share = counters.batch / self._batches(counters.epoch)
+        return counters.epoch - 1 + (int(share) if share.is_integer() else share)

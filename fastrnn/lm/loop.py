@@ -61,7 +61,7 @@ class Trainer:
         self.steps = sum(self.batches.count(epoch) for epoch in range(1, options.epochs + 1))
         self.steps = min(self.steps, options.max_steps or self.steps)
         self._step = make_step(config, self.progress, self.world, self.steps)
-        self.journal = Journal(run, reporter, self.progress, self.steps)
+        self.journal = Journal(run, reporter, self.progress, self.steps, self.batches.count)
 
     @property
     def counters(self) -> Counters:

@@ -16,8 +16,9 @@ from fastrnn.lm.checkpoint import write_file
 from fastrnn.lm.dynamic import Adaptation, evaluate_dynamically
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.evaluate import evaluate
+from fastrnn.lm.figures import finite, perplexity
 from fastrnn.lm.pictures import draw_lines
-from fastrnn.lm.run import perplexity
+from fastrnn.lm.run import EVALUATIONS
 from fastrnn.lm.saved import SavedRun, open_run, read_text_of
 from fastrnn.lm.time_steps import gradient_norm_per_step, loss_per_step
 from fastrnn.lm.tokens import DOCUMENT, EOS, Vocabulary
@@ -66,15 +67,20 @@ def measure(options: MeasuringOptions) -> None:
         UserError: an option is out of range, a run or its text cannot be read.
     """
     adaptation = _adaptation(options)
-    folder = Path(options.out or Path(options.run[0]) / f"evaluation-{options.split}")
+    beside = [Path(place) / EVALUATIONS[options.split] for place in options.run]
+    path = Path(options.out) / "evaluation.json" if options.out else beside[0]
     found = []
     for place in options.run:
         run = open_run(place, options.device)
         found.append(_measure_one(run, options.split, adaptation))
         _say(found[-1], options.split)
-    folder.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"split": options.split, "runs": found}, indent=1)
-    write_file(folder / "evaluation.json", content.encode())
+    for other, each in zip(beside[1:], found[1:], strict=True) if not options.out else ():
+        try:
+            _write(other, options.split, [each])
+        except OSError as error:  # the first run's folder has it all the same
+            print(f"{other}: cannot be written: {error.strerror}")
+    _write(path, options.split, found)
+    folder = path.parent
     for name, key, label in (
         ("loss-per-step", "loss_per_step", "loss (nats a token)"),
         ("gradient-per-step", "gradient_norm_per_step", "norm of d loss(T) / d h(t), largest = 1"),
@@ -83,6 +89,12 @@ def measure(options: MeasuringOptions) -> None:
         if lines:
             draw_lines(lines, "time-step t", label, folder / name)
     print(f"in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
+def _write(path: Path, split: str, found: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    content = json.dumps({"split": split, "runs": finite(found)}, indent=1)
+    write_file(path, content.encode())
 
 
 def _measure_one(run: SavedRun, split: str, adaptation: Adaptation | None) -> dict[str, Any]:
@@ -113,9 +125,8 @@ def _measure_one(run: SavedRun, split: str, adaptation: Adaptation | None) -> di
 
 def _figures(loss: float, count: int, characters: int) -> dict[str, float | None]:
     bits = loss * count / math.log(2) / characters
-    found = {"loss": loss, "perplexity": perplexity(loss), "bits_per_character": bits}
-    # JSON has no infinities: null stands for them.
-    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+    figures = {"loss": loss, "perplexity": perplexity(loss), "bits_per_character": bits}
+    return {name: finite(value) for name, value in figures.items()}
 
 
 def count_characters(tokens: Tensor, vocabulary: Vocabulary, level: str) -> int:
@@ -153,9 +164,9 @@ def _say(found: dict[str, Any], split: str) -> None:
         return
     losses, norms = found["loss_per_step"], found["gradient_norm_per_step"]
     print(f"  loss {losses[0]:.3f} at time-step 1, {losses[-1]:.3f} at {len(losses)}")
-    if not norms:
+    half = next((t for t, norm in enumerate(norms, 1) if norm >= 0.5), None)
+    if half is None:  # of a model without recurrent layers, or one that has no gradient left
         return
-    half = next(t for t, norm in enumerate(norms, 1) if norm >= 0.5)
     print(
         f"  gradient of the last loss: {norms[0]:.2g} of the largest at time-step 1, half at {half}"
     )

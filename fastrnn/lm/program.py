@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -32,6 +33,7 @@ def run_program(
         standard error; 130 after Ctrl-C; 141 where the reader of the output went away.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _print_anything()
     try:
         return work(arguments) or 0
     except KeyboardInterrupt:
@@ -49,6 +51,15 @@ def run_program(
             traceback.print_exc()
         print(f"{name}: {text}", file=sys.stderr)
         return 2
+
+
+def _print_anything() -> None:
+    """No work is lost because its result cannot be shown: a letter that the terminal's encoding
+    lacks is escaped, and what goes to a closed standard output goes nowhere."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def one_line(error: Exception) -> str | None:

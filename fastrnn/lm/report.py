@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from fastrnn.lm.checkpoint import write_file
-from fastrnn.lm.run import perplexity
+from fastrnn.lm.figures import perplexity
 
 
 class Reporter:

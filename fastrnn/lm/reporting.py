@@ -49,9 +49,12 @@ def write_report(options: ReportingOptions) -> None:
     """
     if not options.runs:
         raise UserError("name one folder of runs or more")
-    runs = [read_summary(folder) for folder in find_runs(options.runs)]
     path = Path(options.out)
-    write_file(path, page(runs, options.title).encode())
+    if not path.name or path.is_dir():
+        raise UserError(f"--out {options.out!r}: expected a file to write, got a folder")
+    runs = [read_summary(folder) for folder in find_runs(options.runs)]
+    # A title or a folder's name may be no text.
+    write_file(path, page(runs, options.title).encode(errors="replace"))
     print(f"{path}: {len(runs)} run{'' if len(runs) == 1 else 's'}")
 
 
@@ -100,7 +103,8 @@ def split_settings(runs: list[Summary]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _lead(runs: list[Summary], names: list[str]) -> str:
-    tested = [(run.test, name) for run, name in zip(runs, names, strict=True) if run.test]
+    pairs = zip(runs, names, strict=True)
+    tested = [(run.test, name) for run, name in pairs if _or_null(run.test) is not None]
     some = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
     if not tested:
         return some
@@ -128,7 +132,10 @@ def _data(runs: list[Summary], names: list[str], differing: list[str]) -> dict[s
                 "train": run.curve("train"),
                 "valid": run.curve("valid"),
                 "steps": {
-                    split: {"loss": e["loss_per_step"], "gradient": e["gradient_norm_per_step"]}
+                    split: {
+                        "loss": _all_or_none(e["loss_per_step"]),
+                        "gradient": _all_or_none(e["gradient_norm_per_step"]),
+                    }
                     for split, e in run.evaluations.items()
                     if "loss_per_step" in e
                 },
@@ -148,6 +155,11 @@ def _label(key: str, value: Any) -> str:
     if key in _UNITS:
         return f"{value} {_UNITS[key]}{'' if value == 1 else 's'}"
     return str(value) if isinstance(value, str) else f"{words} {written(value)}"
+
+
+def _all_or_none(values: list[float | None]) -> list[float | None]:
+    """Values of a line, which is not drawn if one is not finite."""
+    return [] if None in values else values
 
 
 def _or_null(value: float | None) -> float | None:

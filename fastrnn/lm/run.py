@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastrnn.lm.checkpoint import checkpoint_exists, write_file
-from fastrnn.lm.config import Config
+from fastrnn.lm.config import Config, RunOptions
+from fastrnn.lm.corpus import SPLITS
 from fastrnn.lm.data import Corpus
 from fastrnn.lm.errors import UserError
+from fastrnn.lm.figures import Metrics, finite, is_figure, parse_metrics, perplexity
+from fastrnn.lm.lock import try_lock
 from fastrnn.lm.settings import to_toml
 
 CONFIG, METRICS, RESULT, LOG = "config.toml", "metrics.jsonl", "result.json", "log.txt"
-LAST, BEST = "last", "best"
+LAST, BEST, LOCK = "last", "best", ".lock"
+# What `fastrnn.evaluate` finds of the best model, by split.
+EVALUATIONS = {split: f"evaluation-{split}/evaluation.json" for split in SPLITS}
 _FILES = (
     CONFIG,
     METRICS,
@@ -27,6 +34,7 @@ _FILES = (
     "tokenizer.json",
     "curves.png",
     "curves.svg",
+    *EVALUATIONS.values(),
 )
 _FOLDERS = tuple(name + end for name in (LAST, BEST) for end in ("", ".new", ".old"))
 
@@ -42,8 +50,17 @@ class Run:
     def __init__(self, folder: Path, writes: bool = True) -> None:
         self.folder, self.writes = folder, writes
         self.last, self.best = folder / LAST, folder / BEST
-        self.metrics: list[dict[str, Any]] = []
+        self.metrics: Metrics = []
         self._board: Any = None
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in (self._board, self._lock):
+            if each is not None:
+                each.close()
 
     def open_board(self) -> None:
         """Write the metrics for TensorBoard, too, from now on.
@@ -56,13 +73,45 @@ class Run:
 
             self._board = SummaryWriter(str(self.folder))
 
-    def check_free(self) -> None:
-        """Raise a UserError if the folder holds anything."""
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+    def claim(self) -> None:
+        """Keep other processes from writing the folder, as long as this one lives in its `with`.
+
+        Raises:
+            UserError: another process is writing there.
+        """
+        if not self.writes or self._lock is not None:
+            return
+        try:
+            self._lock = try_lock(self.folder / LOCK)
+        except OSError:  # not there yet; or not to be written, which what writes there will tell
+            return
+        if self._lock is None:
+            raise UserError(f"--out {self.folder}: the run is being written by another process")
+
+    def check_free(self, options: RunOptions) -> None:
+        """Raise a UserError if a start would lose what the folder holds, and may not.
+
+        Args:
+            options: with `force` it may; with `resume` it may lose a run that came to nothing, as
+                one does that dies before its first checkpoint.
+        """
+        if options.force or not self.folder.exists():
+            return
+        if options.resume and self.folder.is_dir():
+            if self._came_to_something():
+                raise UserError(
+                    f"--out {self.folder}: has the results of a run, but no last checkpoint to "
+                    "continue from; pass --force to start anew, or another folder"
+                )
+        elif not self.folder.is_dir() or any(p.name != LOCK for p in self.folder.iterdir()):
             raise UserError(
                 f"--out {self.folder}: exists and is not an empty folder; pass --resume to "
                 "continue the run in it, --force to replace it, or another folder"
             )
+
+    def _came_to_something(self) -> bool:
+        files = [self.folder / name for name in (METRICS, RESULT)]
+        return checkpoint_exists(self.best) or any(f.is_file() and f.stat().st_size for f in files)
 
     def start(self, config: Config, corpus: Corpus) -> None:
         """Make the folder, without what an older run left in it, and write the options.
@@ -72,12 +121,14 @@ class Run:
             corpus: the run's text, whose dictionary is kept.
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: the folder cannot be written, or another process writes or has written there.
         """
         if not self.writes:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self.claim()
+            self.check_free(config.run)  # again: until now it was not ours alone
             # By name: whatever else lies in the folder is not this program's to delete.
             for name in _FILES:
                 (self.folder / name).unlink(missing_ok=True)
@@ -106,14 +157,12 @@ class Run:
             UserError: the metrics are damaged.
         """
         path = self.folder / METRICS
-        text = path.read_text().splitlines()[:lines] if path.is_file() else []
-        try:
-            self.metrics = [json.loads(line) for line in text]
-        except ValueError as error:
-            raise UserError(f"{path}: damaged: a line is not JSON: {error}") from error
+        text = path.read_bytes().splitlines()[:lines] if path.is_file() else []
+        self.metrics = parse_metrics(path, text)
         self.keep_metrics(lines)
         if self.writes:
-            (self.folder / RESULT).unlink(missing_ok=True)
+            for name in (RESULT, *EVALUATIONS.values()):
+                (self.folder / name).unlink(missing_ok=True)
             write_file(self.folder / CONFIG, to_toml(config).encode())
 
     def keep_metrics(self, lines: int) -> None:
@@ -131,7 +180,8 @@ class Run:
     def _append(self, name: str, text: str) -> None:
         path = self.folder / name
         try:
-            with path.open("a") as file:
+            # A path in it may be no text.
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
         except OSError as error:  # of a full disk, without a name
             raise OSError(error.errno, error.strerror, str(path)) from error
@@ -140,7 +190,7 @@ class Run:
         """Append one line to the metrics; `ppl` is added, null where exp(loss) is not finite."""
         loss = float(values["loss"])
         values["ppl"] = perplexity(loss)
-        line = {k: _finite(v) for k, v in values.items()}
+        line = finite(values)
         self.metrics.append(line)
         if self.writes:
             self._append(METRICS, json.dumps(line) + "\n")
@@ -156,19 +206,14 @@ class Run:
                 os.fsync(file.fileno())
         return len(self.metrics)
 
-    def close(self) -> None:
-        """End what writes in the background."""
-        if self._board is not None:
-            self._board.close()
-
     def write_result(self, config: Config, result: dict[str, Any]) -> None:
         """Mark the run as finished, with what it came to.
 
         Args:
             config: tells how long the run was to be.
-            result: JSON values.
+            result: JSON values; infinities become null.
         """
-        content = result | {"length": _length(config)}
+        content = finite(result) | {"length": _length(config)}
         if self.writes:
             write_file(self.folder / RESULT, json.dumps(content, indent=1).encode())
 
@@ -178,8 +223,11 @@ class Run:
         if not path.is_file():
             return None
         try:
-            result: dict[str, Any] = json.loads(path.read_text())
-            return result if result["length"] == _length(config) else None
+            result: dict[str, Any] = json.loads(path.read_bytes())
+            whole = isinstance(result["sample"], str) and all(
+                is_figure(result[f"{name}_perplexity"]) for name in ("test", "bigram")
+            )
+            return result if whole and result["length"] == _length(config) else None
         except (ValueError, KeyError, TypeError):  # damaged: it is worked out again
             return None
 
@@ -188,20 +236,21 @@ def _length(config: Config) -> list[int | None]:
     return [config.training.epochs, config.training.max_steps]
 
 
-def default_folder() -> Path:
-    """runs/ and the date and time, with a number behind it if that is taken."""
+@contextmanager
+def default_folder() -> Iterator[Path]:
+    """runs/ and the date and time, with a number behind it if that is taken.
+
+    The folder is made at once, so that no other run takes it; if nothing came into it, it goes.
+    """
+    Path("runs").mkdir(exist_ok=True)
     base = Path("runs") / time.strftime("%Y-%m-%d-%H%M%S")
-    folder, number = base, 2
-    while folder.exists():
-        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return folder
-
-
-def perplexity(loss: float) -> float:
-    """exp of a loss in nats; infinite where that is beyond float64."""
-    return math.exp(loss) if loss < 700 else math.inf
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinities: null stands for them."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    for number in count(1):
+        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            os.removedirs(folder)  # those that are empty

@@ -28,12 +28,14 @@ class SavedRun:
         folder: of the run.
         config: its options, completed.
         vocabulary: its dictionary.
+        fingerprint: of the text it was trained on.
         model: the best model it has found, in evaluation mode.
     """
 
     folder: Path
     config: Config
     vocabulary: Vocabulary
+    fingerprint: str
     model: LanguageModel
 
 
@@ -63,8 +65,10 @@ def open_run(folder: str, device: str = "cpu") -> SavedRun:
         raise UserError(f"--run {folder}: the run has no checkpoint yet")
     vocabulary = _read_vocabulary(run.folder / VOCABULARY)
     model = build_model(len(vocabulary), config.model, 1, find_device(device))
-    restore_weights(model, load_checkpoint(source).weights, source)
-    return SavedRun(run.folder, config, vocabulary, model.eval())
+    checkpoint = load_checkpoint(source)
+    restore_weights(model, checkpoint.weights, source)
+    fingerprint = checkpoint.counters["corpus"]
+    return SavedRun(run.folder, config, vocabulary, fingerprint, model.eval())
 
 
 def read_text_of(run: SavedRun) -> Corpus:
@@ -77,11 +81,11 @@ def read_text_of(run: SavedRun) -> Corpus:
         The text.
 
     Raises:
-        UserError: it cannot be read, or has other tokens now than when the run was made.
+        UserError: it cannot be read, or any split of it is another now than when the run was made.
     """
     options = run.config.training
     corpus = load_corpus(run.config.corpus, options.batch_size, options.bptt)
-    if corpus.vocabulary.tokens != run.vocabulary.tokens:
+    if corpus.fingerprint != run.fingerprint:
         raise UserError(
             f"--run {run.folder}: --data {run.config.corpus.data} holds another text now than "
             "the run was trained on"

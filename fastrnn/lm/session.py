@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ from fastrnn.lm.checkpoint import Checkpoint, load_checkpoint, restore_weights
 from fastrnn.lm.config import Config
 from fastrnn.lm.data import Corpus, load_corpus
 from fastrnn.lm.device import find_device, select_backend
+from fastrnn.lm.figures import perplexity
 from fastrnn.lm.generate import generate, to_text
 from fastrnn.lm.loop import Trainer
 from fastrnn.lm.model import build_model, count_parameters
 from fastrnn.lm.parallel import World, check_shares
 from fastrnn.lm.report import Reporter, Silent, draw_curves
-from fastrnn.lm.run import Run, default_folder, perplexity
+from fastrnn.lm.run import Run, default_folder
 from fastrnn.lm.settings import check_same_run
 
 SAMPLE_TOKENS = {"word": 60, "char": 300, "bpe": 90}
@@ -36,7 +39,7 @@ def train(config: Config, reporter: Reporter) -> int:
         reporter: where to say what happens.
 
     Returns:
-        The exit code: 0, or 143 after SIGTERM.
+        The exit code: 0; 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
         UserError: an option, a file or a checkpoint cannot be used.
@@ -50,15 +53,17 @@ def train(config: Config, reporter: Reporter) -> int:
     if config.run.precision == "tf32":
         torch.set_float32_matmul_precision("high")
     with select_backend(config.run.backend, device) as backend, World(device) as world:
-        return _train_on(device, backend, world, config, reporter if world.leads else Silent())
+        check_shares(config, world.size)
+        out = config.run.out
+        place = default_folder() if out is None else nullcontext(Path(out))
+        with place as folder, Run(folder, world.leads) as run:
+            reporter = reporter if world.leads else Silent()
+            return _train_on(device, backend, world, run, config, reporter)
 
 
 def _train_on(
-    device: torch.device, backend: str, world: World, config: Config, reporter: Reporter
+    device: torch.device, backend: str, world: World, run: Run, config: Config, reporter: Reporter
 ) -> int:
-    check_shares(config, world.size)
-    folder = Path(config.run.out) if config.run.out is not None else default_folder()
-    run = Run(folder, world.leads)
     checkpoint = _find_checkpoint(config, run, reporter)
     if checkpoint is not None and (result := run.read_result(config)) is not None:
         reporter.say(f"{run.folder}: this run has finished; its result:")
@@ -92,28 +97,28 @@ def _train_on(
             f"{how} at step {trainer.counters.step} of {trainer.steps}; --out {run.folder} "
             "--resume continues" + ("; result so far:" if how == "interrupted" else "")
         )
+    code = 128 + trainer.stopped_by if trainer.stopped_by else 0
     if trainer.stopped_by == signal.SIGTERM:  # there may be seconds left
-        return 128 + signal.SIGTERM
+        return code
     if not world.leads:
         trainer.evaluate(corpus.test)  # hears what the leader finds
-        return 0
+        return code
     result = _finish(trainer)
-    run.close()
     draw_curves(run.metrics, run.folder)
     if not trainer.stopped_by:
         run.write_result(config, result)
     _say_result(result, reporter)
-    return 0
+    return code
 
 
 def _find_checkpoint(config: Config, run: Run, reporter: Reporter) -> Checkpoint | None:
     """The checkpoint to continue from, if that is asked for and there is one."""
-    if not config.run.resume:
-        if not config.run.force:
-            run.check_free()
-        return None
-    if not run.has_checkpoint():
-        reporter.say(f"{run.folder}: no checkpoint yet, starting afresh")
+    if config.run.resume:
+        run.claim()  # before the first look: what another process writes may change at any time
+    if not (config.run.resume and run.has_checkpoint()):
+        run.check_free(config.run)
+        if config.run.resume:
+            reporter.say(f"{run.folder}: no checkpoint yet, starting afresh")
         return None
     checkpoint = load_checkpoint(run.last, reporter.say)
     check_same_run(config, checkpoint.counters["config"], run.last)
@@ -155,7 +160,8 @@ def _bigram_perplexity(corpus: Corpus) -> float | None:
 def _say_result(result: dict[str, Any], reporter: Reporter) -> None:
     bigram = result["bigram_perplexity"]
     reporter.say(f"sample:\n{result['sample']}\n")
+    test = result["test_perplexity"]  # null, read back, where it was infinite
     reporter.say(
-        f"test perplexity {result['test_perplexity']:.2f}"
+        f"test perplexity {math.inf if test is None else test:.2f}"
         + ("" if bigram is None else f" (bigram {bigram:.2f})")
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from fastrnn.lm.counts import Counts, count
 from fastrnn.lm.errors import UserError
-from fastrnn.lm.run import CONFIG, METRICS, RESULT, perplexity
-
-Metrics = list[dict[str, Any]]
+from fastrnn.lm.figures import Metrics, is_figure, parse_metrics, perplexity
+from fastrnn.lm.run import CONFIG, EVALUATIONS, METRICS, RESULT
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Summary:
         metrics: its metrics.jsonl.
         result: its result.json, {} while it has not finished.
         shapes: of its model's parameters, {} before its first checkpoint.
-        evaluations: evaluation.json's entry of this run, by split.
+        evaluations: what `fastrnn.evaluate` found of its best model, by split.
     """
 
     folder: Path
@@ -75,7 +75,8 @@ class Summary:
     @property
     def test(self) -> float | None:
         """The best model's test perplexity, or None while the run has not finished."""
-        return self.result.get("test_perplexity")
+        found: float | None = self.result.get("test_perplexity")
+        return math.inf if self.result and found is None else found
 
     @property
     def _validations(self) -> list[float]:
@@ -101,7 +102,7 @@ class Summary:
         }
 
     def _epochs(self, steps: list[int]) -> Any:
-        """Passes over the text after so many steps, told from the validations that end each."""
+        """Passes over the text after so many steps, told from the validations."""
         ends = {0: 0}
         for m in self.metrics:
             if m["split"] == "valid":
@@ -127,7 +128,7 @@ def read_summary(folder: Path) -> Summary:
         folder,
         _toml(folder / CONFIG),
         _metrics(folder / METRICS),
-        _json(result) if result.is_file() else {},
+        _checked(result, _json(result), _is_result) if result.is_file() else {},
         _shapes(folder),
         _evaluations(folder),
     )
@@ -166,11 +167,16 @@ def _toml(path: Path) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        return _bytes(path).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text at byte {error.start}") from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -186,14 +192,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _metrics(path: Path) -> Metrics:
     if not path.is_file():
         return []
-    lines = _text(path).split("\n")[:-1]  # a last line without its end is being written
-    try:
-        found = [json.loads(line) for line in lines]
-        for line in found:
-            line["split"], line["loss"], line["step"], line["epoch"], line["seconds"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged: a line is not a JSON object of metrics") from error
-    return found
+    # A last line without its end is being written.
+    return parse_metrics(path, _bytes(path).split(b"\n")[:-1])
 
 
 def _shapes(folder: Path) -> dict[str, list[int]]:
@@ -212,9 +212,41 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
 
 def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
-    for path in sorted(folder.glob("evaluation-*/evaluation.json")):
-        content = _json(path)
-        for each in content.get("runs", []):
-            if Path(each["run"]).name == folder.name:
-                found[content["split"]] = each
+    for split, name in EVALUATIONS.items():
+        if (folder / name).is_file():
+            content = _checked(folder / name, _json(folder / name), _is_evaluation)
+            found[split] = content["runs"][0]  # the run in whose folder it is
     return found
+
+
+def _checked(
+    path: Path, content: dict[str, Any], fits: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    if not fits(content):
+        raise UserError(f"{path}: damaged: not what a run writes there")
+    return content
+
+
+def _is_result(content: dict[str, Any]) -> bool:
+    test = content.get("test_perplexity")
+    # Infinity is no JSON, but was written once.
+    return (is_figure(test) or test == math.inf) and isinstance(content.get("sample", ""), str)
+
+
+def _is_evaluation(content: dict[str, Any]) -> bool:
+    runs = content.get("runs")
+    own = runs[0] if isinstance(runs, list) and runs else None
+    if not isinstance(own, dict) or not is_figure(own.get("perplexity", "missing")):
+        return False
+    dynamic = own.get("dynamic", {"perplexity": None})
+    # Both, or neither for a run on sentences.
+    steps = [own.get(f"{name}_per_step") for name in ("loss", "gradient_norm")]
+    return (
+        isinstance(dynamic, dict)
+        and is_figure(dynamic.get("perplexity", "missing"))
+        and (steps == [None, None] or all(map(_are_figures, steps)))
+    )
+
+
+def _are_figures(values: Any) -> bool:
+    return isinstance(values, list) and all(map(is_figure, values))

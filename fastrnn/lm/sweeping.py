@@ -22,11 +22,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.console import Console
 
 from fastrnn.lm.errors import UserError
+from fastrnn.lm.figures import perplexity
+from fastrnn.lm.lock import try_lock
 from fastrnn.lm.plan import Plan, options_of, read_plan, written
 from fastrnn.lm.program import one_line, run_program
 from fastrnn.lm.report import Reporter, duration
 from fastrnn.lm.reporting import ReportingOptions, write_report
-from fastrnn.lm.run import RESULT, perplexity
+from fastrnn.lm.run import RESULT
 from fastrnn.lm.session import train
 from fastrnn.lm.summary import read_summary
 
@@ -246,11 +248,5 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _try_lock(plan: Plan, folder: str) -> IO[str] | None:
-    """An open file that holds a folder's lock until it is closed or its process dies, or None."""
-    file = (plan.out / f".{folder}.lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    """A folder's lock, or None: it is beside the folder, since the run in it has one of its own."""
+    return try_lock(plan.out / f".{folder}.lock")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastrnn import train
 from fastrnn.evaluate import main
 from fastrnn.lm import memory
 from fastrnn.lm.config import ModelOptions
 from fastrnn.lm.dynamic import Adaptation, decay_shares, evaluate_dynamically, gradient_roots
 from fastrnn.lm.evaluate import evaluate
+from fastrnn.lm.fragments import run_card
 from fastrnn.lm.measuring import count_characters
 from fastrnn.lm.model import LanguageModel
+from fastrnn.lm.reporting import short_names
+from fastrnn.lm.run import Run
+from fastrnn.lm.summary import read_summary
 from fastrnn.lm.time_steps import gradient_norm_per_step, loss_per_step
 from fastrnn.lm.tokens import Vocabulary, tokenize
 
@@ -233,6 +239,58 @@ def test_runs_are_measured_together(
     assert [r["tokens"] for r in content["runs"]] == [140, 240]
 
 
+def test_each_run_has_its_own_figures_beside_it(
+    runs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Runs of one name, as those of two sweeps are.
+    first, second = (tmp_path / place / "run" for place in ("a", "b"))
+    shutil.copytree(runs / "words", first)
+    shutil.copytree(runs / "characters", second)
+    given = ["--split", "valid", "--dynamic", "--rule", "sgd"]
+    assert main(["--run", str(first), str(second), *given]) == 0
+    found = {}
+    for run in (first, second):
+        found[run] = read_summary(run).evaluations["valid"]
+        assert found[run]["run"] == str(run)
+        (name,) = short_names([run])
+        dynamic = f"valid, dynamic {found[run]['dynamic']['perplexity']:.2f}"
+        assert dynamic in run_card(read_summary(run), name)
+    assert found[first]["perplexity"] != found[second]["perplexity"]
+    both = json.loads((first / "evaluation-valid" / "evaluation.json").read_text())["runs"]
+    assert both == [found[first], found[second]]
+
+    monkeypatch.chdir(second)
+    assert main(["--run", ".", "--split", "valid"]) == 0
+    again = read_summary(second).evaluations["valid"]
+    assert again["perplexity"] == found[second]["perplexity"] and "dynamic" not in again
+
+    # A folder that cannot be written, of a run beside the first, is told and no more.
+    shutil.rmtree(second / "evaluation-valid")
+    (second / "evaluation-valid").touch()
+    capsys.readouterr()
+    assert main(["--run", str(first), str(second), "--split", "valid"]) == 0
+    assert f"{second}/evaluation-valid/evaluation.json: cannot be" in capsys.readouterr().out
+    assert len(json.loads((first / "evaluation-valid/evaluation.json").read_text())["runs"]) == 2
+
+
+def test_a_model_without_gradients_is_measured(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Far beyond saturation; and its perplexity is not finite.
+    out = tmp_path / "run"
+    given = f"--data {runs / 'text.txt'} --out {out} --hidden-size 8 --batch-size 8 --bptt 10"
+    spoilt = "--epochs 2 --optimizer sgd --lr 1e5 --clip 0 --explosion 0 --dropout 0"
+    assert train.main([*given.split(), *spoilt.split()]) == 0
+    capsys.readouterr()
+    assert main(["--run", str(out)]) == 0
+    assert "perplexity not finite" in capsys.readouterr().out
+    text = (out / "evaluation-test" / "evaluation.json").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+
+
 def test_results_go_beside_the_run(runs: Path) -> None:
     assert main(["--run", str(runs / "words")]) == 0
     found = json.loads((runs / "words" / "evaluation-test" / "evaluation.json").read_text())
@@ -259,6 +317,36 @@ def test_mistakes(
     assert main([*run, *given.split()]) == 2
     told = capsys.readouterr().err
     assert told.startswith("fastrnn.evaluate: ") and expected in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_text_of_the_same_words_that_changed_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    for name in ("train", "valid", "test"):
+        (data / f"{name}.txt").write_text("a b a c a d\n" * 100)
+    given = f"--data {data} --out {out} --hidden-size 6 --batch-size 4 --bptt 10 --max-steps 2"
+    assert train.main(given.split()) == 0
+    assert main(["--run", str(out)]) == 0
+    path = data / f"{split}.txt"
+    path.write_text(path.read_text() + "a a\n")
+    capsys.readouterr()
+    # Of whichever split: dynamic evaluation reads the training text, too.
+    assert main(["--run", str(out), "--split", "test"]) == 2
+    said = capsys.readouterr().err
+    expected = f"--data {data} holds another text now than the run was trained on\n"
+    assert said == f"fastrnn.evaluate: --run {out}: {expected}"
+    path.unlink()
+    assert main(["--run", str(out), "--split", "test"]) == 2
+    assert f"missing: {split}.txt" in capsys.readouterr().err
+
+
+def test_a_run_that_is_being_written_is_measured(runs: Path) -> None:
+    with Run(runs / "words") as run:
+        run.claim()
+        assert main(["--run", str(run.folder)]) == 0
 
 
 def test_a_text_that_changed_is_refused(

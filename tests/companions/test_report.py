@@ -22,6 +22,8 @@ from fastrnn.lm.summary import Summary, find_runs, read_summary
 from fastrnn.report import main
 
 CHROMIUM = shutil.which("chromium")
+LINE = '{"split": "valid", "step": 3, "epoch": 1, "loss": 2.5, "seconds": 1.0}'
+EVALUATION = "evaluation-test/evaluation.json"
 
 
 def counts(cell: str, hidden: int, layers: int = 1, width: int = 0, tied: bool = False) -> Counts:
@@ -199,6 +201,28 @@ def test_runs_under_way_are_shown_as_far_as_they_are(runs: Path, tmp_path: Path)
     assert read_summary(run).curve("train")["ppl"] and not read_summary(run).curve("valid")["ppl"]
 
 
+def test_names_that_are_no_text_are_shown_with_a_mark(runs: Path, tmp_path: Path) -> None:
+    folder, path = tmp_path / "run\udcff", tmp_path / "page.html"
+    shutil.copytree(runs / "words", folder)
+    assert main([str(folder), "-o", str(path), "--title", "runs of \udcff"]) == 0
+    found = Reader(path.read_text())
+    assert found.texts[0] == "runs of ?" and found.rows[2][0] == "run?"
+
+
+def test_what_is_not_finite_is_shown_and_not_drawn(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "words", folder)
+    steps = {"loss_per_step": [1.0, None], "gradient_norm_per_step": [0.5, 1.0]}
+    own = {"perplexity": None, "dynamic": {"perplexity": None}} | steps
+    (folder / EVALUATION).parent.mkdir(exist_ok=True)
+    (folder / EVALUATION).write_text(json.dumps({"runs": [own]}))
+    (folder / "result.json").write_text('{"test_perplexity": Infinity}')  # as it was once written
+    found = Reader(page([read_summary(folder)], "x"))
+    assert found.rows[2][1] == "inf"
+    drawn = json.loads(found.data)["runs"][0]["steps"]
+    assert drawn == {"test": {"loss": [], "gradient": [0.5, 1.0]}}
+
+
 def test_folders_are_searched_and_found_once(runs: Path) -> None:
     names = [str(runs / "words"), str(runs)]
     assert [folder.name for folder in find_runs(tuple(names))] == ["words", "characters"]
@@ -212,6 +236,9 @@ def test_folders_are_searched_and_found_once(runs: Path) -> None:
         ("{empty}", "holds no run: there is no config.toml in it"),
         ("{runs} -o {empty}/none/x.html", "No such file or directory"),
         ("{runs} --titel x", "unknown option '--titel', did you mean '--title'?"),
+        ("{runs} -o .", "--out '.': expected a file to write, got a folder"),
+        ("{runs} --out=", "--out '': expected a file to write, got a folder"),
+        ("{runs} -o {empty}", "expected a file to write, got a folder"),
     ],
 )
 def test_mistakes(
@@ -227,7 +254,18 @@ def test_mistakes(
     [
         ("metrics.jsonl", "{}\n", "metrics.jsonl: damaged"),
         ("metrics.jsonl", "[\n", "metrics.jsonl: damaged"),
+        ("metrics.jsonl", f"{LINE}\n5\n", "damaged: line 2 is not a JSON object of metrics"),
+        ("metrics.jsonl", LINE.replace('h": 1', 'h": 0') + "\n", "metrics.jsonl: damaged: line 1"),
+        ("metrics.jsonl", LINE.replace("2.5", '"2.5"') + "\n", "metrics.jsonl: damaged: line 1"),
+        ("metrics.jsonl", LINE.replace("2.5", "NaN") + "\n", "metrics.jsonl: damaged: line 1"),
         ("result.json", "[]", "result.json: damaged: not a JSON object"),
+        ("result.json", '{"test_perplexity": "x"}', "result.json: damaged: not what"),
+        ("result.json", '{"sample": 3}', "result.json: damaged: not what"),
+        (EVALUATION, "[]", "evaluation.json: damaged: not a JSON object"),
+        (EVALUATION, '{"runs": [{}]}', "evaluation.json: damaged: not what"),
+        (EVALUATION, '{"runs": 5, "split": "x"}', "evaluation.json: damaged: not what"),
+        (EVALUATION, '{"runs": [{"perplexity": 1, "dynamic": {}}]}', "evaluation.json: damaged"),
+        (EVALUATION, '{"runs": [{"perplexity": 1, "loss_per_step": [1]}]}', "json: damaged"),
         ("config.toml", "a = ", "config.toml: not valid TOML"),
         ("best/model.safetensors", "x", "the checkpoint is truncated or damaged"),
     ],
@@ -241,6 +279,7 @@ def test_damaged_files(
     expected: str,
 ) -> None:
     shutil.copytree(runs / "words", tmp_path / "run")
+    (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "run" / name).write_text(content)
     assert main([str(tmp_path / "run"), "-o", str(tmp_path / "page.html")]) == 2
     assert expected in capsys.readouterr().err
