@@ -49,7 +49,8 @@ def stream(
 ) -> Iterator[Tensor]:
     """Sample tokens one after another, each fed back, beginning at the start of a line.
 
-    `<unk>` stands for no token in particular, `<doc>` is never predicted: neither is drawn.
+    `<unk>` stands for no token in particular, a document's mark is never predicted: neither is
+    drawn.
 
     Args:
         model: the language model; put in evaluation mode.
