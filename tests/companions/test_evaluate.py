@@ -16,10 +16,11 @@ from fastrnn.lm import memory
 from fastrnn.lm.config import ModelOptions
 from fastrnn.lm.dynamic import Adaptation, decay_shares, evaluate_dynamically, gradient_roots
 from fastrnn.lm.evaluate import evaluate
-from fastrnn.lm.measuring import count_characters
+from fastrnn.lm.measuring import count_characters, count_letters
 from fastrnn.lm.model import LanguageModel
 from fastrnn.lm.time_steps import gradient_norm_per_step, loss_per_step
 from fastrnn.lm.tokens import Vocabulary, tokenize
+from fastrnn.train import main as train
 
 CELLS = ["rnn-tanh", "lstm", "gru"]
 
@@ -191,10 +192,8 @@ def test_a_text_of_its_own_kind_is_learned_on_the_way(rule: str, rate: float) ->
 
 def test_characters_are_counted_as_they_stand_in_the_text() -> None:
     written = "ab c\n\nd efg\n"
-    words = tokenize(written, "word")
-    vocabulary = Vocabulary.of(words, 1)
-    counted = count_characters(vocabulary.encode(words), vocabulary, "word")
-    assert counted == len(written) - 1  # the empty line has no word before its end
+    # The empty line has no word before its end.
+    assert count_letters([written, "h  i\n"]) == len(written) - 1 + len("h i\n")
     characters = tokenize(written, "char")
     vocabulary = Vocabulary.of(characters, 1)
     assert count_characters(vocabulary.encode(characters), vocabulary, "char") == len(written)
@@ -231,6 +230,16 @@ def test_runs_are_measured_together(
     # 20 lines of 12 characters: words count their spaces and line ends.
     assert [r["characters"] for r in content["runs"]] == [240, 240]
     assert [r["tokens"] for r in content["runs"]] == [140, 240]
+
+
+def test_words_out_of_the_dictionary_have_the_letters_of_the_text(tmp_path: Path) -> None:
+    path, out = tmp_path / "text.txt", tmp_path / "run"
+    path.write_text("a b a\n" * 190 + "a unheard-of\n" * 10)
+    given = f"--data {path} --out {out} --hidden-size 4 --batch-size 2 --bptt 4 --max-steps 2"
+    assert train(given.split()) == 0
+    assert main(["--run", str(out)]) == 0
+    content = json.loads((out / "evaluation-test" / "evaluation.json").read_text())
+    assert content["runs"][0]["characters"] == 10 * len("a unheard-of\n")
 
 
 def test_results_go_beside_the_run(runs: Path) -> None:
