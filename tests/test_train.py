@@ -412,7 +412,10 @@ def test_config_file_mistakes(
         ("num_layers = 2.5", "num_layers: expected int, got 2.5"),
         ("num_layers = true", "num_layers: expected int, got True"),
         ("cell = 'x'", "cell: expected one of ['rnn-tanh', 'rnn-relu', 'lstm', 'gru', "),
-        ("out = 'x'", "unknown option 'out'"),
+        ("out = 'x'", "options.toml: 'out' is an option of the command line alone\n"),
+        ("debugg = 1", "options.toml: unknown option 'debugg'\n"),
+        (f"lr = 1{400 * '0'}", "lr: expected float, got an integer beyond its range"),
+        (f"lr = 1{5000 * '0'}", "not valid TOML: "),
         ("[model]", "unknown option 'model'"),
         ("= 3", "not valid TOML"),
     ):
