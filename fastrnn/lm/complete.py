@@ -86,10 +86,10 @@ def _check_ranges(config: Config) -> None:
 
 def _check_corpus(config: Config) -> None:
     corpus, training = config.corpus, config.training
-    for name, path in (("data", corpus.data), ("out", config.run.out or "")):
-        if any("\ud800" <= character <= "\udfff" for character in path):
-            # Bytes that are not UTF-8 arrive so; config.toml could not hold them.
-            raise UserError(f"{flag(name)} {path!r}: the path is not UTF-8")
+    # config.toml could not hold them.
+    for name, text in (("data", corpus.data), ("documents", corpus.documents or "")):
+        if not_utf8(text):
+            raise UserError(f"{flag(name)} {text!r}: not UTF-8")
     if corpus.charset == "letters" and corpus.level != "char":
         raise UserError(f"--charset letters needs --level char, got {corpus.level}")
     if corpus.charset == "letters" and (corpus.sentences or corpus.documents is not None):
@@ -144,6 +144,8 @@ def _check_transformer(model: ModelOptions) -> None:
 
 def _check_run(config: Config) -> None:
     run = config.run
+    if run.out is not None and (not run.out or not_utf8(run.out)):
+        raise UserError(f"--out: expected the path of a folder, in UTF-8, got {run.out!r}")
     if run.resume and run.out is None:
         raise UserError("--resume needs --out, the folder of the run to continue")
     if run.resume and run.force:
@@ -159,6 +161,12 @@ def _check_run(config: Config) -> None:
             "--cuda-graphs needs windows that are all alike: it goes without --sentences, "
             "--documents and --random-bptt"
         )
+
+
+def not_utf8(text: str) -> bool:
+    """Whether a text of the command line had bytes that are not UTF-8, which arrive as
+    surrogates."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def flag(name: str) -> str:

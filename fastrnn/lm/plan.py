@@ -117,9 +117,11 @@ def _plan(content: Settings, name: str) -> Plan:
         if type(value) not in (str, int, float, bool):
             raise UserError(f"settings.{key}: expected one value, got {value!r}")
     search = {key: _range(key, value, method) for key, value in search.items()}
-    out = Path(content.get("out", f"runs/{name}"))
+    out = content.get("out", f"runs/{name}")
+    if not out:
+        raise UserError("out: expected the path of a folder, got ''")
     seed = content.get("seed", 1)
-    return Plan(out, method, trials, seed, content.get("storage"), settings, search)
+    return Plan(Path(out), method, trials, seed, content.get("storage"), settings, search)
 
 
 def _named(table: Settings, where: str) -> Settings:

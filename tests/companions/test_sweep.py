@@ -239,6 +239,7 @@ def test_options_of_a_run(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ("", "[search] must name an option to try values of"),
+        ("out = ''\n[search]\nlr = [1]", "out: expected the path of a folder, got ''"),
         ("serch = 1", "unknown key 'serch', did you mean 'search'?"),
         ("[search]\nhiden-size = [1]", "unknown option 'hiden-size', did you mean 'hidden_size'?"),
         ("[settings]\nout = 'x'", "settings: unknown option 'out'"),
