@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 from fastrnn.lm.config import Config, ModelOptions, OptimizerOptions
+from fastrnn.lm.datasets import DATASETS, DEFAULT
 from fastrnn.lm.errors import UserError
 
 _RATES = {"sgd": 20.0, "nt-asgd": 30.0, "adam": 0.006, "adamw": 0.006}
@@ -28,6 +30,7 @@ def complete(config: Config) -> None:
     _fill_optimizer(config.optimizer)
     _check_ranges(config)
     _check_corpus(config)
+    config.corpus.data = _lasting(config.corpus.data)
     _check_model(config.model)
     _check_run(config)
 
@@ -110,6 +113,15 @@ def _check_corpus(config: Config) -> None:
             f"--accumulate must divide --batch-size, got {training.accumulate} and "
             f"{training.batch_size}"
         )
+
+
+def _lasting(data: str) -> str:
+    """The same data, to be found from any folder: config.toml will be read in others."""
+    path = Path(data)
+    if data in ("", DEFAULT, *DATASETS) or path.is_absolute() or not path.exists():
+        return data
+    found = str(path.resolve())
+    return data if not_utf8(found) else found
 
 
 def _check_model(model: ModelOptions) -> None:

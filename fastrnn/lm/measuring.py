@@ -15,11 +15,12 @@ from torch import Tensor
 
 from fastrnn.lm.checkpoint import write_file
 from fastrnn.lm.corpus import SPLITS
+from fastrnn.lm.data import Corpus
 from fastrnn.lm.dynamic import Adaptation, evaluate_dynamically
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.evaluate import evaluate
 from fastrnn.lm.pictures import draw_lines
-from fastrnn.lm.run import perplexity
+from fastrnn.lm.run import CONFIG, perplexity
 from fastrnn.lm.saved import SavedRun, open_run, read_text_of
 from fastrnn.lm.time_steps import gradient_norm_per_step, loss_per_step
 from fastrnn.lm.tokens import DOCUMENT, EOS, Vocabulary
@@ -89,7 +90,7 @@ def measure(options: MeasuringOptions) -> None:
 
 def _measure_one(run: SavedRun, split: str, adaptation: Adaptation | None) -> dict[str, Any]:
     """Everything about one run, as JSON values."""
-    corpus, training = read_text_of(run), run.config.training
+    corpus, training = _text_of(run), run.config.training
     sentences, document = run.config.corpus.sentences, run.vocabulary.document
     if sentences and adaptation is not None:
         raise UserError(f"--dynamic needs a run on continuous text; {run.folder} read sentences")
@@ -114,6 +115,14 @@ def _measure_one(run: SavedRun, split: str, adaptation: Adaptation | None) -> di
         found["loss_per_step"] = loss_per_step(*given)
         found["gradient_norm_per_step"] = gradient_norm_per_step(*given)
     return found
+
+
+def _text_of(run: SavedRun) -> Corpus:
+    try:
+        return read_text_of(run)
+    except UserError as error:
+        where = f"`data` in {run.folder / CONFIG}"
+        raise UserError(f"{error}; {where} says where it is, and may be changed") from error
 
 
 def _figures(loss: float, count: int, characters: int) -> dict[str, float | None]:

@@ -60,7 +60,9 @@ def _train_on(
     folder = Path(config.run.out) if config.run.out is not None else default_folder()
     run = Run(folder, world.leads)
     checkpoint = _find_checkpoint(config, run, reporter)
-    if checkpoint is not None and (result := run.read_result(config)) is not None:
+    # With other data the text is read and compared first.
+    told = checkpoint is not None and checkpoint.counters["config"]["data"] == config.corpus.data
+    if told and (result := run.read_result(config)) is not None:
         reporter.say(f"{run.folder}: this run has finished; its result:")
         _say_result(result, reporter)
         return 0

@@ -23,8 +23,10 @@ Options = CorpusOptions | ModelOptions | OptimizerOptions | TrainingOptions | Ru
 # Asked of one command, no property of a run: never written to config.toml.
 _COMMAND_ONLY = ("out", "resume", "force", "preset", "presets", "config", "debug")
 # May differ when a run is continued; everything else shapes the weights or the order of the text.
+# Where the text lies may: that it is the same is told by its hash.
 _FREE_ON_RESUME = (
     *_COMMAND_ONLY,
+    "data",
     *("epochs", "max_steps", "backend", "device", "compile", "cuda_graphs", "tensorboard"),
     *("rewinds", "log_interval", "checkpoint_interval"),
 )
