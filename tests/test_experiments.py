@@ -1,6 +1,7 @@
 """The page of experiments, from the folders of runs."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ pytest.importorskip("tyro")
 
 from benchmarks import experiments  # noqa: E402
 from fastrnn.lm.command_line import parse  # noqa: E402
+from fastrnn.lm.datasets import DATASETS  # noqa: E402
 from fastrnn.lm.settings import to_toml  # noqa: E402
 
 EVERY = [each for _, some in experiments.SECTIONS.values() for each in some]
@@ -67,6 +69,12 @@ def test_options_are_those_of_the_trainer() -> None:
 def test_the_page_in_docs_is_of_the_files_beside_it() -> None:
     page = (experiments.FOLDER / experiments.PAGE).read_text()
     assert page == experiments.page(experiments.FOLDER)
+
+
+def test_what_is_kept_names_no_place_of_a_machine() -> None:
+    configs = list(experiments.FOLDER.glob("*/config.toml"))
+    data = {tomllib.loads(path.read_text())["data"] for path in configs}
+    assert data and data <= set(DATASETS)
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -349,7 +349,10 @@ def error_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ("--max-steps 0", "--max-steps must be at least 1, got 0"),
         ("--seed 9223372036854775808", "--seed must be below 2**63"),
         ("--bptt 1 --batch-size 3780", "3780 tokens, fewer than"),
-        ("--data a\udcffb", "--data 'a\\udcffb': the path is not UTF-8"),
+        ("--data a\udcffb", "--data 'a\\udcffb': not UTF-8"),
+        ("--documents a\udcffb", "--documents 'a\\udcffb': not UTF-8"),
+        ("--out=", "--out: expected the path of a folder, in UTF-8, got ''"),
+        ("--out=\udcff", "--out: expected the path of a folder, in UTF-8, got '\\udcff'"),
         ("--seed -1", "--seed must be at least 0, got -1"),
         ("--emb-size -5 --no-tied", "--emb-size must be at least 0, got -5"),
         ("--emb-size 100", "--tied needs --emb-size equal to --hidden-size, got 100 and 16"),
@@ -412,7 +415,10 @@ def test_config_file_mistakes(
         ("num_layers = 2.5", "num_layers: expected int, got 2.5"),
         ("num_layers = true", "num_layers: expected int, got True"),
         ("cell = 'x'", "cell: expected one of ['rnn-tanh', 'rnn-relu', 'lstm', 'gru', "),
-        ("out = 'x'", "unknown option 'out'"),
+        ("out = 'x'", "options.toml: 'out' is an option of the command line alone\n"),
+        ("debugg = 1", "options.toml: unknown option 'debugg'\n"),
+        (f"lr = 1{400 * '0'}", "lr: expected float, got an integer beyond its range"),
+        (f"lr = 1{5000 * '0'}", "not valid TOML: "),
         ("[model]", "unknown option 'model'"),
         ("= 3", "not valid TOML"),
     ):
@@ -500,6 +506,17 @@ def test_program_runs_as_a_module(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("fastrnn.train: --data nowhere: no such folder")
     assert done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+def test_a_reader_that_goes_away_ends_it_with_141(text: Path, tmp_path: Path) -> None:
+    given = small(text, tmp_path / "run", "--epochs", "1000", "--log-interval", "1")
+    command = [sys.executable, "-m", "fastrnn.train", *given]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        assert program.stdout is not None and program.stderr is not None
+        program.stdout.readline()
+        program.stdout.close()
+        assert program.wait(60) == 141
+        assert program.stderr.read() == b""
 
 
 def test_missing_package_names_the_extra(

@@ -97,6 +97,7 @@ class Columns:
         self._columns = tokens[: rows * width].view(width, rows).t()
         self._rows = rows - 1
         self._epoch, self._ends = 0, np.zeros(0, np.int64)
+        self.alike = not options.random_bptt  # whether all epochs have as many batches
 
     def ends(self, epoch: int) -> npt.NDArray[np.int64]:
         """The row after each window of an epoch, from 1."""
@@ -142,6 +143,7 @@ class Sentences:
         self._starts = np.concatenate(([0], ends[:-1]))
         self._lengths = ends - self._starts
         self._epoch, self._order = 0, np.zeros((0, 0), np.int64)
+        self.alike = True  # all epochs have as many batches
 
     def _batches(self, epoch: int) -> npt.NDArray[np.int64]:
         """Numbers of lines, [batches, B]: shuffled, with lines of like length side by side."""
@@ -180,6 +182,19 @@ class Sentences:
         return Batch(
             inputs, targets, int(lengths.sum()), carried=False, lengths=torch.from_numpy(lengths)
         )
+
+
+def count_batches(batches: Columns | Sentences, epochs: int, most: int | None) -> int:
+    """Batches in so many epochs, or `most` where those have more."""
+    if batches.alike:
+        total = epochs * batches.count(1)
+        return total if most is None else min(total, most)
+    total = 0
+    for epoch in range(1, epochs + 1):
+        total += batches.count(epoch)
+        if most is not None and total >= most:  # each epoch more takes time to draw
+            return most
+    return total
 
 
 def generator_of(seed: int, epoch: int) -> torch.Generator:

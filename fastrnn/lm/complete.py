@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 from fastrnn.lm.config import Config, ModelOptions, OptimizerOptions
+from fastrnn.lm.datasets import DATASETS, DEFAULT
 from fastrnn.lm.errors import UserError
 
 _RATES = {"sgd": 20.0, "nt-asgd": 30.0, "adam": 0.006, "adamw": 0.006}
@@ -28,6 +30,7 @@ def complete(config: Config) -> None:
     _fill_optimizer(config.optimizer)
     _check_ranges(config)
     _check_corpus(config)
+    config.corpus.data = _lasting(config.corpus.data)
     _check_model(config.model)
     _check_run(config)
 
@@ -86,10 +89,10 @@ def _check_ranges(config: Config) -> None:
 
 def _check_corpus(config: Config) -> None:
     corpus, training = config.corpus, config.training
-    for name, path in (("data", corpus.data), ("out", config.run.out or "")):
-        if any("\ud800" <= character <= "\udfff" for character in path):
-            # Bytes that are not UTF-8 arrive so; config.toml could not hold them.
-            raise UserError(f"{flag(name)} {path!r}: the path is not UTF-8")
+    # config.toml could not hold them.
+    for name, text in (("data", corpus.data), ("documents", corpus.documents or "")):
+        if not_utf8(text):
+            raise UserError(f"{flag(name)} {text!r}: not UTF-8")
     if corpus.charset == "letters" and corpus.level != "char":
         raise UserError(f"--charset letters needs --level char, got {corpus.level}")
     if corpus.charset == "letters" and (corpus.sentences or corpus.documents is not None):
@@ -110,6 +113,15 @@ def _check_corpus(config: Config) -> None:
             f"--accumulate must divide --batch-size, got {training.accumulate} and "
             f"{training.batch_size}"
         )
+
+
+def _lasting(data: str) -> str:
+    """The same data, to be found from any folder: config.toml will be read in others."""
+    path = Path(data)
+    if data in ("", DEFAULT, *DATASETS) or path.is_absolute() or not path.exists():
+        return data
+    found = str(path.resolve())
+    return data if not_utf8(found) else found
 
 
 def _check_model(model: ModelOptions) -> None:
@@ -144,6 +156,8 @@ def _check_transformer(model: ModelOptions) -> None:
 
 def _check_run(config: Config) -> None:
     run = config.run
+    if run.out is not None and (not run.out or not_utf8(run.out)):
+        raise UserError(f"--out: expected the path of a folder, in UTF-8, got {run.out!r}")
     if run.resume and run.out is None:
         raise UserError("--resume needs --out, the folder of the run to continue")
     if run.resume and run.force:
@@ -159,6 +173,12 @@ def _check_run(config: Config) -> None:
             "--cuda-graphs needs windows that are all alike: it goes without --sentences, "
             "--documents and --random-bptt"
         )
+
+
+def not_utf8(text: str) -> bool:
+    """Whether a text of the command line had bytes that are not UTF-8, which arrive as
+    surrogates."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def flag(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fastrnn.lm.datasets import DATASETS
+from fastrnn.lm.datasets import DATASETS, DEFAULT
 from fastrnn.lm.download import cache_folder, fetch
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.manual import manual_splits
@@ -13,7 +13,6 @@ from fastrnn.lm.settings import suggest
 from fastrnn.lm.texts import Text, TextFile, Words, split_lines
 
 SPLITS = ("train", "valid", "test")
-DEFAULT = "python-docs"
 
 
 def read_corpus(data: str) -> tuple[Text, Text, Text]:

@@ -13,6 +13,7 @@ from fastrnn.lm.corpus import read_corpus
 from fastrnn.lm.download import cache_folder
 from fastrnn.lm.encoded import encoded
 from fastrnn.lm.errors import UserError
+from fastrnn.lm.texts import Text
 from fastrnn.lm.tokens import Vocabulary
 
 
@@ -26,6 +27,7 @@ class Corpus:
             files: what is read is in memory, no more.
         fingerprint: a hash of the texts and of how they were cut.
         tokenizer: file of the byte-pair tokenizer, or None.
+        texts: what `train`, `valid` and `test` were made from.
     """
 
     vocabulary: Vocabulary
@@ -34,6 +36,7 @@ class Corpus:
     test: Tensor
     fingerprint: str = ""
     tokenizer: Path | None = None
+    texts: tuple[Text, ...] = ()
 
 
 def load_corpus(options: CorpusOptions, batch_size: int, bptt: int) -> Corpus:
@@ -72,7 +75,7 @@ def load_corpus(options: CorpusOptions, batch_size: int, bptt: int) -> Corpus:
             f"--data {options.data}: the training text has {train.numel()} tokens, fewer than "
             f"--batch-size x --bptt = {batch_size} x {bptt} = {batch_size * bptt}"
         )
-    return Corpus(vocabulary, train, valid, test, key, tokenizer)
+    return Corpus(vocabulary, train, valid, test, key, tokenizer, texts)
 
 
 def batchify(tokens: Tensor, columns: int) -> Tensor:

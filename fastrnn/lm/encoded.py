@@ -19,7 +19,7 @@ from fastrnn.lm.config import CorpusOptions
 from fastrnn.lm.corpus import SPLITS
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.texts import Text
-from fastrnn.lm.tokens import Vocabulary, cutter, tokens_of, vocabulary_of
+from fastrnn.lm.tokens import DOCUMENT, Vocabulary, cutter, tokens_of, vocabulary_of
 
 _FORMAT = 1  # counted up when the same text and options give other numbers
 _VOCABULARY, _TOKENIZER = "vocabulary.json", "tokenizer.json"
@@ -80,6 +80,8 @@ def _unwritable(cache: Path, error: OSError) -> UserError:
 
 def _key(texts: tuple[Text, Text, Text], options: CorpusOptions) -> str:
     cut = {k: v for k, v in asdict(options).items() if k not in ("data", "sentences")}
+    if options.documents is not None:
+        cut["mark"] = DOCUMENT  # of a text without documents the key is what it always was
     parts = [_FORMAT, cut, [text.digest for text in texts]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -49,7 +49,8 @@ def stream(
 ) -> Iterator[Tensor]:
     """Sample tokens one after another, each fed back, beginning at the start of a line.
 
-    `<unk>` stands for no token in particular, `<doc>` is never predicted: neither is drawn.
+    `<unk>` stands for no token in particular, a document's mark is never predicted: neither is
+    drawn.
 
     Args:
         model: the language model; put in evaluation mode.
@@ -111,7 +112,10 @@ def _draw(scores: Tensor, sampling: Sampling, generator: torch.Generator) -> Ten
     """One token for each row of scores [B, V], int64 [B]."""
     if sampling.temperature == 0:
         return scores.argmax(1)
-    scores = scores / sampling.temperature
+    # In float64, below which there is no temperature, and the likeliest at 0: nothing overflows
+    # but what is never drawn.
+    scores = scores.double() - scores.amax(1, keepdim=True)
+    scores = (scores / sampling.temperature).float()
     if sampling.top_k is not None and sampling.top_k < scores.size(1):
         least = scores.topk(sampling.top_k, dim=1).values[:, -1:]
         scores = scores.masked_fill(scores < least, -torch.inf)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastrnn.lm.batches import Columns, Sentences
+from fastrnn.lm.batches import Columns, Sentences, count_batches
 from fastrnn.lm.captured import make_step
 from fastrnn.lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fastrnn.lm.config import Config
@@ -58,8 +58,7 @@ class Trainer:
             self.batches = Sentences(corpus.train, options, vocabulary.eos)
         else:
             self.batches = Columns(corpus.train, options, vocabulary.document)
-        self.steps = sum(self.batches.count(epoch) for epoch in range(1, options.epochs + 1))
-        self.steps = min(self.steps, options.max_steps or self.steps)
+        self.steps = count_batches(self.batches, options.epochs, options.max_steps)
         self._step = make_step(config, self.progress, self.world, self.steps)
         self.journal = Journal(run, reporter, self.progress, self.steps, self.batches.count)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,12 +14,14 @@ import tyro
 from torch import Tensor
 
 from fastrnn.lm.checkpoint import write_file
+from fastrnn.lm.corpus import SPLITS
+from fastrnn.lm.data import Corpus
 from fastrnn.lm.dynamic import Adaptation, evaluate_dynamically
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.evaluate import evaluate
 from fastrnn.lm.figures import finite, perplexity
 from fastrnn.lm.pictures import draw_lines
-from fastrnn.lm.run import EVALUATIONS
+from fastrnn.lm.run import CONFIG, EVALUATIONS
 from fastrnn.lm.saved import SavedRun, open_run, read_text_of
 from fastrnn.lm.time_steps import gradient_norm_per_step, loss_per_step
 from fastrnn.lm.tokens import DOCUMENT, EOS, Vocabulary
@@ -99,7 +102,7 @@ def _write(path: Path, split: str, found: list[dict[str, Any]]) -> None:
 
 def _measure_one(run: SavedRun, split: str, adaptation: Adaptation | None) -> dict[str, Any]:
     """Everything about one run, as JSON values."""
-    corpus, training = read_text_of(run), run.config.training
+    corpus, training = _text_of(run), run.config.training
     sentences, document = run.config.corpus.sentences, run.vocabulary.document
     if sentences and adaptation is not None:
         raise UserError(f"--dynamic needs a run on continuous text; {run.folder} read sentences")
@@ -109,7 +112,10 @@ def _measure_one(run: SavedRun, split: str, adaptation: Adaptation | None) -> di
     eos, columns, steps = run.vocabulary.eos, training.batch_size, training.bptt
     batch = columns if sentences else columns * steps
     loss, speed = evaluate(run.model, tokens, eos, batch, document, sentences)
-    characters = count_characters(tokens, run.vocabulary, run.config.corpus.level)
+    if run.config.corpus.level == "word":
+        characters = count_letters(corpus.texts[SPLITS.index(split)])
+    else:
+        characters = count_characters(tokens, run.vocabulary, run.config.corpus.level)
     count = tokens.numel() - (0 if document is None else int((tokens == document).sum()))
     found = {"run": str(run.folder), "tokens": count, "characters": characters}
     found |= _figures(loss, count, characters) | {"tokens_per_s": round(speed)}
@@ -123,31 +129,46 @@ def _measure_one(run: SavedRun, split: str, adaptation: Adaptation | None) -> di
     return found
 
 
+def _text_of(run: SavedRun) -> Corpus:
+    try:
+        return read_text_of(run)
+    except UserError as error:
+        where = f"`data` in {run.folder / CONFIG}"
+        raise UserError(f"{error}; {where} says where it is, and may be changed") from error
+
+
 def _figures(loss: float, count: int, characters: int) -> dict[str, float | None]:
     bits = loss * count / math.log(2) / characters
     figures = {"loss": loss, "perplexity": perplexity(loss), "bits_per_character": bits}
     return {name: finite(value) for name, value in figures.items()}
 
 
+def count_letters(text: Iterable[str]) -> int:
+    """Characters of the words of a text, and one space or line end after each.
+
+    From the text, since a word that is not in the dictionary has its letters there alone.
+    """
+    return sum(len(word) + 1 for piece in text for word in piece.split())
+
+
 def count_characters(tokens: Tensor, vocabulary: Vocabulary, level: str) -> int:
-    """Characters that tokens stand for.
+    """Characters that characters or byte pairs stand for.
 
     Args:
         tokens: integers [N].
         vocabulary: their dictionary.
-        level: "char", where each is one; "word", where each word is its letters and one space or
-            line end after it, and `<eos>` is that line end; "bpe".
+        level: "char", where each is one, or "bpe".
 
     Returns:
-        The count, at least 1; `<doc>` is none.
+        The count, at least 1; `DOCUMENT` is none.
     """
 
     def length(token: str) -> int:
-        if token in (DOCUMENT, EOS):
-            return 0 if token == DOCUMENT or level == "word" else 1
-        if level == "bpe":
-            return sum(letter not in _CONTINUED for letter in token)
-        return len(token) + 1 if level == "word" else 1
+        if token == DOCUMENT:
+            return 0
+        if level == "char" or token == EOS:
+            return 1
+        return sum(letter not in _CONTINUED for letter in token)
 
     lengths = torch.tensor([length(token) for token in vocabulary.tokens])
     return max(int(lengths[tokens.long()].sum()), 1)

@@ -16,6 +16,8 @@ from fastrnn.lm.settings import suggest
 Options = TypeVar("Options")
 # What tyro says of a value of another type, and what we say.
 _TYRO = {
+    r"Missing value for argument '(--[\w-]+)'.*": r"\1: expected a value, got none; one that begins"
+    r" with - is given as \1=-...",
     r"Error parsing (--[\w-]+)": r"\1",
     r"no type matching {None}\|(\w+) could be instantiated from \[(.*)\]\.": r"expected \1, got \2",
     r"invalid literal for int\(\) with base 10: ": "expected INT, got ",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import tomllib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from fastrnn.lm.command_line import parse
 from fastrnn.lm.config import Config
 from fastrnn.lm.errors import UserError
-from fastrnn.lm.settings import option_names, suggest
+from fastrnn.lm.settings import option_names, read_toml, suggest, typed
 
 Settings = dict[str, Any]  # option names, with underscores, and values
 METHODS = ("grid", "random", "tpe")
@@ -85,14 +85,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         UserError: it cannot be read, or something in it is unknown, of a wrong type or impossible.
     """
-    try:
-        content = tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text at byte {error.start}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from error
+    content = read_toml(path)
     try:
         plan = _plan(content, path.stem)
         _check_runs(plan)
@@ -123,11 +116,12 @@ def _plan(content: Settings, name: str) -> Plan:
     for key, value in settings.items():
         if type(value) not in (str, int, float, bool):
             raise UserError(f"settings.{key}: expected one value, got {value!r}")
-    for key, value in search.items():
-        _check_range(f"search.{key}", value, method)
-    out = Path(content.get("out", f"runs/{name}"))
+    search = {key: _range(key, value, method) for key, value in search.items()}
+    out = content.get("out", f"runs/{name}")
+    if not out:
+        raise UserError("out: expected the path of a folder, got ''")
     seed = content.get("seed", 1)
-    return Plan(out, method, trials, seed, content.get("storage"), settings, search)
+    return Plan(Path(out), method, trials, seed, content.get("storage"), settings, search)
 
 
 def _named(table: Settings, where: str) -> Settings:
@@ -141,11 +135,13 @@ def _named(table: Settings, where: str) -> Settings:
     return found
 
 
-def _check_range(where: str, value: Any, method: str) -> None:
+def _range(name: str, value: Any, method: str) -> Any:
+    """What to try of an option, its ends and step of the option's type."""
+    where = f"search.{name}"
     if isinstance(value, list):
         if not value or any(type(each) not in (str, int, float, bool) for each in value):
             raise UserError(f"{where}: expected a list of one value or more, got {value!r}")
-        return
+        return value
     if not isinstance(value, dict) or not {"low", "high"} <= value.keys():
         raise UserError(f"{where}: expected a list, or a table with low and high, got {value!r}")
     if method == "grid":
@@ -156,11 +152,13 @@ def _check_range(where: str, value: Any, method: str) -> None:
             raise UserError(f"{where}: expected low, high, step and log only, got {key!r}")
         if type(each) not in kinds:
             raise UserError(f"{where}.{key}: expected a {kinds[-1].__name__}, got {each!r}")
-    log, low = value.get("log", False), value["low"]
-    if low > value["high"] or (log and low <= 0) or value.get("step", 1) <= 0:
+    low, high, log, step = value["low"], value["high"], value.get("log"), value.get("step")
+    if not low <= high or (log and low <= 0) or not (step is None or 0 < step < math.inf):
         raise UserError(f"{where}: no such range: {value!r}")
-    if log and "step" in value:
+    if log and step is not None:
         raise UserError(f"{where}: log and step do not go together")
+    # An integer would have integers drawn alone.
+    return {k: v if k == "log" else typed(name, v, f"{where}.{k}") for k, v in value.items()}
 
 
 def _check_runs(plan: Plan) -> None:

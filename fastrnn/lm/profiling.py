@@ -149,19 +149,19 @@ def profile(arguments: list[str]) -> None:
     if config.run.compile or config.run.cuda_graphs:
         raise UserError("--compile, --cuda-graphs: such a step has no parts that could be timed")
     folder = Path(config.run.out or "profile")
-    # No end but that of the stopwatch: neither validation nor checkpoint comes in between.
-    config.training.max_steps, config.run.checkpoint_interval = None, 0
-    config.training.epochs = max(config.training.epochs, 10**6)
-    training = config.training
+    training, config.run.checkpoint_interval = config.training, 0
+    # The stopwatch ends it before. Twice as many: a step of nothing but beginnings of documents
+    # is not timed, and the one after it has others.
+    training.epochs = training.max_steps = 2 * (WARMUP + options.steps + TRACED)
     device = find_device(config.run.device)
     with select_backend(config.run.backend, device) as backend:
         corpus = load_corpus(config.corpus, training.batch_size, training.bptt)
         torch.manual_seed(training.seed)
         rows = training.batch_size * training.bptt
         model = build_model(len(corpus.vocabulary), config.model, rows, device)
+        _make(folder)
         with Stopwatch(model, options.steps, TRACED if options.trace else 0) as watch:
             _train(config, corpus, model)
-    folder.mkdir(parents=True, exist_ok=True)
     seconds = watch.medians()
     kind = f"{config.model.cell} {config.model.num_layers} x {config.model.hidden_size}"
     what = (
@@ -177,6 +177,13 @@ def profile(arguments: list[str]) -> None:
         watch.profiler.export_chrome_trace(str(folder / "trace.json"))
     made = "profile.json, profile.png, profile.svg" + (", trace.json" if options.trace else "")
     print(f"in {folder}: {made}")
+
+
+def _make(folder: Path) -> None:
+    """Make the folder, and see that it can be written before anything is measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def _trainers(arguments: list[str]) -> list[str]:

@@ -24,7 +24,7 @@ class Reporter:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+        self._console = console or _Console()
         self.log: Callable[[str], None] | None = None  # is given every line, too
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
@@ -70,6 +70,14 @@ class Reporter:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
         else:
             self.say(line)
+
+
+class _Console(Console):
+    """Standard output; where its reader has gone away, rich would end the program with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `run_program`."""
+        raise BrokenPipeError
 
 
 class Silent(Reporter):

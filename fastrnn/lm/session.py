@@ -65,7 +65,9 @@ def _train_on(
     device: torch.device, backend: str, world: World, run: Run, config: Config, reporter: Reporter
 ) -> int:
     checkpoint = _find_checkpoint(config, run, reporter)
-    if checkpoint is not None and (result := run.read_result(config)) is not None:
+    # With other data the text is read and compared first.
+    told = checkpoint is not None and checkpoint.counters["config"]["data"] == config.corpus.data
+    if told and (result := run.read_result(config)) is not None:
         reporter.say(f"{run.folder}: this run has finished; its result:")
         _say_result(result, reporter)
         return 0

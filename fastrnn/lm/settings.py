@@ -23,8 +23,10 @@ Options = CorpusOptions | ModelOptions | OptimizerOptions | TrainingOptions | Ru
 # Asked of one command, no property of a run: never written to config.toml.
 _COMMAND_ONLY = ("out", "resume", "force", "preset", "presets", "config", "debug")
 # May differ when a run is continued; everything else shapes the weights or the order of the text.
+# Where the text lies may: that it is the same is told by its hash.
 _FREE_ON_RESUME = (
     *_COMMAND_ONLY,
+    "data",
     *("epochs", "max_steps", "backend", "device", "compile", "cuda_graphs", "tensorboard"),
     *("rewinds", "log_interval", "checkpoint_interval"),
 )
@@ -65,21 +67,31 @@ def update_from_toml(config: Config, path: Path) -> None:
     Raises:
         UserError: the file cannot be read, names an unknown option or gives a wrong type.
     """
+    owners = {f.name: group for group in _groups(config) for f in dataclasses.fields(group)}
+    known = [name for name in owners if name not in _COMMAND_ONLY]
+    for entry, value in read_toml(path).items():
+        name = entry.replace("-", "_")
+        if name in _COMMAND_ONLY:
+            raise UserError(f"{path}: {entry!r} is an option of the command line alone")
+        if name not in known:
+            raise UserError(f"{path}: unknown option {entry!r}{suggest(name, known)}")
+        setattr(owners[name], name, typed(name, value, f"{path}: {entry}"))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file holds.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        entries = tomllib.loads(path.read_bytes().decode())
+        return tomllib.loads(path.read_bytes().decode())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text at byte {error.start}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # of tomllib, or of a number of more digits than int() takes
         raise UserError(f"{path}: not valid TOML: {error}") from error
-    owners = {f.name: group for group in _groups(config) for f in dataclasses.fields(group)}
-    for entry, value in entries.items():
-        name = entry.replace("-", "_")
-        if name not in owners or name in _COMMAND_ONLY:
-            raise UserError(f"{path}: unknown option {entry!r}{suggest(name, list(owners))}")
-        hint = get_type_hints(type(owners[name]))[name]
-        setattr(owners[name], name, _typed(value, hint, f"{path}: {entry}"))
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -88,12 +100,26 @@ def suggest(name: str, known: list[str]) -> str:
     return f", did you mean {near[0]!r}?" if near else ""
 
 
-def _typed(value: object, hint: Any, where: str) -> object:
-    """`value` if it is of the option's type; an integer will do for a float."""
+def typed(name: str, value: object, where: str) -> Any:
+    """A value that a TOML file gives an option; an integer will do for a float.
+
+    Args:
+        name: of the option, with underscores.
+        value: as it was read.
+        where: it was read, for the message.
+
+    Raises:
+        UserError: it is not of the option's type.
+    """
+    hints = (get_type_hints(type(group)) for group in _groups(Config()))
+    hint = next(each[name] for each in hints if name in each)
     members = [m for m in (get_args(hint) or (hint,)) if m is not type(None)]
     choices = [c for m in members for c in (get_args(m) or (m,))]
     if isinstance(value, int) and not isinstance(value, bool) and float in choices:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise UserError(f"{where}: expected float, got an integer beyond its range") from error
     if value in choices or type(value) in choices:
         return value
     expected = [c.__name__ if isinstance(c, type) else c for c in choices]

@@ -38,6 +38,8 @@ class Step:
     def __call__(self, batch: Batch) -> str | None:
         """Change the weights by a batch's gradient, and count it; or say why that would spoil
         them, which leaves them as they are."""
+        if not batch.count:  # nothing but beginnings of documents, which are not predicted
+            return None
         progress, options = self._progress, self._config.optimizer
         counters = progress.counters
         progress.model.train()
@@ -70,10 +72,11 @@ class Step:
         """Gradients of this process's share of a batch's mean loss; that of the whole batch."""
         options, state = self._config.training, self._progress.state
         share, total = batch.part(self._world.rank, self._world.size), 0.0
+        if not share.count:  # the other processes have gradients, and all add up as many
+            for parameter in self._parameters:
+                parameter.grad = torch.zeros_like(parameter)
         for index in range(options.accumulate):
             part = share.part(index, options.accumulate).to(self._progress.device)
-            if not part.count:  # nothing but beginnings of documents
-                continue
             loss, entropy, state[index] = self._objective(
                 part.inputs,
                 part.targets,
@@ -83,6 +86,8 @@ class Step:
                 options.ar,
                 options.tar,
             )
+            if not part.count:  # its states are as good as others', its mean loss is none
+                continue
             weight = part.count / batch.count
             (loss if weight == 1 else loss * weight).backward()
             total += float(entropy) * weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import json
 import multiprocessing
 import os
 import sys
@@ -16,8 +17,6 @@ from typing import IO, Any
 import optuna
 import torch
 import tyro
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.console import Console
 
@@ -30,6 +29,7 @@ from fastrnn.lm.report import Reporter, duration
 from fastrnn.lm.reporting import ReportingOptions, write_report
 from fastrnn.lm.run import RESULT
 from fastrnn.lm.session import train
+from fastrnn.lm.study import open_study
 from fastrnn.lm.summary import read_summary
 
 
@@ -52,7 +52,7 @@ def sweep(options: SweepingOptions) -> None:
         options: see `SweepingOptions`.
 
     Raises:
-        UserError: the file cannot be used, or its storage.
+        UserError: the file cannot be used, or its storage, or runs failed.
         KeyboardInterrupt: after Ctrl-C, once the runs under way are in their checkpoints.
     """
     if options.workers < 1:
@@ -60,12 +60,18 @@ def sweep(options: SweepingOptions) -> None:
     path = Path(options.file)
     plan = read_plan(path)
     plan.out.mkdir(parents=True, exist_ok=True)
-    study = _open(plan)
+    study = open_study(plan)
     _prepare(study, plan, path)
     whole = work(path) if options.workers == 1 else _share_out(path, options.workers)
     _conclude(study, plan)
     if not whole:
         raise KeyboardInterrupt
+    newest = _newest(study)
+    if failed := [name for name, trial in newest.items() if trial.state == TrialState.FAIL]:
+        raise UserError(
+            f"{len(failed)} of {len(newest)} runs failed, see above why: {', '.join(failed)}; "
+            "started again, the sweep tries them again"
+        )
 
 
 def _share_out(path: Path, workers: int) -> bool:
@@ -102,20 +108,13 @@ def work(path: Path) -> bool:
         False if Ctrl-C ended it before.
     """
     plan = read_plan(path)
-    study = _open(plan)
+    study = open_study(plan)
     while (claimed := _claim(study, plan)) is not None:
         trial, lock = claimed
         with lock:
             if not _train(trial, plan):
                 return False
     return True
-
-
-def _open(plan: Plan) -> optuna.Study:
-    """The study that all workers of a sweep share."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    name = plan.out.name
-    return optuna.create_study(study_name=name, storage=_storage(plan), load_if_exists=True)
 
 
 def _sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
@@ -127,32 +126,36 @@ def _sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler(seed)
 
 
-def _storage(plan: Plan) -> BaseStorage:
-    if plan.storage is None:
-        return JournalStorage(JournalFileBackend(str(plan.out / "study.jsonl")))
-    kind = plan.storage.partition(":")[0]  # no more of it: there may be a password inside
-    try:
-        return RDBStorage(plan.storage)
-    except ModuleNotFoundError as error:
-        raise UserError(f"storage {kind}: the package {error.name} is not installed") from error
-    except Exception as error:  # of sqlalchemy, or of the database's own package
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"storage {kind}: cannot be opened: {reason}") from error
-
-
 def _prepare(study: optuna.Study, plan: Plan, path: Path) -> None:
-    """Put a new grid in the queue; refuse one that began otherwise."""
+    """Put in the queue what there is of a grid, and what failed before; refuse a sweep that began
+    otherwise."""
     with _locked(plan.out / ".lock"):
         begun = study.user_attrs.get("plan")
         if begun is None:
             study.set_user_attr("plan", plan.identity())
-            for point in plan.points() if plan.method == "grid" else []:
-                study.enqueue_trial(point, user_attrs={"point": point})
         elif begun != plan.identity():
             raise UserError(
                 f"{path}: the sweep in {plan.out} began with another method, [settings] or "
                 "[search]; restore them, or name another out"
             )
+        newest = _newest(study)
+        queued = {json.dumps(trial.user_attrs.get("point")) for trial in newest.values()}
+        for point in plan.points() if plan.method == "grid" else []:
+            if json.dumps(point) not in queued:  # all, or what a crash has kept from the queue
+                study.enqueue_trial(point, user_attrs={"point": point})
+        for trial in newest.values():
+            if trial.state == TrialState.FAIL:
+                _enqueue_again(study, trial)
+
+
+def _newest(study: optuna.Study) -> dict[str, FrozenTrial]:
+    """The last trial of every folder."""
+    return {_folder(trial): trial for trial in study.get_trials(deepcopy=False)}
+
+
+def _enqueue_again(study: optuna.Study, trial: FrozenTrial) -> None:
+    point = trial.user_attrs.get("point", trial.params)
+    study.enqueue_trial(point, user_attrs={"folder": _folder(trial), "point": point})
 
 
 def _take_up(study: optuna.Study, plan: Plan) -> None:
@@ -164,8 +167,7 @@ def _take_up(study: optuna.Study, plan: Plan) -> None:
         if (plan.out / folder).is_dir() and (lock := _try_lock(plan, folder)) is not None:
             lock.close()
             study.tell(trial.number, state=TrialState.FAIL)
-            point = trial.user_attrs.get("point", trial.params)
-            study.enqueue_trial(point, user_attrs={"folder": folder, "point": point})
+            _enqueue_again(study, trial)
 
 
 def _claim(study: optuna.Study, plan: Plan) -> tuple[Trial, IO[str]] | None:
@@ -197,16 +199,14 @@ def _train(trial: Trial, plan: Plan) -> bool:
         reason = one_line(error)
         if reason is None:
             raise
-        trial.set_user_attr("error", reason)
-        trial.study.tell(trial, state=TrialState.FAIL)
-        print(f"{folder.name}  failed: {reason}", flush=True)
+        _fail(trial, reason)
         return True
     if not (folder / RESULT).is_file():
         return False
     summary = read_summary(folder)
     best = summary.best_loss
     if best is None:
-        trial.study.tell(trial, state=TrialState.FAIL)
+        _fail(trial, "no validation loss was finite")
         return True
     trial.study.tell(trial, best)
     took = duration(summary.seconds or 0)
@@ -214,12 +214,18 @@ def _train(trial: Trial, plan: Plan) -> bool:
     return True
 
 
+def _fail(trial: Trial, reason: str) -> None:
+    trial.set_user_attr("error", reason)
+    trial.study.tell(trial, state=TrialState.FAIL)
+    print(f"{_folder(trial)}  failed: {reason}", flush=True)
+
+
 def _suggest(trial: Trial, key: str, values: Any) -> Any:
     if isinstance(values, list):
         return trial.suggest_categorical(key, values)
     low, high, log = values["low"], values["high"], values.get("log", False)
     step = values.get("step")
-    if all(isinstance(each, int) for each in (low, high, step or 1)):
+    if isinstance(low, int):
         return trial.suggest_int(key, low, high, step=step or 1, log=log)
     return trial.suggest_float(key, low, high, step=step, log=log)
 

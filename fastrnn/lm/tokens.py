@@ -16,7 +16,9 @@ from fastrnn.lm.errors import UserError
 
 EOS = "<eos>"
 UNKNOWN = "<unk>"
-DOCUMENT = "<doc>"  # begins a document; read from a hidden state of zeros, never predicted
+# Begins a document: read from a hidden state of zeros, never predicted. With the space it is no
+# token that a text could hold.
+DOCUMENT = " <doc>"
 Cut = Callable[[str], list[str]]  # the tokens of whole lines
 
 
@@ -86,7 +88,7 @@ def cutter(options: CorpusOptions, training: Iterable[str]) -> tuple[Cut, Any]:
 
 
 def tokens_of(text: Iterable[str], options: CorpusOptions, cut: Cut) -> Iterator[list[str]]:
-    """The tokens of a text, piece by piece, with `<doc>` before every document."""
+    """The tokens of a text, piece by piece, with `DOCUMENT` before every document."""
     begins = None if options.documents is None else re.compile(options.documents)
     spaced = True  # letters: whether the piece before ended in a space
     for piece in text:
@@ -164,7 +166,7 @@ def vocabulary_of(options: CorpusOptions, counts: Counter[str], known: Iterable[
     Raises:
         UserError: it has nothing but special tokens.
     """
-    special = (UNKNOWN, *known) if options.charset == "letters" else (EOS, UNKNOWN, *known)
+    special = (" " if options.charset == "letters" else EOS, UNKNOWN, *known)
     if not set(counts) - {EOS, UNKNOWN, DOCUMENT, " "}:
         raise UserError(f"--data {options.data}: the training text has no tokens")
     return Vocabulary.counted(counts, least_count(options, counts), special)

@@ -13,6 +13,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from fastrnn.lm.complete import not_utf8
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.generate import Sampling, pieces, stream, to_text
 from fastrnn.lm.saved import SavedRun, open_run
@@ -118,5 +119,7 @@ def _check(options: WritingOptions) -> None:
             raise UserError(f"--{flag} must be at least {least} and below 2**63, got {value}")
     if not 0 <= options.temperature < math.inf:
         raise UserError(f"--temperature must be at least 0 and finite, got {options.temperature}")
+    if not_utf8(options.prompt):
+        raise UserError(f"--prompt {options.prompt!r}: not UTF-8")
     if not 0 < options.top_p <= 1:
         raise UserError(f"--top-p must be above 0 and at most 1, got {options.top_p}")

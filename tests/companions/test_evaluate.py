@@ -19,7 +19,7 @@ from fastrnn.lm.config import ModelOptions
 from fastrnn.lm.dynamic import Adaptation, decay_shares, evaluate_dynamically, gradient_roots
 from fastrnn.lm.evaluate import evaluate
 from fastrnn.lm.fragments import run_card
-from fastrnn.lm.measuring import count_characters
+from fastrnn.lm.measuring import count_characters, count_letters
 from fastrnn.lm.model import LanguageModel
 from fastrnn.lm.reporting import short_names
 from fastrnn.lm.run import Run
@@ -197,10 +197,8 @@ def test_a_text_of_its_own_kind_is_learned_on_the_way(rule: str, rate: float) ->
 
 def test_characters_are_counted_as_they_stand_in_the_text() -> None:
     written = "ab c\n\nd efg\n"
-    words = tokenize(written, "word")
-    vocabulary = Vocabulary.of(words, 1)
-    counted = count_characters(vocabulary.encode(words), vocabulary, "word")
-    assert counted == len(written) - 1  # the empty line has no word before its end
+    # The empty line has no word before its end.
+    assert count_letters([written, "h  i\n"]) == len(written) - 1 + len("h i\n")
     characters = tokenize(written, "char")
     vocabulary = Vocabulary.of(characters, 1)
     assert count_characters(vocabulary.encode(characters), vocabulary, "char") == len(written)
@@ -289,6 +287,16 @@ def test_a_model_without_gradients_is_measured(
     assert "perplexity not finite" in capsys.readouterr().out
     text = (out / "evaluation-test" / "evaluation.json").read_text()
     assert "NaN" not in text and "Infinity" not in text
+
+
+def test_words_out_of_the_dictionary_have_the_letters_of_the_text(tmp_path: Path) -> None:
+    path, out = tmp_path / "text.txt", tmp_path / "run"
+    path.write_text("a b a\n" * 190 + "a unheard-of\n" * 10)
+    given = f"--data {path} --out {out} --hidden-size 4 --batch-size 2 --bptt 4 --max-steps 2"
+    assert train.main(given.split()) == 0
+    assert main(["--run", str(out)]) == 0
+    content = json.loads((out / "evaluation-test" / "evaluation.json").read_text())
+    assert content["runs"][0]["characters"] == 10 * len("a unheard-of\n")
 
 
 def test_results_go_beside_the_run(runs: Path) -> None:

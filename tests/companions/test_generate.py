@@ -42,6 +42,8 @@ def draws(model: LanguageModel, count: int, **sampling: float) -> list[float]:
         ({"temperature": 1.0}, [0, 0.4, 0.3, 0.2, 0.1, 0]),
         ({"temperature": 0.5}, [0, 16 / 30, 9 / 30, 4 / 30, 1 / 30, 0]),
         ({"temperature": 0.0}, [0, 1, 0, 0, 0, 0]),
+        ({"temperature": 1e-40}, [0, 1, 0, 0, 0, 0]),
+        ({"temperature": 5e-324, "top_k": 2, "top_p": 0.5}, [0, 1, 0, 0, 0, 0]),
         ({"temperature": 1.0, "top_k": 2}, [0, 4 / 7, 3 / 7, 0, 0, 0]),
         ({"temperature": 1.0, "top_k": 100}, [0, 0.4, 0.3, 0.2, 0.1, 0]),
         ({"temperature": 1.0, "top_p": 0.69}, [0, 4 / 7, 3 / 7, 0, 0, 0]),
@@ -111,6 +113,12 @@ def test_tokens_are_printed_as_they_come(runs: Path) -> None:
     [
         ("--prompt hello", "--prompt: the word 'hello' is not in the dictionary of"),
         ("--prompt Ab", "did you mean 'b'?"),
+        (
+            "--prompt -x",
+            "generate: --prompt: expected a value, got none; one that begins with - is given as "
+            "--prompt=-...\n",
+        ),
+        ("--prompt a\udcff", "--prompt 'a\\udcff': not UTF-8\n"),
         ("--top-p 0", "--top-p must be above 0 and at most 1, got 0.0"),
         ("--top-p 1.01", "--top-p must be above 0 and at most 1, got 1.01"),
         ("--top-p nan", "--top-p must be above 0 and at most 1, got nan"),

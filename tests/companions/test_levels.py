@@ -17,6 +17,7 @@ from fastrnn.lm.generate import Sampling, pieces, stream
 from fastrnn.lm.measuring import count_characters
 from fastrnn.lm.saved import open_run, read_text_of
 from fastrnn.lm.time_steps import gradient_norm_per_step, loss_per_step
+from fastrnn.lm.tokens import DOCUMENT, Vocabulary
 from fastrnn.train import main as train
 
 TEXT = "= Title =\n" + "Der Bär saß, süß.\n" * 4
@@ -125,6 +126,5 @@ def test_several_kinds_of_layers(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_characters_of_documents_are_none() -> None:
-    opened = pytest.importorskip("fastrnn.lm.tokens")
-    vocabulary = opened.Vocabulary(["<doc>", "<eos>", "ab", "<unk>"])
-    assert count_characters(torch.tensor([0, 2, 2, 1]), vocabulary, "word") == 6
+    vocabulary = Vocabulary([DOCUMENT, "<eos>", "ab", "<unk>"])
+    assert count_characters(torch.tensor([0, 2, 2, 1]), vocabulary, "bpe") == 5

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastrnn.lm import profiling
+from fastrnn.lm import batches, profiling
 from fastrnn.lm.command_line import parse
 from fastrnn.lm.data import load_corpus
 from fastrnn.lm.model import LanguageModel, build_model
@@ -101,6 +102,40 @@ def test_table_json_and_pictures(
     events = json.loads((out / "trace.json").read_text())["traceEvents"]
     steps = [e for e in events if str(e.get("name")).startswith("Optimizer.step")]
     assert len(steps) == profiling.TRACED
+
+
+@pytest.mark.parametrize("way", ["--sentences", "--random-bptt"])
+def test_no_more_epochs_are_drawn_than_are_read(
+    given: list[str], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    drawn, plain = [], batches.generator_of
+
+    def draw(seed: int, epoch: int) -> torch.Generator:
+        drawn.append(epoch)
+        return plain(seed, epoch)
+
+    monkeypatch.setattr(batches, "generator_of", draw)
+    assert main([*given, "--steps", "3", way]) == 0
+    assert 1 <= len(drawn) <= 3
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(
+    given: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(profiling, "_train", lambda *_: pytest.fail("measured"))
+    (tmp_path / "profile").touch()
+    assert main(given) == 2
+    assert capsys.readouterr().err == f"fastrnn.profile: {tmp_path / 'profile'}: File exists\n"
+
+    def refuse(*_: object, dir: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    assert main([*given, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"fastrnn.profile: {tmp_path}: Permission denied\n"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import optuna  # noqa: E402
 from fastrnn.lm import sweeping  # noqa: E402
 from fastrnn.lm.plan import Plan, options_of, read_plan  # noqa: E402
 from fastrnn.lm.program import one_line  # noqa: E402
+from fastrnn.lm.study import open_study  # noqa: E402
 from fastrnn.sweep import main  # noqa: E402
 
 
@@ -94,6 +95,26 @@ def test_a_search_draws_within_its_ranges_and_can_grow(runs: Path, tmp_path: Pat
     assert len({s["tied"] for s in found}) == 2
 
 
+def test_a_range_with_integer_ends_is_of_the_option_s_type(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(
+        "method = 'random'\n[search]\nlr = {low = 1, high = 4, log = true}\n"
+        "dropout = {low = 0, high = 0.5}\nclip = {low = 1, high = 4, step = 1}\n"
+        "hidden-size = {low = 1, high = 4}"
+    )
+    plan = read_plan(path)
+    drawn: dict[str, set[float]] = {key: set() for key in plan.search}
+    study = optuna.create_study(sampler=sweeping._sampler(plan, 0))
+    for _ in range(40):
+        trial = study.ask()
+        for key, values in plan.search.items():
+            drawn[key].add(sweeping._suggest(trial, key, values))
+    assert len(drawn["lr"]) == 40 and min(drawn["lr"]) >= 1 and max(drawn["lr"]) <= 4
+    assert len(drawn["dropout"]) == 40
+    assert drawn["clip"] == {1.0, 2.0, 3.0, 4.0} and drawn["hidden_size"] == {1, 2, 3, 4}
+    assert all(type(size) is int for size in drawn["hidden_size"])
+
+
 def test_draws_differ_by_trial_and_not_by_worker() -> None:
     plan = Plan(Path("x"), "random", 9, 3, None, {}, {"lr": {"low": 0.0, "high": 1.0}})
     drawn = []
@@ -122,7 +143,7 @@ def test_killed_workers_are_gone_on_for_where_they_were(runs: Path, tmp_path: Pa
         assert json.loads(lines[-1])["step"] == 800
     # Seconds among them: those steps were not made again.
     assert before == [p.read_text().splitlines()[:5] for p in begun]
-    states = [trial.state.name for trial in sweeping._open(read_plan(path)).trials]
+    states = [trial.state.name for trial in open_study(read_plan(path)).trials]
     assert states.count("COMPLETE") == 3 and 1 <= states.count("FAIL") == len(states) - 3
 
 
@@ -161,16 +182,49 @@ def test_a_database_will_do(runs: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "sweep" / "study.jsonl").exists()
 
 
-def test_a_run_that_fails_does_not_end_the_sweep(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("search", ["lr = [0.01, 0.001]", "lr = { low = 0.001, high = 0.01 }"])
+def test_a_run_that_fails_does_not_end_the_sweep_and_is_tried_again(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], search: str
 ) -> None:
     # A fault of one run that its options do not tell: its folder is taken by a file.
-    path = write(tmp_path, runs, "lr = [0.01, 0.001]", "", "max-steps = 2")
-    (tmp_path / "sweep" / "0000").mkdir(parents=True)
-    (tmp_path / "sweep" / "0000" / "vocabulary.json").mkdir()
+    more = "" if "[" in search else "method = 'random'\ntrials = 2"
+    path = write(tmp_path, runs, search, more, "max-steps = 2")
+    taken = tmp_path / "sweep" / "0000" / "vocabulary.json"
+    taken.mkdir(parents=True)
+    for _ in range(2):
+        assert main([str(path)]) == 2
+        printed = capsys.readouterr()
+        assert "0000  failed: " in printed.out and "best: 0001" in printed.out
+        assert printed.err == (
+            "fastrnn.sweep: 1 of 2 runs failed, see above why: 0000; started again, the sweep "
+            "tries them again\n"
+        )
+    taken.rmdir()
     assert main([str(path)]) == 0
-    printed = capsys.readouterr().out
-    assert "0000  failed: " in printed and "best: 0001" in printed
+    again = capsys.readouterr().out
+    settings = printed.out.splitlines()[0]
+    assert settings.startswith("0000  lr ") and again.splitlines()[0] == settings
+    assert "0001  valid" not in again and sorted(made(tmp_path / "sweep")) == ["0000", "0001"]
+
+
+def test_a_file_that_a_crash_has_cut_is_gone_on_with(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, runs, "lr = [0.01, 0.001]", "", "max-steps = 2")
+    assert main([str(path)]) == 0
+    study = tmp_path / "sweep" / "study.jsonl"
+    whole = study.read_bytes()
+    for size in range(len(whole) - 20, 0, -len(whole) // 5):  # inside the queue's making, too
+        study.write_bytes(whole[:size])
+        capsys.readouterr()
+        assert main([str(path)]) == 0
+        told = f"{study}: the last line was cut off, and is dropped\n"
+        assert capsys.readouterr().out.startswith(told)
+        trials = open_study(read_plan(path)).trials
+        assert {t.params["lr"] for t in trials if t.state.name == "COMPLETE"} == {0.01, 0.001}
+    study.write_bytes(b"{\n" + whole)
+    assert main([str(path)]) == 2
+    assert f"{study}: damaged: a line is not JSON: " in capsys.readouterr().err
 
 
 def test_options_of_a_run(tmp_path: Path) -> None:
@@ -185,6 +239,7 @@ def test_options_of_a_run(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ("", "[search] must name an option to try values of"),
+        ("out = ''\n[search]\nlr = [1]", "out: expected the path of a folder, got ''"),
         ("serch = 1", "unknown key 'serch', did you mean 'search'?"),
         ("[search]\nhiden-size = [1]", "unknown option 'hiden-size', did you mean 'hidden_size'?"),
         ("[settings]\nout = 'x'", "settings: unknown option 'out'"),
@@ -198,6 +253,14 @@ def test_options_of_a_run(tmp_path: Path) -> None:
         ("method='tpe'\n[search]\nlr = {low = 0, high = 1, log = true}", "no such range"),
         ("method='tpe'\n[search]\nlr = {low = 0, hi = 1}", "low and high"),
         ("method='tpe'\n[search]\nlr = {low = 0, high = 'x'}", "search.lr.high: expected a float"),
+        ("method='tpe'\n[search]\nlr = {low = 0.1, high = 1.0, step = nan}", "no such range"),
+        ("method='tpe'\n[search]\nlr = {low = nan, high = 1.0}", "no such range"),
+        (f"method='tpe'\n[search]\nlr = {{low = 1, high = 1{400 * '0'}}}", "search.lr.high: exp"),
+        (f"[search]\nlr = [1{5000 * '0'}]", "not valid TOML: "),
+        (
+            "method='tpe'\n[search]\nbptt = {low = 1, high = 9, step = 0.5}",
+            "search.bptt.step: expected int, got 0.5",
+        ),
         ("[settings]\nlr = 1\n[search]\nlr = [1]", "lr is in both [settings] and [search]"),
         ("[settings]\nlr = [1]\n[search]\nseed = [1]", "settings.lr: expected one value"),
         ("[search]\ndropout = [0.1, 1.5]", "with dropout 1.5: --dropout must be"),
