@@ -14,6 +14,10 @@ from torch.nn.functional import pad
 from .blocks import DRAWN, EXPECTED
 
 
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 class Step(NamedTuple):
     """A step's number, packed rows, and those of the steps taken before and after it.
 
@@ -84,7 +88,7 @@ class Walk:
         """int64 [T+1], the first row of each step; None: all steps have B rows."""
         if self.sizes[0] == self.sizes[-1]:
             return None
-        if torch.cuda.is_current_stream_capturing():
+        if _is_capturing(device):
             # A replay cannot copy from this process's memory: launches take the sizes along.
             runs = [(size, len(list(run))) for size, run in groupby(self.sizes)]
             sizes = torch.cat([torch.full((n,), size, device=device) for size, n in runs])

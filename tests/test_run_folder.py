@@ -228,7 +228,8 @@ def test_a_damaged_result_is_worked_out_again(text: Path, tmp_path: Path, damage
     result = json.loads((out / "result.json").read_bytes())
     (out / "result.json").write_bytes(damaged)
     assert main(["--out", str(out), "--resume"]) == 0
-    assert json.loads((out / "result.json").read_bytes()) == result
+    again = json.loads((out / "result.json").read_bytes())
+    assert again | {"seconds": 0} == result | {"seconds": 0}
 
 
 @pytest.mark.parametrize("left", ["best", "result.json", "metrics.jsonl"])

@@ -344,8 +344,9 @@ def test_a_text_of_the_same_words_that_changed_is_refused(
     # Of whichever split: dynamic evaluation reads the training text, too.
     assert main(["--run", str(out), "--split", "test"]) == 2
     said = capsys.readouterr().err
-    expected = f"--data {data} holds another text now than the run was trained on\n"
-    assert said == f"fastrnn.evaluate: --run {out}: {expected}"
+    expected = f"--data {data} holds another text now than the run was trained on"
+    where = f"`data` in {out}/config.toml says where it is, and may be changed"
+    assert said == f"fastrnn.evaluate: --run {out}: {expected}; {where}\n"
     path.unlink()
     assert main(["--run", str(out), "--split", "test"]) == 2
     assert f"missing: {split}.txt" in capsys.readouterr().err
