@@ -47,9 +47,9 @@ int device_probe(int device, DeviceFacts* facts) {
   return error;
 }
 
+// Not cudaErrorInvalidValue: an argument is wrong then, and who calls should hear of it.
 bool device_refuses(int error) {
   switch (error) {
-    case cudaErrorInvalidValue:
     case cudaErrorInvalidConfiguration:
     case cudaErrorLaunchOutOfResources:
     case cudaErrorCooperativeLaunchTooLarge:

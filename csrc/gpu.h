@@ -35,6 +35,21 @@ struct Grid {
   bool cooperative = false;
 };
 
+// Raises what a kernel's blocks may have to the device's limit, never less: one kernel serves
+// layers of every size, and another thread's smaller one must not lower it before this launch.
+inline cudaError_t allow_shared(const void* kernel, std::int64_t bytes) {
+  cudaFuncAttributes now;
+  cudaError_t error = cudaFuncGetAttributes(&now, kernel);
+  if (error != cudaSuccess || now.maxDynamicSharedSizeBytes >= bytes) return error;
+  int device = 0, limit = 0;
+  error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              limit - int(now.sharedSizeBytes));
+}
+
 template <class... P, class... A>
 int launch(void (*kernel)(P...), const Grid& grid, void* stream, A... arguments) {
   cudaLaunchAttribute attributes[2];
@@ -44,17 +59,14 @@ int launch(void (*kernel)(P...), const Grid& grid, void* stream, A... arguments)
   config.dynamicSmemBytes = std::size_t(grid.shared);
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = attributes;
-  cudaError_t error = cudaSuccess;
-  const auto allow = [&](cudaFuncAttribute attribute, int value) {
-    if (error == cudaSuccess)
-      error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
-  };
-  if (grid.shared > 48 << 10) allow(cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared));
+  const void* const entry = reinterpret_cast<const void*>(kernel);
+  cudaError_t error = grid.shared > 48 << 10 ? allow_shared(entry, grid.shared) : cudaSuccess;
   if (grid.cluster > 1) {
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {unsigned(grid.cluster), 1, 1};
-    if (grid.cluster > 8) allow(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (grid.cluster > 8 && error == cudaSuccess)
+      error = cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }
   if (grid.cooperative) {
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
