@@ -200,8 +200,9 @@ __device__ __forceinline__ void wait_at_least(const unsigned* flag, unsigned val
   unsigned now;
   do asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(flag) : "memory");
   while (int(now - value) < 0);
-  // One fence at the end, as each throws away what the processor has cached.
-  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+  // One acquire at the end, as each throws away what the processor has cached. Not a fence: that
+  // would also wait for what this thread has written.
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(flag) : "memory");
 }
 
 }  // namespace fastrnn::cuda
