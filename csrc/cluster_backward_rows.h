@@ -186,7 +186,8 @@ struct BackwardRows {
           narrow(sums[o][e], grad_input + (step.row + sequence(e)) * b.hidden_size + unit(o));
   }
 
-  // Gates First to Last - 1; with the last ones also h before the step, else the operand.
+  // Gates First to Last - 1; with the last ones also h before the step, else the operand. Before
+  // the next step is fetched.
   template <int First = 0, int Last = G>
   __device__ __forceinline__ void save(const Step& step, T* staged) const {
     const Index H = b.hidden_size;
@@ -208,8 +209,7 @@ struct BackwardRows {
         }
         if (Last < G) static_cast<T*>(b.operand)[row * H + unit(o)] = operands[o][e];
         if (Last == G && b.previous)
-          static_cast<T*>(b.previous)[row * H + unit(o)] =
-              reset[e] ? T{} : RowStates<T>{b, step, sequence(e)}.before(0)[unit(o)];
+          static_cast<T*>(b.previous)[row * H + unit(o)] = reset[e] ? T{} : before[0][o][e];
       }
   }
 };
