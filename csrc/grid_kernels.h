@@ -150,6 +150,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   for (Index i = Index(blockIdx.x) * p.threads() + threadIdx.x; i < f.batch * H;
        i += Index(gridDim.x) * p.threads())
     exchanged.of(p, 0, 0)[i / H * p.stride + i % H] = static_cast<const T*>(f.state)[i];
+  fill_biases<T, Cell>(f, p, at, int(blockIdx.x) * p.octets() * octet);
   pairs.each(mine, H, [&](bool) { rows.begin(); });
   meet_cluster(p);
   exchanged.meet();

@@ -12,14 +12,19 @@ namespace fastrnn::cuda {
 
 struct CellSizes {
   const char* name;
-  std::int64_t gates, states, reserve, operand_gates;
+  std::int64_t gates, states, reserve, operand_gates, biases;
   bool shared_gradients;
 };
 
 template <class Cell>
 constexpr CellSizes sizes_of(const char* name) {
-  return {name,          Cell::gates,         Cell::states,
-          Cell::reserve, Cell::operand_gates, device::shared_gradients<Cell>};
+  return {name,
+          Cell::gates,
+          Cell::states,
+          Cell::reserve,
+          Cell::operand_gates,
+          device::biases<Cell>,
+          device::shared_gradients<Cell>};
 }
 
 template <class... Words>
@@ -68,9 +73,9 @@ struct Candidate {
 inline Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offer) {
   // A stack's layers wait for each other, so that all clusters have to run at once.
   const bool stack = r.layers > 1;
-  ClusterShape shape{int(cell.gates),   int(cell.states), int(cell.operand_gates),
-                     bytes_of(r.dtype), r.backward,       r.dtype == Dtype::float32,
-                     r.hidden_size};
+  ClusterShape shape{int(cell.gates),           int(cell.states),  int(cell.operand_gates),
+                     int(cell.biases),          bytes_of(r.dtype), r.backward,
+                     r.dtype == Dtype::float32, r.hidden_size};
   shape.stack = stack;
   Candidate best;
   // Eight blocks are a cluster everywhere; sixteen on Hopper and the large Blackwells alone.
@@ -113,6 +118,7 @@ inline Candidate on_grid(const Request& r, const CellSizes& cell, const Offer& o
     const ClusterShape shape{int(cell.gates),
                              int(cell.states),
                              int(cell.operand_gates),
+                             int(cell.biases),
                              bytes_of(r.dtype),
                              r.backward,
                              false,
