@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cluster_product.h"
+#include "rough.h"
 
 namespace fastrnn::cuda {
 
@@ -34,6 +35,7 @@ template <class T, class Cell>
 struct ForwardRows {
   static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve, E = elements;
   static constexpr int F = Cell::operand_gates;
+  using V = Gate<T>;
   const Forward& f;
   const Regularisers& extras;
   const ClusterPlan& p;
@@ -59,6 +61,10 @@ struct ForwardRows {
   // The lane's own place for a state, or for what the operand's gates are after the states.
   __device__ __forceinline__ float& state(int s, int e) const {
     return at.own<(S + F) * E>(p, s * E + e);
+  }
+  // A state as the step finds it.
+  __device__ __forceinline__ float before(int s, int e) const {
+    return reset[e] ? 0.f : state(s, e);
   }
 
   __device__ __forceinline__ void begin() {
@@ -89,62 +95,82 @@ struct ForwardRows {
 
   // The shares from input and state of Count gates from First on, of element e.
   template <int First, int Count>
-  __device__ __forceinline__ void shares(const float (&sums)[Count][E], int e, float (&xs)[Count],
-                                         float (&hs)[Count]) const {
+  __device__ __forceinline__ void shares(const float (&sums)[Count][E], int e, V (&xs)[Count],
+                                         V (&hs)[Count]) const {
 #pragma unroll
     for (int g = 0; g < Count; ++g) {
       constexpr int shared = Cell::shared_gates;
-      xs[g] = widen(x[First + g][e]) + bias(First + g);
-      hs[g] = reset[e] ? 0.f : sums[g][e];
-      if (First + g >= shared) hs[g] += bias(G + First + g - shared);
+      const float of_h = reset[e] ? 0.f : sums[g][e];
+      xs[g] = V(widen(x[First + g][e]) + bias(First + g));
+      hs[g] = V(First + g < shared ? of_h : of_h + bias(G + First + g - shared));
     }
   }
 
   // The second product's operand; leaves it in `staged` [tile, octet] for the other blocks.
   __device__ __forceinline__ void operand(const float (&sums)[at_least_one<F>][E], T* staged) {
-#pragma unroll
-    for (int e = 0; e < E; ++e) {
-      if (e >= p.tile) break;
-      float xs[F], hs[F], reserve[F];
-      shares<0>(sums, e, xs, hs);
-      const float prev[1] = {reset[e] ? 0.f : state(0, e)};
-      const float made = Cell::operand(xs, hs, prev, reserve);
-#pragma unroll
-      for (int r = 0; r < F; ++r) state(S + r, e) = reserve[r];
-      if (at.column(e) < p.tile) narrow(made, &staged[at.column(e) * octet + at.group]);
-    }
+    p.tile > 1 ? operands<E>(sums, staged) : operands<1>(sums, staged);
   }
-
   // The cell; leaves h in `staged` [tile, octet] for the other blocks.
   __device__ __forceinline__ void advance(const Step& step, const float (&sums)[G - F][E],
                                           T* staged) {
+    p.tile > 1 ? cells<E>(step, sums, staged) : cells<1>(step, sums, staged);
+  }
+
+ private:
+  // Of the first Many elements: the others have no sequence.
+  template <int Many>
+  __device__ __forceinline__ void operands(const float (&sums)[at_least_one<F>][E], T* staged) {
+    V made[Many], reserve[Many][F];
 #pragma unroll
-    for (int e = 0; e < E; ++e) {
-      if (e >= p.tile) break;
-      float xs[G - F], hs[G - F], prev[S], after[S], reserve[at_least_one<R>];
+    for (int e = 0; e < Many; ++e) {
+      V xs[F], hs[F];
+      shares<0>(sums, e, xs, hs);
+      const V prev[1] = {V(before(0, e))};
+      made[e] = Cell::operand(xs, hs, prev, reserve[e]);
+    }
+#pragma unroll
+    for (int e = 0; e < Many; ++e) {
+#pragma unroll
+      for (int r = 0; r < F; ++r) state(S + r, e) = plain(reserve[e][r]);
+      if (at.column(e) < p.tile) narrow(plain(made[e]), &staged[at.column(e) * octet + at.group]);
+    }
+  }
+
+  template <int Many>
+  __device__ __forceinline__ void cells(const Step& step, const float (&sums)[G - F][E],
+                                        T* staged) {
+    V every[Many][S], reserve[Many][at_least_one<R>];
+    // Without a branch between them where V has none.
+#pragma unroll
+    for (int e = 0; e < Many; ++e) {
+      V xs[G - F], hs[G - F], prev[S];
       shares<F>(sums, e, xs, hs);
 #pragma unroll
-      for (int r = 0; r < F; ++r) reserve[r] = state(S + r, e);
+      for (int r = 0; r < F; ++r) reserve[e][r] = V(state(S + r, e));
 #pragma unroll
-      for (int s = 0; s < S; ++s) prev[s] = reset[e] ? 0.f : state(s, e);
-      Cell::forward(xs, hs, prev, after, reserve);
+      for (int s = 0; s < S; ++s) prev[s] = V(before(s, e));
+      Cell::forward(xs, hs, prev, every[e], reserve[e]);
+    }
+#pragma unroll
+    for (int e = 0; e < Many; ++e) {
       const bool works = active(step, e);
 #pragma unroll
       for (int s = 0; s < S; ++s) {
-        narrow(after[s], &made[s][e]);
+        float after = plain(every[e][s]);
+        narrow(after, &made[s][e]);
         if (extras.zoned && works)
-          after[s] =
-              mixed(prev[s], after[s], extras.kept<float>(s, step.time, sequence(e), unit()));
-        if (!works) after[s] = prev[s];
-        state(s, e) = after[s];
-        narrow(after[s], &next[s][e]);
+          after = mixed(before(s, e), after, extras.kept<float>(s, step.time, sequence(e), unit()));
+        if (!works) after = before(s, e);
+        state(s, e) = after;
+        narrow(after, &next[s][e]);
       }
 #pragma unroll
-      for (int r = 0; r < R; ++r) narrow(reserve[r], &kept[r][e]);
+      for (int r = 0; r < R; ++r) narrow(plain(reserve[e][r]), &kept[r][e]);
       if (at.column(e) < p.tile) staged[at.column(e) * octet + at.group] = next[0][e];
     }
   }
 
+ public:
   __device__ __forceinline__ void save(const Step& step) const {
     const Index H = f.hidden_size;
 #pragma unroll

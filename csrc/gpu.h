@@ -98,6 +98,13 @@ __device__ __forceinline__ float power_of_two(float x) {
   return y;
 }
 
+// 1 / x, to a unit in the last place.
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Two numbers in one register, `low` first in memory.
 __device__ __forceinline__ std::uint32_t pair_of(float low, float high, Half) {
   const __half2 pair = __floats2half2_rn(low, high);

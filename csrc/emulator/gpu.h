@@ -118,6 +118,7 @@ inline bool block_any(bool value, const Place& where = Place::current()) {
 }
 
 inline float power_of_two(float x) { return ::exp2f(x); }
+inline float reciprocal(float x) { return 1.f / x; }
 
 template <class T>
 std::uint32_t pair_of(float low, float high, T) {
