@@ -141,6 +141,11 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool zero
                "r"(zeros ? 0 : 16)
                : "memory");
 }
+// The same for bytes that another warp of the block also copies: the second finds them in L1.
+__device__ __forceinline__ void copy_cached(void* to, const void* from) {
+  const auto at = unsigned(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+}
 // Ends a group of copies, and waits for all groups but the last `Left`.
 __device__ __forceinline__ void end_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -20,7 +20,10 @@ SIZES = {"T1": [5], "T2B1": [1, 1], "T7": [5] * 7, "ragged": [5, 4, 4, 2, 1], "e
 OF_CLUSTER = {"cluster_arrive's release", "cluster_wait's acquire"}
 BARRIERS = {
     "cluster": {"__syncthreads", "__syncwarp", *OF_CLUSTER},
-    "grid": {"__syncthreads", "__syncwarp", "add_release's release", "wait_at_least's acquire"},
+    "grid": {
+        *("__syncthreads", "__syncwarp", "wait_copies"),
+        *("add_release's release", "wait_at_least's acquire"),
+    },
 }
 # And their states.
 CELLS = {"lstm": 2, "gru": 1, "gru_reset_before": 1, "rnn_tanh": 1, "rnn_relu": 1}

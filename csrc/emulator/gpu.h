@@ -147,6 +147,8 @@ inline void copy_async(void* to, const void* from, bool zeros) {
   emulator::current->copies.back().push_back({to, zeros ? nullptr : from});
 }
 
+inline void copy_cached(void* to, const void* from) { copy_async(to, from, false); }
+
 inline void end_copies() { emulator::current->copies.emplace_back(); }
 
 template <int Left>
