@@ -116,6 +116,47 @@ struct ForwardRows {
     p.tile > 1 ? cells<E>(step, sums, staged) : cells<1>(step, sums, staged);
   }
 
+  __device__ __forceinline__ void save(const Step& step) const {
+    const Index H = f.hidden_size;
+#pragma unroll
+    for (int e = 0; e < E; ++e) {
+      if (!active(step, e)) continue;
+      const Index row = step.row + sequence(e);
+      static_cast<T*>(f.output)[row * H + unit()] = next[0][e];
+      if (S > 1 && f.cells) static_cast<T*>(f.cells)[row * H + unit()] = next[S - 1][e];
+      if (!f.reserve) continue;
+      T* const reserve = static_cast<T*>(f.reserve) + row * extras.slots<Cell>() * H + unit();
+#pragma unroll
+      for (int r = 0; r < R; ++r) reserve[r * H] = kept[r][e];
+      if (extras.zoned)
+#pragma unroll
+        for (int s = 0; s < S; ++s) reserve[(R + s) * H] = made[s][e];
+    }
+  }
+
+  // A step's sums of the product by the next layer's W_ih.
+  __device__ __forceinline__ void hand_on(const Step& step, const float (&sums)[G][E],
+                                          T* x_proj) const {
+#pragma unroll
+    for (int e = 0; e < E; ++e) {
+      if (!active(step, e)) continue;
+      const Index row = step.row + sequence(e);
+#pragma unroll
+      for (int g = 0; g < G; ++g)
+        narrow(sums[g][e], x_proj + (row * G + g) * f.hidden_size + unit());
+    }
+  }
+
+  __device__ __forceinline__ void end() const {
+#pragma unroll
+    for (int s = 0; s < S; ++s)
+#pragma unroll
+      for (int e = 0; e < E; ++e)
+        if (at.column(e) < p.tile && sequence(e) < f.batch && unit() < f.hidden_size)
+          narrow(state(s, e),
+                 static_cast<T*>(f.running) + (s * f.batch + sequence(e)) * f.hidden_size + unit());
+  }
+
  private:
   // Of the first Many elements: the others have no sequence.
   template <int Many>
@@ -168,48 +209,6 @@ struct ForwardRows {
       for (int r = 0; r < R; ++r) narrow(plain(reserve[e][r]), &kept[r][e]);
       if (at.column(e) < p.tile) staged[at.column(e) * octet + at.group] = next[0][e];
     }
-  }
-
- public:
-  __device__ __forceinline__ void save(const Step& step) const {
-    const Index H = f.hidden_size;
-#pragma unroll
-    for (int e = 0; e < E; ++e) {
-      if (!active(step, e)) continue;
-      const Index row = step.row + sequence(e);
-      static_cast<T*>(f.output)[row * H + unit()] = next[0][e];
-      if (S > 1 && f.cells) static_cast<T*>(f.cells)[row * H + unit()] = next[S - 1][e];
-      if (!f.reserve) continue;
-      T* const reserve = static_cast<T*>(f.reserve) + row * extras.slots<Cell>() * H + unit();
-#pragma unroll
-      for (int r = 0; r < R; ++r) reserve[r * H] = kept[r][e];
-      if (extras.zoned)
-#pragma unroll
-        for (int s = 0; s < S; ++s) reserve[(R + s) * H] = made[s][e];
-    }
-  }
-
-  // A step's sums of the product by the next layer's W_ih.
-  __device__ __forceinline__ void hand_on(const Step& step, const float (&sums)[G][E],
-                                          T* x_proj) const {
-#pragma unroll
-    for (int e = 0; e < E; ++e) {
-      if (!active(step, e)) continue;
-      const Index row = step.row + sequence(e);
-#pragma unroll
-      for (int g = 0; g < G; ++g)
-        narrow(sums[g][e], x_proj + (row * G + g) * f.hidden_size + unit());
-    }
-  }
-
-  __device__ __forceinline__ void end() const {
-#pragma unroll
-    for (int s = 0; s < S; ++s)
-#pragma unroll
-      for (int e = 0; e < E; ++e)
-        if (at.column(e) < p.tile && sequence(e) < f.batch && unit() < f.hidden_size)
-          narrow(state(s, e),
-                 static_cast<T*>(f.running) + (s * f.batch + sequence(e)) * f.hidden_size + unit());
   }
 };
 
