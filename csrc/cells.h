@@ -27,6 +27,10 @@ namespace fastrnn::FASTRNN_ISA {
 template <class Cell>
 constexpr bool shared_gradients = Cell::shared_gates == Cell::gates;
 
+// A unit's sums of biases: one where the two shares are only added, else one for each.
+template <class Cell>
+constexpr int biases = 2 * Cell::gates - Cell::shared_gates;
+
 template <class V>
 FASTRNN_INLINE V sigmoid_slope(V y) {
   return y - y * y;

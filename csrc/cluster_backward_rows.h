@@ -11,6 +11,7 @@ template <class T, class Cell>
 struct BackwardRows {
   static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve, E = elements, O = 2;
   static constexpr int F = Cell::operand_gates;
+  using V = Gate<T>;
   const Backward& b;
   const Regularisers& extras;
   const ClusterPlan& p;
@@ -113,13 +114,14 @@ struct BackwardRows {
           for (int g = F; g < G; ++g) *stage(staged, g, o, e) = T{};
           continue;
         }
-        float kept[at_least_one<R>], prev[S], next[S], grad[S], bypass[S];
+        V kept[at_least_one<R>], prev[S], next[S], arrived[S];
+        float grad[S], bypass[S];
 #pragma unroll
-        for (int r = 0; r < R; ++r) kept[r] = widen(reserve[r][o][e]);
+        for (int r = 0; r < R; ++r) kept[r] = V(widen(reserve[r][o][e]));
 #pragma unroll
         for (int s = 0; s < S; ++s) {
-          prev[s] = reset[e] ? 0.f : widen(before[s][o][e]);
-          next[s] = widen(after[s][o][e]);
+          prev[s] = V(reset[e] ? 0.f : widen(before[s][o][e]));
+          next[s] = V(widen(after[s][o][e]));
           // Of a sequence that ends here nothing was sent: its sums are zeros.
           grad[s] = cut[e] ? 0.f : carry(s, o, e);
           if (s == 0 && !cut[e]) grad[s] += sums[o][e];
@@ -134,17 +136,19 @@ struct BackwardRows {
             bypass[s] = around(grad[s], share);
             grad[s] = through(grad[s], share);
           }
+          arrived[s] = V(grad[s]);
         }
-        float to_x[G], to_h[G], to_prev[S];
-        Cell::backward(kept, prev, next, grad, to_x, to_h, to_prev);
+        V to_x[G], to_h[G], to_prev[S];
+        Cell::backward(kept, prev, next, arrived, to_x, to_h, to_prev);
 #pragma unroll
-        for (int s = 0; s < S; ++s) carry(s, o, e) = to_prev[s] + bypass[s];
+        for (int s = 0; s < S; ++s) carry(s, o, e) = plain(to_prev[s]) + bypass[s];
 #pragma unroll
-        for (int g = 0; g < F; ++g) carry(S + g, o, e) = to_x[g];
+        for (int g = 0; g < F; ++g) carry(S + g, o, e) = plain(to_x[g]);
 #pragma unroll
         for (int g = F; g < G; ++g) {
-          narrow(device::shared_gradients<Cell> ? to_x[g] : to_h[g], stage(staged, g, o, e));
-          if constexpr (!device::shared_gradients<Cell>) narrow(to_x[g], &of_x[g][o][e]);
+          constexpr bool shared = device::shared_gradients<Cell>;
+          narrow(plain(shared ? to_x[g] : to_h[g]), stage(staged, g, o, e));
+          if constexpr (!shared) narrow(plain(to_x[g]), &of_x[g][o][e]);
         }
       }
   }
@@ -186,7 +190,8 @@ struct BackwardRows {
           narrow(sums[o][e], grad_input + (step.row + sequence(e)) * b.hidden_size + unit(o));
   }
 
-  // Gates First to Last - 1; with the last ones also h before the step, else the operand.
+  // Gates First to Last - 1; with the last ones also h before the step, else the operand. Before
+  // the next step is fetched.
   template <int First = 0, int Last = G>
   __device__ __forceinline__ void save(const Step& step, T* staged) const {
     const Index H = b.hidden_size;
@@ -208,8 +213,7 @@ struct BackwardRows {
         }
         if (Last < G) static_cast<T*>(b.operand)[row * H + unit(o)] = operands[o][e];
         if (Last == G && b.previous)
-          static_cast<T*>(b.previous)[row * H + unit(o)] =
-              reset[e] ? T{} : RowStates<T>{b, step, sequence(e)}.before(0)[unit(o)];
+          static_cast<T*>(b.previous)[row * H + unit(o)] = reset[e] ? T{} : before[0][o][e];
       }
   }
 };

@@ -38,6 +38,10 @@ FASTRNN_INLINE constexpr int held_chunks(Held held, int slots, int number_bytes,
 }
 FASTRNN_INLINE constexpr int thread_limit(Held held) { return held == Held::most ? 256 : 384; }
 
+// Chunks that a warp of the grid asks for ahead: 4 KB, so that all of a device's together keep its
+// L2 busy.
+FASTRNN_INLINE constexpr int asked_chunks(int number_bytes) { return 16 / number_bytes; }
+
 struct ClusterPlan {
   int cluster, tile;                 // blocks; sequences, of `columns`
   int slots, octets_of_job, values;  // see above
@@ -52,7 +56,7 @@ struct ClusterPlan {
   int in_registers;  // chunks that a warp holds there, if it has as many
   int stride;        // of a sequence's row of k, in numbers
   // Shared memory: offsets in bytes and the sum.
-  std::int64_t rows, partial, stage, sums, state, shared;
+  std::int64_t rows, partial, stage, sums, state, biases, ahead, shared;
 
   FASTRNN_INLINE int threads() const { return 32 * jobs * splits; }
   // A stack's workspace for each layer: a count of every warp that may have units.
@@ -84,7 +88,7 @@ struct ClusterPlan {
 };
 
 struct ClusterShape {
-  int gates, states, operand_gates, number_bytes;
+  int gates, states, operand_gates, biases, number_bytes;
   bool backward, exact;  // exact: not by tensor cores
   std::int64_t hidden_size;
   // The grid schedule: the rows of k are in device memory, blocks take turns at several tiles.
@@ -130,7 +134,10 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
   const int stages = shape.grid ? (pairs < p.jobs * splits ? pairs : p.jobs * splits) : p.own;
   p.sums = p.stage + std::int64_t(stages) * tile * p.octets_of_job * octet * p.values * bytes;
   p.state = p.sums + (shape.grid ? 4ll * pairs * p.share * p.slots * octet * columns : 0);
-  p.shared = p.state + 4ll * shape.tiles * p.numbers * p.octets() * octet * columns;
+  p.biases = p.state + 4ll * shape.tiles * p.numbers * p.octets() * octet * columns;
+  p.ahead = p.biases + (shape.backward ? 0 : 4ll * shape.biases * p.octets() * octet);
+  p.shared = p.ahead;
+  if (shape.grid) p.shared += std::int64_t(p.threads()) * asked_chunks(bytes) * octet * bytes;
   return p;
 }
 

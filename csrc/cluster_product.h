@@ -6,28 +6,11 @@
 // 2 * place and 2 * place + 1.
 #pragma once
 
-#include <cstring>
-
-#include "cluster_place.h"
+#include "rows_of_k.h"
 
 namespace fastrnn::cuda {
 
 constexpr int elements = columns / 4;  // of a lane, for each of its rows
-
-// Eight neighbours of a row of k; what is read or written at once is a piece of it.
-template <class T>
-struct alignas(16) Run {
-  T values[octet];
-};
-template <class T>
-constexpr int pieces = int(sizeof(Run<T>)) / 16;
-template <class T>
-constexpr int piece = octet / pieces<T>;  // numbers
-
-template <class T>
-__device__ __forceinline__ Run<T> load_run(const T* from) {
-  return *reinterpret_cast<const Run<T>*>(from);
-}
 
 template <class T, int Slots, Held held, bool stack = false>
 class ClusterProduct {
@@ -57,43 +40,55 @@ class ClusterProduct {
       }
   }
 
+  // `rows` are in the block's shared memory, or an Ahead of the chunks that a product takes.
   // The sums of Many slots from First on.
-  template <int First, int Many>
+  template <int First, int Many, class Rows>
   __device__ __forceinline__ void of_slots(const ClusterPlan& p, const ClusterPlace& at,
-                                           const T* rows, float (&sums)[Many][elements]) const {
+                                           Rows&& rows, float (&sums)[Many][elements]) const {
     run<First, Many, false>(p, at, rows, 0, p.chunks, sums);
   }
 
   // Those of all slots over the chunks of the first product.
-  __device__ __forceinline__ void first(const ClusterPlan& p, const ClusterPlace& at, const T* rows,
+  template <class Rows>
+  __device__ __forceinline__ void first(const ClusterPlan& p, const ClusterPlace& at, Rows&& rows,
                                         float (&sums)[Slots][elements]) const {
     run<0, Slots, false>(p, at, rows, 0, p.first_chunks, sums);
   }
   // And over the others; over all if there is one product.
-  template <bool Two>
-  __device__ __forceinline__ void last(const ClusterPlan& p, const ClusterPlace& at, const T* rows,
+  template <bool Two, class Rows>
+  __device__ __forceinline__ void last(const ClusterPlan& p, const ClusterPlace& at, Rows&& rows,
                                        float (&sums)[Slots][elements]) const {
     run<0, Slots, Two>(p, at, rows, Two ? p.first_chunks : 0, p.chunks, sums);
   }
 
  private:
+  static __device__ __forceinline__ Near<T> source(const ClusterPlan& p, const ClusterPlace& at,
+                                                   const T* rows) {
+    return {p, at, rows};
+  }
+  static __device__ __forceinline__ Ahead<T>& source(const ClusterPlan&, const ClusterPlace&,
+                                                     Ahead<T>& rows) {
+    return rows;
+  }
+
   // Unless Late, `begin` is 0.
-  template <int First, int Many, bool Late>
-  __device__ __forceinline__ void run(const ClusterPlan& p, const ClusterPlace& at, const T* rows,
+  template <int First, int Many, bool Late, class Rows>
+  __device__ __forceinline__ void run(const ClusterPlan& p, const ClusterPlace& at, Rows&& rows,
                                       int begin, int end, float (&sums)[Many][elements]) const {
-    Sums<Many> state(at, rows, p);
+    auto&& from = source(p, at, rows);
+    Sums<Many> state(p, at);
 #pragma unroll
     for (int j = 0; j < Count; ++j) {
       const int c = at.piece + j * p.pieces();
-      if (c < end && (!Late || begin <= c)) state.add(c, held_[j] + First);
+      if (c < end && (!Late || begin <= c)) state.add(from, c, held_[j] + First);
     }
     const T* stored = stored_ + First * of_slot;
     for (int c = at.piece + Count * p.pieces(); c < end; c += p.pieces(), stored += of_chunk) {
       if (Late && c < begin) continue;
       Run<T> weights[Many];
 #pragma unroll
-      for (int s = 0; s < Many; ++s) weights[s] = get(stored + s * of_slot);
-      state.add(c, weights);
+      for (int s = 0; s < Many; ++s) weights[s] = load_pieces(stored + s * of_slot);
+      state.add(from, c, weights);
     }
     state.finish(sums);
     if (p.splits > 1) join<First, Many>(p, at, sums);
@@ -101,15 +96,6 @@ class ClusterProduct {
 
   // In shared memory the pieces of the lanes lie side by side.
   static constexpr int of_slot = 32 * octet, of_chunk = Slots * of_slot;
-  static __device__ __forceinline__ Run<T> get(const T* from) {
-    Run<T> run;
-#pragma unroll
-    for (int i = 0; i < pieces<T>; ++i) {
-      const auto part = load<T, piece<T>>(from + i * 32 * piece<T>);
-      memcpy(run.values + i * piece<T>, &part, 16);
-    }
-    return run;
-  }
   static __device__ __forceinline__ void put(const Run<T>& run, T* to) {
 #pragma unroll
     for (int i = 0; i < pieces<T>; ++i)
@@ -130,19 +116,16 @@ class ClusterProduct {
   struct TensorSums {
     static constexpr int tiles = (Many + 1) / 2;
     float d[2][tiles][4] = {};
-    const T* row;
 
-    __device__ __forceinline__ TensorSums(const ClusterPlace& at, const T* rows,
-                                          const ClusterPlan& p)
-        // A column without a sequence repeats the last one; nobody looks at its sums.
-        : row(rows + (at.group < p.tile ? at.group : p.tile - 1) * p.stride + at.place * octet) {}
+    __device__ __forceinline__ TensorSums(const ClusterPlan&, const ClusterPlace&) {}
 
-    __device__ __forceinline__ void add(int chunk, const Run<T>* weights) {
+    template <class Rows>
+    __device__ __forceinline__ void add(Rows&& rows, int chunk, const Run<T>* weights) {
       constexpr int words = int(sizeof(Run<T>)) / 4;
       std::uint32_t w[2 * tiles][words] = {}, b[words];
 #pragma unroll
       for (int s = 0; s < Many; ++s) memcpy(w[s], &weights[s], sizeof w[s]);
-      const Run<T> run = rounded(load_run(row + chunk * chunk_k));
+      const Run<T> run = rounded(rows.take(chunk));
       memcpy(b, &run, sizeof b);
 #pragma unroll
       for (int i = 0; i < words; i += 2)
@@ -171,18 +154,16 @@ class ClusterProduct {
   template <int Many>
   struct ExactSums {
     float d[Many][columns] = {};
-    const T* row;
-    int stride, tile, place;
+    int tile, place;
 
-    __device__ __forceinline__ ExactSums(const ClusterPlace& at, const T* rows,
-                                         const ClusterPlan& p)
-        : row(rows + at.place * octet), stride(p.stride), tile(p.tile), place(at.place) {}
+    __device__ __forceinline__ ExactSums(const ClusterPlan& p, const ClusterPlace& at)
+        : tile(p.tile), place(at.place) {}
 
-    __device__ __forceinline__ void add(int chunk, const Run<T>* weights) {
+    __device__ __forceinline__ void add(const Near<T>& rows, int chunk, const Run<T>* weights) {
 #pragma unroll
       for (int n = 0; n < columns; ++n) {
         if (n >= tile) break;
-        const Run<T> run = load_run(row + n * stride + chunk * chunk_k);
+        const Run<T> run = rows.of(n, chunk);
 #pragma unroll
         for (int s = 0; s < Many; ++s)
 #pragma unroll

@@ -7,6 +7,26 @@ namespace {
 
 __global__ void empty_kernel() {}
 
+// With a multiprocessor for each block, as those of the persistent kernels have.
+void count_clusters(DeviceFacts* facts) {
+  const int shared = facts->shared_memory_per_block;
+  const void* const entry = reinterpret_cast<const void*>(empty_kernel);
+  cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  unsigned size = 1;
+  for (int& count : facts->clusters) {
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {size *= 2, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(size);
+    config.blockDim = dim3(256);
+    config.dynamicSmemBytes = std::size_t(shared);
+    config.attrs = &attribute, config.numAttrs = 1;
+    if (cudaOccupancyMaxActiveClusters(&count, entry, &config) != cudaSuccess) count = 0;
+  }
+}
+
 cudaError_t probe_current(int device, DeviceFacts* facts) {
   struct {
     cudaDeviceAttr attribute;
@@ -29,6 +49,7 @@ cudaError_t probe_current(int device, DeviceFacts* facts) {
   // Both mean the same: no code for this device among what was compiled in.
   const bool no_code =
       error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction;
+  if (facts->has_code && facts->capability_major >= 9) count_clusters(facts);
   return no_code ? cudaSuccess : error;
 }
 
@@ -47,9 +68,9 @@ int device_probe(int device, DeviceFacts* facts) {
   return error;
 }
 
+// Not cudaErrorInvalidValue: an argument is wrong then, and who calls should hear of it.
 bool device_refuses(int error) {
   switch (error) {
-    case cudaErrorInvalidValue:
     case cudaErrorInvalidConfiguration:
     case cudaErrorLaunchOutOfResources:
     case cudaErrorCooperativeLaunchTooLarge:

@@ -35,6 +35,21 @@ struct Grid {
   bool cooperative = false;
 };
 
+// Raises what a kernel's blocks may have to the device's limit, never less: one kernel serves
+// layers of every size, and another thread's smaller one must not lower it before this launch.
+inline cudaError_t allow_shared(const void* kernel, std::int64_t bytes) {
+  cudaFuncAttributes now;
+  cudaError_t error = cudaFuncGetAttributes(&now, kernel);
+  if (error != cudaSuccess || now.maxDynamicSharedSizeBytes >= bytes) return error;
+  int device = 0, limit = 0;
+  error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              limit - int(now.sharedSizeBytes));
+}
+
 template <class... P, class... A>
 int launch(void (*kernel)(P...), const Grid& grid, void* stream, A... arguments) {
   cudaLaunchAttribute attributes[2];
@@ -44,17 +59,14 @@ int launch(void (*kernel)(P...), const Grid& grid, void* stream, A... arguments)
   config.dynamicSmemBytes = std::size_t(grid.shared);
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = attributes;
-  cudaError_t error = cudaSuccess;
-  const auto allow = [&](cudaFuncAttribute attribute, int value) {
-    if (error == cudaSuccess)
-      error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
-  };
-  if (grid.shared > 48 << 10) allow(cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared));
+  const void* const entry = reinterpret_cast<const void*>(kernel);
+  cudaError_t error = grid.shared > 48 << 10 ? allow_shared(entry, grid.shared) : cudaSuccess;
   if (grid.cluster > 1) {
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {unsigned(grid.cluster), 1, 1};
-    if (grid.cluster > 8) allow(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (grid.cluster > 8 && error == cudaSuccess)
+      error = cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }
   if (grid.cooperative) {
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
@@ -83,6 +95,13 @@ __device__ __forceinline__ bool block_any(bool value) { return __syncthreads_or(
 __device__ __forceinline__ float power_of_two(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 1 / x, to a unit in the last place.
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -121,6 +140,11 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool zero
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from),
                "r"(zeros ? 0 : 16)
                : "memory");
+}
+// The same for bytes that another warp of the block also copies: the second finds them in L1.
+__device__ __forceinline__ void copy_cached(void* to, const void* from) {
+  const auto at = unsigned(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
 }
 // Ends a group of copies, and waits for all groups but the last `Left`.
 __device__ __forceinline__ void end_copies() {
@@ -188,8 +212,9 @@ __device__ __forceinline__ void wait_at_least(const unsigned* flag, unsigned val
   unsigned now;
   do asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(flag) : "memory");
   while (int(now - value) < 0);
-  // One fence at the end, as each throws away what the processor has cached.
-  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+  // One acquire at the end, as each throws away what the processor has cached. Not a fence: that
+  // would also wait for what this thread has written.
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(flag) : "memory");
 }
 
 }  // namespace fastrnn::cuda

@@ -89,7 +89,7 @@ __device__ __forceinline__ float* sums_of(const ClusterPlan& p, const ClusterPla
   return every + ((tile * p.own + job) * p.share + from) * Count * 32 + at.lane;
 }
 
-// The products of all tiles, each to its owner; product(at, sums) takes one.
+// The products of all tiles, each to its owner; product(sums) takes the next one.
 template <int Slots, class Product>
 __device__ __forceinline__ void products(const ClusterPlan& p, ClusterPlace& at, int tiles,
                                          const Product& product) {
@@ -98,7 +98,7 @@ __device__ __forceinline__ void products(const ClusterPlan& p, ClusterPlace& at,
     at.turn_to(p, tile);
     if (p.splits > 1) __syncthreads();  // the last tile's partial sums have been read
     float sums[Slots][elements];
-    product(tile, sums);
+    product(sums);
     if (at.part > 0) continue;
     float* to = sums_of<Count>(p, at, tile, at.job % p.own, at.rank);
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -139,6 +139,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   product.fill(p, at, ForwardWeights<T>{weight, weight_on, H, unit, Cell::gates});
   ForwardRows<T, Cell> rows(f, extras, p, mine);
   GridRows<T> exchanged{workspaces + blockIdx.y * bytes, tiles};
+  Ahead<T> ahead(p, at, 0, p.chunks);
   const Pairs pairs(p, tiles);
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + pairs.warp * p.tile * octet;
   const auto send = [&](Index buffer) {
@@ -150,15 +151,17 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   for (Index i = Index(blockIdx.x) * p.threads() + threadIdx.x; i < f.batch * H;
        i += Index(gridDim.x) * p.threads())
     exchanged.of(p, 0, 0)[i / H * p.stride + i % H] = static_cast<const T*>(f.state)[i];
+  fill_biases<T, Cell>(f, p, at, int(blockIdx.x) * p.octets() * octet);
   pairs.each(mine, H, [&](bool) { rows.begin(); });
   meet_cluster(p);
   exchanged.meet();
   for (Index i = 0; i < steps.steps; ++i) {
     const Step step = step_at(steps, i, f.batch);
     if constexpr (F > 0) {
+      ahead.start(exchanged.of(p, 0, 0), tiles);
       pairs.first(mine, H, [&] { rows.template fetch<0, F>(step); });
-      products<F>(p, at, tiles, [&](int tile, float (&sums)[F][elements]) {
-        product.template of_slots<0, F>(p, at, exchanged.of(p, 0, tile), sums);
+      products<F>(p, at, tiles, [&](float (&sums)[F][elements]) {
+        product.template of_slots<0, F>(p, at, ahead, sums);
       });
       pairs.each(mine, H, [&](bool first) {
         if (!first) rows.template fetch<0, F>(step);
@@ -169,10 +172,11 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
       });
       exchanged.meet();
     }
+    ahead.start(exchanged.of(p, F > 0 ? 1 : i, 0), tiles);
     // Arrives while the products are taken.
     pairs.first(mine, H, [&] { rows.template fetch<F>(step); });
-    products<L>(p, at, tiles, [&](int tile, float (&sums)[L][elements]) {
-      product.template of_slots<F, L>(p, at, exchanged.of(p, F > 0 ? 1 : i, tile), sums);
+    products<L>(p, at, tiles, [&](float (&sums)[L][elements]) {
+      product.template of_slots<F, L>(p, at, ahead, sums);
     });
     pairs.each(mine, H, [&](bool first) {
       if (!first) rows.template fetch<F>(step);
@@ -206,15 +210,17 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + pairs.warp * p.tile * O * G * octet;
   // With an operand, the two products read places of their own in one buffer.
   const auto of = [&](Index i, int tile) { return exchanged.of(p, F > 0 ? 0 : i, tile); };
+  Ahead<T> ahead(p, at, F > 0 ? p.first_chunks : 0, p.chunks);
   pairs.each(mine, H, [&](bool) { rows.begin(); });
   meet_cluster(p);
   // A step first takes what the step after it (i + 1) has sent; step -1 does nothing else.
   for (Index i = steps.steps - 1; i >= -1; --i) {
     const bool works = i >= 0, receives = i + 1 < steps.steps;
+    if (receives) ahead.start(of(i + 1, 0), tiles);
     if (works) pairs.first(mine, H, [&] { rows.fetch(step_at(steps, i, b.batch)); });
     if (receives)
-      products<O>(p, at, tiles, [&](int tile, float (&sums)[O][elements]) {
-        product.template last<(F > 0)>(p, at, of(i + 1, tile), sums);
+      products<O>(p, at, tiles, [&](float (&sums)[O][elements]) {
+        product.template last<(F > 0)>(p, at, ahead, sums);
       });
     pairs.each(mine, H, [&](bool first) {
       if (works && !first) rows.fetch(step_at(steps, i, b.batch));
@@ -238,10 +244,11 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     if constexpr (F > 0) {
       if (!works) continue;
       const Step step = step_at(steps, i, b.batch);
+      Ahead<T> first(p, at, 0, p.first_chunks);
+      first.start(of(i, 0), tiles);
       pairs.first(mine, H, [&] { rows.fetch(step); });
-      products<O>(p, at, tiles, [&](int tile, float (&sums)[O][elements]) {
-        product.first(p, at, of(i, tile), sums);
-      });
+      products<O>(p, at, tiles,
+                  [&](float (&sums)[O][elements]) { product.first(p, at, first, sums); });
       T* const early = staged + p.tile * O * (G - F) * octet;
       pairs.each(mine, H, [&](bool first) {
         if (!first) rows.fetch(step);

@@ -185,9 +185,9 @@ struct Layout {
 };
 
 struct PersistentKernels {
-  // Fills *layout for `cluster` blocks (2 to 16, or the whole grid, a multiple of `share`) on a
-  // device of `processors`; false: the shape does not fit `shared_limit` bytes of shared memory a
-  // block.
+  // Fills *layout for `cluster` blocks (2 to 16, or the whole grid, a multiple of `share`) on the
+  // `processors` that such clusters can have; false: the shape does not fit `shared_limit` bytes of
+  // shared memory a block.
   bool (*layout)(bool backward, std::int64_t batch, std::int64_t hidden_size, int cluster,
                  int share, int processors, std::int64_t shared_limit, Layout* layout);
   // One direction, or both side by side in one launch, of the same N, B, H and number of steps, or

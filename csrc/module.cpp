@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <map>
 #include <sstream>
 #include <stdexcept>
@@ -56,7 +57,7 @@ py::dict plan(const std::string& cell, const std::string& dtype, std::int64_t st
               std::int64_t batch, std::int64_t hidden_size, int directions, int layers,
               bool backward, bool layer_norm, bool projected, const std::string& schedule,
               const std::map<std::string, std::string>& failed, int capability, int processors,
-              std::int64_t shared_memory) {
+              std::int64_t shared_memory, const std::array<int, 4>& clusters) {
   fastrnn::cuda::Failures failures;
   for (std::size_t i = 0; i < failures.size(); ++i)
     if (const auto why = failed.find(fastrnn::cuda::launch_names[i]); why != failed.end())
@@ -64,7 +65,7 @@ py::dict plan(const std::string& cell, const std::string& dtype, std::int64_t st
   const fastrnn::cuda::Plan found =
       fastrnn::cuda::plan({cell, dtype_named(dtype), steps, batch, hidden_size, directions, layers,
                            backward, layer_norm, projected, schedule, failures},
-                          {capability, processors, shared_memory});
+                          {capability, processors, shared_memory, clusters});
   const fastrnn::cuda::Layout& layout = found.layout;
   py::dict refused;
   for (std::size_t i = 0; i < found.refused.size(); ++i)
@@ -102,7 +103,7 @@ PYBIND11_MODULE(_C, m) {
       py::arg("hidden_size"), py::kw_only(), py::arg("directions") = 1, py::arg("layers") = 1,
       py::arg("backward") = false, py::arg("layer_norm") = false, py::arg("projected") = false,
       py::arg("schedule") = "auto", py::arg("failed") = py::dict(), py::arg("capability"),
-      py::arg("processors"), py::arg("shared_memory"),
+      py::arg("processors"), py::arg("shared_memory"), py::arg("clusters") = std::array<int, 4>{},
       "Which schedule runs a recurrence on a CUDA device; asks no device.\n\n"
       "Args:\n"
       "    cell: a key of fastrnn.cells.CELLS that is compiled.\n"
@@ -118,6 +119,7 @@ PYBIND11_MODULE(_C, m) {
       "    capability: compute capability times ten, as an int.\n"
       "    processors: multiprocessors.\n"
       "    shared_memory: bytes one block can have.\n"
+      "    clusters: of 2, 4, 8 and 16 blocks that run at once; default 0, not known.\n"
       "Returns:\n"
       "    dict: schedule ('' for none), text, elements (of the largest array), cluster (blocks),\n"
       "    at_once (directions side by side), layers (in one launch), apart (why not), clusters, "

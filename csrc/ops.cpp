@@ -142,17 +142,26 @@ std::vector<Tensor> recurrence_stack_backward(
 
 std::string cpu_instruction_set() { return instruction_set().name; }
 
-// Compute capability (two numbers), multiprocessors, bytes of shared memory a block can have, and
-// whether the library holds code for the device.
+// Compute capability (two numbers), multiprocessors, bytes of shared memory a block can have,
+// clusters of 2, 4, 8 and 16 blocks that run at once, and whether the library holds code for the
+// device.
 std::vector<std::int64_t> cuda_device(std::int64_t index) {
 #ifdef FASTRNN_CUDA
-  DeviceFacts facts;
+  DeviceFacts facts{};
   const int error = device_probe(int(index), &facts);
   if (error != 0)
     throw std::runtime_error("CUDA device " + std::to_string(index) + ": " +
                              device_error_text(error));
-  return {facts.capability_major, facts.capability_minor, facts.multiprocessors,
-          facts.shared_memory_per_block, facts.has_code};
+  const auto& [two, four, eight, sixteen] = facts.clusters;
+  return {facts.capability_major,
+          facts.capability_minor,
+          facts.multiprocessors,
+          facts.shared_memory_per_block,
+          two,
+          four,
+          eight,
+          sixteen,
+          facts.has_code};
 #else
   throw std::runtime_error("CUDA device " + std::to_string(index) +
                            ": this build has no CUDA kernels");

@@ -34,15 +34,15 @@ __global__ void grid_barriers(unsigned* flag, unsigned blocks, int rounds) {
 
 }  // namespace
 
-int device_barriers(unsigned* flag, int cluster, int processors, int rounds, void* stream) {
+int device_barriers(unsigned* flag, int cluster, int blocks, int rounds, void* stream) {
   if (cluster > 0) {
-    const Grid grid{unsigned(processors / cluster * cluster), 1, threads, 0, cluster};
+    const Grid grid{unsigned(blocks), 1, threads, 0, cluster};
     return launch(cluster_barriers, grid, stream, rounds);
   }
   const int error = launch(reset_flag, Grid{1, 1, 1}, stream, flag);
   if (error) return error;
-  const Grid grid{unsigned(processors), 1, threads, 0, 1, true};
-  return launch(grid_barriers, grid, stream, flag, unsigned(processors), rounds);
+  const Grid grid{unsigned(blocks), 1, threads, 0, 1, true};
+  return launch(grid_barriers, grid, stream, flag, unsigned(blocks), rounds);
 }
 
 }  // namespace fastrnn

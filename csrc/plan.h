@@ -22,9 +22,20 @@ using Failures = std::array<std::string, launch_names.size()>;
 
 // What a device offers to one kernel.
 struct Offer {
-  int capability;              // 90 for compute capability 9.0
-  int processors;              // multiprocessors
-  std::int64_t shared_memory;  // bytes of shared memory that one block can have
+  int capability;                 // 90 for compute capability 9.0
+  int processors;                 // multiprocessors
+  std::int64_t shared_memory;     // bytes of shared memory that one block can have
+  std::array<int, 4> clusters{};  // of 2, 4, 8, 16 blocks that run at once; all 0: not known
+
+  // Clusters of so many blocks, 1 to 16, that run at once. A cluster lies within a group of
+  // multiprocessors, of which some are left over: groups have at least 16, on whole devices.
+  int at_once(int cluster) const {
+    if (cluster == 1) return processors;
+    std::size_t i = 0;
+    while (2 << i < cluster) ++i;
+    if (clusters[0] > 0) return clusters[i];
+    return processors < 16 ? processors / cluster : processors / 16 * (16 / cluster);
+  }
 };
 
 struct Request {

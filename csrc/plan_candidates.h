@@ -12,14 +12,19 @@ namespace fastrnn::cuda {
 
 struct CellSizes {
   const char* name;
-  std::int64_t gates, states, reserve, operand_gates;
+  std::int64_t gates, states, reserve, operand_gates, biases;
   bool shared_gradients;
 };
 
 template <class Cell>
 constexpr CellSizes sizes_of(const char* name) {
-  return {name,          Cell::gates,         Cell::states,
-          Cell::reserve, Cell::operand_gates, device::shared_gradients<Cell>};
+  return {name,
+          Cell::gates,
+          Cell::states,
+          Cell::reserve,
+          Cell::operand_gates,
+          device::biases<Cell>,
+          device::shared_gradients<Cell>};
 }
 
 template <class... Words>
@@ -66,20 +71,17 @@ struct Candidate {
 };
 
 inline Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offer) {
-  // A stack's layers wait for each other, so that all clusters have to run at once, and clusters
-  // leave some processors of a group over.
+  // A stack's layers wait for each other, so that all clusters have to run at once.
   const bool stack = r.layers > 1;
-  const int processors =
-      (stack ? offer.processors * 8 / 9 : offer.processors) / r.directions / r.layers;
-  ClusterShape shape{int(cell.gates),   int(cell.states), int(cell.operand_gates),
-                     bytes_of(r.dtype), r.backward,       r.dtype == Dtype::float32,
-                     r.hidden_size};
+  ClusterShape shape{int(cell.gates),           int(cell.states),  int(cell.operand_gates),
+                     int(cell.biases),          bytes_of(r.dtype), r.backward,
+                     r.dtype == Dtype::float32, r.hidden_size};
   shape.stack = stack;
   Candidate best;
   // Eight blocks are a cluster everywhere; sixteen on Hopper and the large Blackwells alone.
   const int most = offer.capability < 110 ? 16 : 8;
   for (int cluster = 2; cluster <= most; cluster *= 2) {
-    const std::int64_t at_once = processors / cluster;
+    const std::int64_t at_once = offer.at_once(cluster) / r.directions / r.layers;
     if (at_once == 0 || r.batch > INT32_MAX || r.hidden_size > INT32_MAX / octet) break;
     const int tile = int(std::min<std::int64_t>((r.batch + at_once - 1) / at_once, columns));
     const ClusterPlan p = cluster_plan(shape, cluster, tile, offer.shared_memory);
@@ -111,12 +113,12 @@ inline Candidate on_grid(const Request& r, const CellSizes& cell, const Offer& o
   Candidate best;
   for (const int share : {1, 2, 4}) {
     if (share > 1 && offer.capability < 90) break;
-    // Some processors of a group are left over where clusters have four.
-    const int blocks = (share < 4 ? processors : processors * 8 / 9) / share * share;
+    const int blocks = offer.at_once(share) / r.directions * share;
     if (blocks == 0 || r.hidden_size > INT32_MAX / octet) break;
     const ClusterShape shape{int(cell.gates),
                              int(cell.states),
                              int(cell.operand_gates),
+                             int(cell.biases),
                              bytes_of(r.dtype),
                              r.backward,
                              false,

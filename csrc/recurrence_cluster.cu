@@ -14,6 +14,7 @@ struct Launches {
     return {Cell::gates,
             Cell::states,
             Cell::operand_gates,
+            device::biases<Cell>,
             int(sizeof(T)),
             backward,
             exact,

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include <array>
 #include <map>
 #include <mutex>
 
@@ -28,13 +29,14 @@ Offer offer_of(int index) {
   const std::lock_guard<std::mutex> lock(mutex);
   const auto known = offers.find(index);
   if (known != offers.end()) return known->second;
-  DeviceFacts facts;
+  DeviceFacts facts{};
   const int error = device_probe(index, &facts);
   check(error == 0, "CUDA device ", index, ": ", device_error_text(error));
   check(facts.has_code, "CUDA device ", index, ": this build has no code for compute capability ",
         facts.capability_major, ".", facts.capability_minor);
   return offers[index] = {10 * facts.capability_major + facts.capability_minor,
-                          facts.multiprocessors, facts.shared_memory_per_block};
+                          facts.multiprocessors, facts.shared_memory_per_block,
+                          std::to_array(facts.clusters)};
 }
 
 }  // namespace

@@ -134,8 +134,9 @@ void barriers(const Tensor& space, std::int64_t cluster, std::int64_t rounds) {
   const Current current = cuda::current(space);
   const Device& device = current.device;
   auto* const flag = static_cast<unsigned*>(space.mutable_data_ptr());
-  const int error =
-      device_barriers(flag, int(cluster), device.offer.processors, int(rounds), device.stream);
+  const int blocks =
+      cluster > 0 ? device.offer.at_once(int(cluster)) * int(cluster) : device.offer.processors;
+  const int error = device_barriers(flag, int(cluster), blocks, int(rounds), device.stream);
   if (error) check(false, "the kernel could not be launched: ", device.error_text(error));
 }
 

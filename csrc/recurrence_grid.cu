@@ -11,9 +11,17 @@ struct Launches {
   static ClusterPlan plan(bool backward, Index batch, Index hidden_size, int blocks, int share,
                           Index shared_limit) {
     const int tile = int(batch < columns ? batch : columns);
-    const ClusterShape shape{Cell::gates,        Cell::states, Cell::operand_gates, int(sizeof(T)),
-                             backward,           false,        hidden_size,         true,
-                             tiles(batch, tile), share};
+    const ClusterShape shape{Cell::gates,
+                             Cell::states,
+                             Cell::operand_gates,
+                             device::biases<Cell>,
+                             int(sizeof(T)),
+                             backward,
+                             false,
+                             hidden_size,
+                             true,
+                             tiles(batch, tile),
+                             share};
     return cluster_plan(shape, blocks, tile, shared_limit);
   }
   static int tiles(Index batch, int tile) { return int((batch + tile - 1) / tile); }

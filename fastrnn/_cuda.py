@@ -24,11 +24,13 @@ class Facts(NamedTuple):
         capability: compute capability times ten.
         processors: multiprocessors.
         shared_memory: bytes that one block can have.
+        clusters: of 2, 4, 8 and 16 blocks that run at once; 0 where that is not known.
     """
 
     capability: int
     processors: int
     shared_memory: int
+    clusters: tuple[int, ...] = (0, 0, 0, 0)
 
 
 _known: dict[int, Facts | str] = {}
@@ -108,12 +110,13 @@ facts._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _probed(index: int) -> Facts | str:
     try:
-        major, minor, *rest, has_code = torch.ops.fastrnn.cuda_device.default(index)
+        major, minor, *found = torch.ops.fastrnn.cuda_device.default(index)
     except RuntimeError as error:
         return str(error).splitlines()[0]
+    processors, shared, *clusters, has_code = found
     if not has_code:
         return f"this build has no code for compute capability {major}.{minor}"
-    return Facts(10 * major + minor, *rest)
+    return Facts(10 * major + minor, processors, shared, tuple(clusters))
 
 
 def refusal(index: int, dtype: torch.dtype) -> str | None:

@@ -20,7 +20,10 @@ SIZES = {"T1": [5], "T2B1": [1, 1], "T7": [5] * 7, "ragged": [5, 4, 4, 2, 1], "e
 OF_CLUSTER = {"cluster_arrive's release", "cluster_wait's acquire"}
 BARRIERS = {
     "cluster": {"__syncthreads", "__syncwarp", *OF_CLUSTER},
-    "grid": {"__syncthreads", "__syncwarp", "add_release's release", "wait_at_least's acquire"},
+    "grid": {
+        *("__syncthreads", "__syncwarp", "wait_copies"),
+        *("add_release's release", "wait_at_least's acquire"),
+    },
 }
 # And their states.
 CELLS = {"lstm": 2, "gru": 1, "gru_reset_before": 1, "rnn_tanh": 1, "rnn_relu": 1}
@@ -244,6 +247,23 @@ def test_layouts_of_the_grid(device, backward):
     assert not fits(device, "grid", backward, 20, 3000, 132)
     assert not fits(device, "grid", backward, 65, 1500, 132)
     assert not fits(device, "grid", backward, 20, 1500, 132, processors=131)
+
+
+def test_gates_of_16_bit_dtypes(device):
+    """What the kernels take for sigmoid and tanh, beside the numbers of 16 bits."""
+    size = torch.cat([torch.logspace(-30, 1.9, 2000), torch.linspace(0, 2, 2001)])
+    x = device.put(torch.cat([size, -size]))
+    found = [device.empty(x.shape, torch.float32) for _ in range(2)]
+    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, *found)]
+    device.library.test_rough(*pointers, x.numel())
+    for ours, exact in zip(found, (x.double().sigmoid(), x.double().tanh()), strict=True):
+        assert ((ours - exact) / exact).abs().nan_to_num(0.0).max() < 1e-5  # 2^-12 in float16
+    ends = device.put(torch.tensor([-torch.inf, torch.inf, torch.nan, -0.0]))
+    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (ends, *found)]
+    device.library.test_rough(*pointers, 4)
+    assert found[0][:2].tolist() == [0, 1] and found[1][:2].tolist() == [-1, 1]
+    assert found[0][2].isnan() and found[1][2].isnan()
+    assert found[1][3] == 0 and found[1][3].signbit()
 
 
 def test_what_there_is_no_kernel_for(device):

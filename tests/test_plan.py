@@ -95,6 +95,26 @@ def test_clusters_share_the_batch_where_the_weights_fit():
     assert small["cluster"] < 16
 
 
+def test_clusters_that_run_at_once_are_the_devices():
+    """A cluster lies within a group of multiprocessors: four blocks fit 32 times, not 33."""
+    size = ("lstm", "bfloat16", 35)
+    known = plan(*size, 33, 200, clusters=(66, 32, 16, 8), **H200)
+    assert known == plan(*size, 33, 200, **H200)
+    for batch in (20, 32, 33, 64):
+        for layers, directions in ((1, 1), (2, 1), (1, 2)):
+            found = plan(*size, batch, 200, layers=layers, directions=directions, **H200)
+            at_once = {2: 64, 4: 32, 8: 16, 16: 8}[found["cluster"]]
+            ways = found["layers"] if found["layers"] > 1 else found["at_once"]
+            assert found["clusters"] <= at_once // ways, found
+    # A part of a device whose groups hold eight.
+    part = plan(*size, 20, 200, capability=90, processors=24, shared_memory=232448)
+    assert part["schedule"] == "cluster"
+    part = plan(*size, 20, 650, clusters=(12, 6, 3, 0), **H200)
+    assert part["schedule"] == "grid"
+    both = plan(*size, 20, 650, backward=True, directions=2, clusters=(32, 16, 8, 4), **H200)
+    assert both["share"] * both["clusters"] <= 64
+
+
 def test_the_grid_takes_what_no_cluster_holds():
     found = plan("lstm", "bfloat16", 35, 20, 1500, **H200)
     assert (found["schedule"], found["tile"]) == ("grid", 8)
@@ -313,13 +333,13 @@ def test_a_device_without_code_is_named(monkeypatch):
     class Operator:
         @staticmethod
         def default(index):
-            return [7, 5, 40, 65536, 0]
+            return [7, 5, 40, 65536, 0, 0, 0, 0, 0]
 
     monkeypatch.setattr(torch.ops.fastrnn, "cuda_device", Operator)
     monkeypatch.setattr(_cuda, "_known", {})
     assert _cuda.facts(0) == "this build has no code for compute capability 7.5"
-    monkeypatch.setattr(Operator, "default", lambda index: [9, 0, 132, 232448, 1])
-    assert _cuda.facts(1) == _cuda.Facts(90, 132, 232448)
+    monkeypatch.setattr(Operator, "default", lambda index: [9, 0, 132, 232448, 66, 32, 16, 8, 1])
+    assert _cuda.facts(1) == _cuda.Facts(90, 132, 232448, (66, 32, 16, 8))
 
 
 def test_use_schedule_is_a_call_and_a_context():
@@ -360,8 +380,8 @@ def test_layers_in_one_launch_where_they_fit(hidden, backward):
     for layers in (2, 3, 4):
         found = stacked(hidden, layers, backward=backward)
         assert found["layers"] == layers
-        # All clusters run at once, and leave some processors of a group over.
-        assert layers * found["clusters"] * found["cluster"] <= 132 * 8 // 9
+        # All clusters run at once, eight groups of 16 processors or a little more.
+        assert layers * found["clusters"] * found["cluster"] <= 8 * 16
         assert found["tile"] * found["clusters"] >= 20
 
 

@@ -434,10 +434,10 @@ def test_plan_knows_the_kernels_and_their_layouts(device, cell, dtype, schedule)
             if not found["schedule"]:
                 continue
             layout = Layout()
-            size = found["cluster"] if schedule == "cluster" else 132
-            if schedule == "grid" and found["share"] > 1:
-                size = 116 if found["share"] == 4 else 132
-            sizes = (batch, hidden, size, found["share"], 132, 232448)
+            clusters = schedule == "cluster" or found["share"] > 1
+            processors = 8 * 16 if clusters else 132  # those that clusters reach
+            size = found["cluster"] if schedule == "cluster" else processors
+            sizes = (batch, hidden, size, found["share"], processors, 232448)
             args = (backward, *sizes, ctypes.byref(layout))
             assert kernels.layout(*args)
             names = {"bytes": "workspace"}

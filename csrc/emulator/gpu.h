@@ -118,6 +118,7 @@ inline bool block_any(bool value, const Place& where = Place::current()) {
 }
 
 inline float power_of_two(float x) { return ::exp2f(x); }
+inline float reciprocal(float x) { return 1.f / x; }
 
 template <class T>
 std::uint32_t pair_of(float low, float high, T) {
@@ -145,6 +146,8 @@ inline void copy_async(void* to, const void* from, bool zeros) {
   emulator::begin_copy(to, 16);
   emulator::current->copies.back().push_back({to, zeros ? nullptr : from});
 }
+
+inline void copy_cached(void* to, const void* from) { copy_async(to, from, false); }
 
 inline void end_copies() { emulator::current->copies.emplace_back(); }
 
