@@ -16,7 +16,10 @@ FASTRNN_INLINE double tanh(double x) { return ::tanh(x); }
 FASTRNN_INLINE float relu(float x) { return x < 0.f ? 0.f : x; }  // NaN stays
 FASTRNN_INLINE double relu(double x) { return x < 0. ? 0. : x; }
 
-FASTRNN_INLINE float where_positive(float condition, float x) { return condition > 0.f ? x : 0.f; }
-FASTRNN_INLINE double where_positive(double condition, double x) { return condition > 0. ? x : 0.; }
+// As torch's slope of relu, NaN lets x through.
+FASTRNN_INLINE float where_positive(float condition, float x) { return condition <= 0.f ? 0.f : x; }
+FASTRNN_INLINE double where_positive(double condition, double x) {
+  return condition <= 0. ? 0. : x;
+}
 
 }  // namespace fastrnn::FASTRNN_ISA

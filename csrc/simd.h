@@ -250,9 +250,10 @@ FASTRNN_INLINE Vec<T> select_positive(Vec<T> condition, Vec<T> a, Vec<T> b) {
   return condition.v > typename Vec<T>::Register{} ? a.v : b.v;
 }
 
+// As torch's slope of relu, NaN lets x through.
 template <class T>
 FASTRNN_INLINE Vec<T> where_positive(Vec<T> condition, Vec<T> x) {
-  return select_positive(condition, x, Vec<T>(T(0)));
+  return condition.v <= typename Vec<T>::Register{} ? typename Vec<T>::Register{} : x.v;
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

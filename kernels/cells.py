@@ -129,7 +129,7 @@ def rnn_relu_forward(x, h, prev):
 
 @triton.jit
 def rnn_relu_backward(reserve, prev, next, grad_next):
-    grads = (tl.where(next[0] > 0, grad_next[0], 0.0),)
+    grads = (tl.where(next[0] <= 0, 0.0, grad_next[0]),)
     return grads, grads, (tl.zeros_like(grad_next[0]),)
 
 

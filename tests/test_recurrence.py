@@ -171,6 +171,21 @@ def test_non_finite_input_reaches_the_output_and_no_other_sequence(cell, value, 
 
 
 @native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_past_a_nan_are_the_references(cell, dtype):
+    layer = random_layer(cell, [3] * 4, 5, 20).to(dtype)
+    with torch.no_grad():
+        layer.tensors[0][4, 0] = float("nan")  # step 1, sequence 1
+    found, expected = (
+        torch.autograd.grad(run(*layer.arguments)[0].sum(), layer.present)
+        for run in (ops.Recurrence.apply, ops.reference)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@native
 @pytest.mark.parametrize("dtype", FLOORS, ids=str)
 def test_extreme_gates_saturate(dtype):
     values = [0.0, -0.0, 1e-30, -1e-6, 1e-3, 0.3, -5.0, 12.0, -40.0, 1e4, -1e30]
