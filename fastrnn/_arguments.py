@@ -1,4 +1,4 @@
-"""Argument checks of `recurrence`."""
+"""Argument checks of functions; most are of `recurrence`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from fastrnn.cells import CELLS, LAYER_NORMED
 from fastrnn.regularisers import Extras, LayerNorm
 
 Rates = float | tuple[float, ...]
+
+
+def is_tensor(name: str, value: object) -> None:
+    """Raise unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
 
 
 def expect(name: str, tensor: Tensor, symbols: str, shape: tuple[int, ...]) -> None:
@@ -165,11 +171,11 @@ def extras(
     """Check the optional behaviours of a recurrence, and put them together."""
     if resets is not None:
         wanted, symbols = tuple(input.shape[:-1]), "[T, B]" if input.dim() == 3 else "[N]"
-        is_tensor = isinstance(resets, Tensor)
+        given = isinstance(resets, Tensor)
         # While tracing, the number of packed rows may not be known.
-        fits = is_tensor and (torch.compiler.is_compiling() or resets.shape == wanted)
+        fits = given and (torch.compiler.is_compiling() or resets.shape == wanted)
         if not fits or resets.dtype != torch.bool:
-            got = f"{resets.dtype} {list(resets.shape)}" if is_tensor else type(resets).__name__
+            got = f"{resets.dtype} {list(resets.shape)}" if given else type(resets).__name__
             raise ValueError(
                 f"recurrence: resets must be torch.bool {symbols} = {list(wanted)}, got {got}"
             )

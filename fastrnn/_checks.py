@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from fastrnn._arguments import is_tensor
+
 Tensors = tuple[Tensor, ...]
 
 
@@ -69,12 +71,6 @@ def normalisation(op: str, possible: bool, layer_norm: object, proj_size: int) -
         )
     if layer_norm and proj_size:
         raise ValueError(f"{op}: layer_norm must be False with proj_size, got {proj_size=}")
-
-
-def is_tensor(name: str, value: object) -> None:
-    """Raise unless `value` is a tensor."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
 
 
 def _autocast(tensor: Tensor) -> bool:

@@ -14,12 +14,13 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.checkpoint import checkpoint
 
 from fastrnn import _checks
+from fastrnn._arguments import is_tensor
 from fastrnn._autocast import lowered
 from fastrnn._dropout import dropout
 from fastrnn._frozen import Freezable
 from fastrnn._recurrent import Pair, Recurrent, Tensors, unwrap
 from fastrnn._rows import PADDED, Layout, by_length, permute, resets_backwards, same_at_every_step
-from fastrnn.backends import as_asked_now
+from fastrnn.backends import AsAskedNow
 from fastrnn.bidirectional import run_both, side_by_side
 from fastrnn.functional import run
 from fastrnn.packed import run_packed
@@ -134,7 +135,7 @@ class Layers(Freezable):
         return_cells: bool,
     ) -> Results:
         rows, *layout = input
-        _checks.is_tensor("input.data", rows)
+        is_tensor("input.data", rows)
         if rows.dim() != 2:
             raise RuntimeError(f"input must have 2 dimensions, got {rows.dim()}")
         output, states, cells = self._sorted(rows, states, Layout(*layout), resets, return_cells)
@@ -284,7 +285,7 @@ class Layers(Freezable):
 def _run_again(*args: Any, **options: Any) -> Results:
     """`run` that keeps its inputs alone; what is missing backwards is made by the same backend."""
     if not torch.compiler.is_compiling():
-        options["context_fn"] = lambda: (nullcontext(), as_asked_now())
+        options["context_fn"] = lambda: (nullcontext(), AsAskedNow())
     results: Results = checkpoint(
         run, *args, use_reentrant=False, preserve_rng_state=False, **options
     )

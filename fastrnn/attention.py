@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fastrnn import _attention, _library, triton_attention
+from fastrnn._arguments import is_tensor
 from fastrnn._autocast import lower_dtype
-from fastrnn._checks import is_tensor
 from fastrnn.backends import choose, chosen
 from fastrnn.ops import applied
 

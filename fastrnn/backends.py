@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -69,15 +68,17 @@ class use_backend:  # noqa: N801 (reads as a function)
         _current = self._previous
 
 
-@contextmanager
-def _asked(name: str) -> Iterator[None]:
-    with use_backend(name):
-        yield
+class AsAskedNow:
+    """A context, for later and any number of times, of the backend that is asked for now."""
 
+    def __init__(self) -> None:
+        self._name, self._entered = _current, list[use_backend]()
 
-def as_asked_now() -> AbstractContextManager[None]:
-    """A context, for later, of the backend that is asked for now."""
-    return _asked(_current)
+    def __enter__(self) -> None:
+        self._entered.append(use_backend(self._name))
+
+    def __exit__(self, *_: object) -> None:
+        self._entered.pop().__exit__()
 
 
 def lacking(cell: str) -> str | None:

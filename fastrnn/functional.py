@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import _arguments, _checks, cells, ops, triton_ops, wavefront
+from fastrnn import _arguments, cells, ops, triton_ops, wavefront
 from fastrnn._arguments import Rates
 from fastrnn._autocast import autocasts
 from fastrnn._cell import Tensors
@@ -194,7 +194,7 @@ def recurrence(
     present = [(name, value) for name, value in named.items() if value is not None]
     needed = [("input", input), *(("state", s) for s in states), ("weight_hh", weight_hh)]
     for name, value in needed + present:
-        _checks.is_tensor(f"recurrence: {name}", value)
+        _arguments.is_tensor(f"recurrence: {name}", value)
     if not input.is_floating_point():
         raise ValueError(f"recurrence: input must be of a floating dtype, got {input.dtype}")
     output, state_n, every = run(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastrnn._arguments import is_tensor
 from fastrnn._autocast import lower_dtype
-from fastrnn._checks import is_tensor
 from fastrnn._library import LIBRARY
 from fastrnn.backends import choose
 from fastrnn.ops import applied

@@ -89,7 +89,7 @@ class Stream:
             ValueError: it has another shape, dtype or device, or nothing in memory.
         """
         if not isinstance(x_t, Tensor) or (x_t.shape, x_t.dtype, x_t.device) != self._like:
-            _checks.is_tensor("step: x_t", x_t)
+            _arguments.is_tensor("step: x_t", x_t)
             shape, dtype, device = self._like
             raise ValueError(
                 f"step: x_t must be {dtype} [B, I] = {list(shape)} on {device}, "
@@ -122,7 +122,7 @@ class Stream:
     def state(self, hx: Tensor | Tensors) -> None:
         given = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
         for part in given:
-            _checks.is_tensor("stream: state", part)
+            _arguments.is_tensor("stream: state", part)
         shapes = [list(part.shape) for part in self._hx]
         if [list(part.shape) for part in given] != shapes:
             raise ValueError(
@@ -145,7 +145,7 @@ class Stream:
             for part in self._hx:
                 part.zero_()
             return
-        _checks.is_tensor("reset: sequences", sequences)
+        _arguments.is_tensor("reset: sequences", sequences)
         batch = self._like[0][0]
         if sequences.dtype != torch.bool or sequences.shape != (batch,):
             raise ValueError(
