@@ -76,7 +76,11 @@ SECTIONS: dict[str, tuple[str, list[Experiment]]] = {
                 Experiment(
                     f"s3-lstm-dropout-{name}", f"--preset s3-lstm-dropout {more}", 99.2, 95.8, S3
                 )
-                for name, more in (("clip5", "--clip 5"), ("13", "--clip 5 --decay-from 13"))
+                for name, more in (
+                    ("2", "--seed 2"),
+                    ("clip5", "--clip 5"),
+                    ("13", "--clip 5 --decay-from 13"),
+                )
             ),
             *(
                 Experiment(
