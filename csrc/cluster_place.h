@@ -6,6 +6,13 @@
 
 namespace fastrnn::cuda {
 
+// What a schedule's shapes have in common.
+template <class T, class Cell>
+constexpr ClusterShape cell_shape(bool backward, bool exact, std::int64_t hidden_size) {
+  return {Cell::gates, Cell::states, Cell::operand_gates, device::biases<Cell>, int(sizeof(T)),
+          backward,    exact,        hidden_size};
+}
+
 // Where this thread is, its block's shared memory, and the sequences it is at.
 struct ClusterPlace {
   int lane, group, place, job, part;

@@ -70,12 +70,21 @@ struct Candidate {
   double cycles = 0;
 };
 
+inline ClusterShape shape_of(const Request& r, const CellSizes& cell, bool exact) {
+  return {int(cell.gates),
+          int(cell.states),
+          int(cell.operand_gates),
+          int(cell.biases),
+          bytes_of(r.dtype),
+          r.backward,
+          exact,
+          r.hidden_size};
+}
+
 inline Candidate on_clusters(const Request& r, const CellSizes& cell, const Offer& offer) {
   // A stack's layers wait for each other, so that all clusters have to run at once.
   const bool stack = r.layers > 1;
-  ClusterShape shape{int(cell.gates),           int(cell.states),  int(cell.operand_gates),
-                     int(cell.biases),          bytes_of(r.dtype), r.backward,
-                     r.dtype == Dtype::float32, r.hidden_size};
+  ClusterShape shape = shape_of(r, cell, r.dtype == Dtype::float32);
   shape.stack = stack;
   Candidate best;
   // Eight blocks are a cluster everywhere; sixteen on Hopper and the large Blackwells alone.
@@ -115,17 +124,8 @@ inline Candidate on_grid(const Request& r, const CellSizes& cell, const Offer& o
     if (share > 1 && offer.capability < 90) break;
     const int blocks = offer.at_once(share) / r.directions * share;
     if (blocks == 0 || r.hidden_size > INT32_MAX / octet) break;
-    const ClusterShape shape{int(cell.gates),
-                             int(cell.states),
-                             int(cell.operand_gates),
-                             int(cell.biases),
-                             bytes_of(r.dtype),
-                             r.backward,
-                             false,
-                             r.hidden_size,
-                             true,
-                             tiles,
-                             share};
+    ClusterShape shape = shape_of(r, cell, false);
+    shape.grid = true, shape.tiles = tiles, shape.share = share;
     const ClusterPlan p = cluster_plan(shape, blocks, tile, offer.shared_memory);
     if (p.jobs == 0) continue;
     const std::int64_t exchanged = std::int64_t(tiles) * tile * p.stride * shape.number_bytes;

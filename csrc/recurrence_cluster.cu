@@ -11,18 +11,9 @@ namespace {
 template <class T, class Cell, bool exact, bool stack>
 struct Launches {
   static ClusterShape shape(bool backward, Index hidden_size) {
-    return {Cell::gates,
-            Cell::states,
-            Cell::operand_gates,
-            device::biases<Cell>,
-            int(sizeof(T)),
-            backward,
-            exact,
-            hidden_size,
-            false,
-            1,
-            1,
-            stack};
+    ClusterShape shape = cell_shape<T, Cell>(backward, exact, hidden_size);
+    shape.stack = stack;
+    return shape;
   }
 
   // Sequences are dealt to as many clusters as run at once, up to 8 each; more clusters queue.

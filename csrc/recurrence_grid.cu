@@ -11,17 +11,8 @@ struct Launches {
   static ClusterPlan plan(bool backward, Index batch, Index hidden_size, int blocks, int share,
                           Index shared_limit) {
     const int tile = int(batch < columns ? batch : columns);
-    const ClusterShape shape{Cell::gates,
-                             Cell::states,
-                             Cell::operand_gates,
-                             device::biases<Cell>,
-                             int(sizeof(T)),
-                             backward,
-                             false,
-                             hidden_size,
-                             true,
-                             tiles(batch, tile),
-                             share};
+    ClusterShape shape = cell_shape<T, Cell>(backward, false, hidden_size);
+    shape.grid = true, shape.tiles = tiles(batch, tile), shape.share = share;
     return cluster_plan(shape, blocks, tile, shared_limit);
   }
   static int tiles(Index batch, int tile) { return int((batch + tile - 1) / tile); }

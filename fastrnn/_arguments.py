@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Real
 
 import torch
@@ -18,6 +19,13 @@ def is_tensor(name: str, value: object) -> None:
     """Raise unless `value` is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+
+
+def are_tensors(op: str, needed: Mapping[str, object], optional: Mapping[str, object]) -> None:
+    """Raise unless what is needed, and of the rest what is not None, are tensors."""
+    for name, value in {**needed, **optional}.items():
+        if value is not None or name in needed:
+            is_tensor(f"{op}: {name}", value)
 
 
 def expect(name: str, tensor: Tensor, symbols: str, shape: tuple[int, ...]) -> None:
@@ -88,6 +96,11 @@ def tensors(
     ):
         if tensor is not None and (tensor.dtype != dtype or tensor.device != device):
             expect_like(name, tensor, input)
+
+
+def padded_sizes(input: Tensor) -> Tensor:
+    """The `batch_sizes` of a padded input [T, B, I], on the CPU whatever torch's default device."""
+    return torch.full(input.shape[:1], input.size(1), dtype=torch.int64, device="cpu")
 
 
 def sizes(batch_sizes: Tensor, rows: int, batch: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _attention, _library, triton_attention
-from fastrnn._arguments import is_tensor
+from fastrnn._arguments import are_tensors
 from fastrnn._autocast import lower_dtype
 from fastrnn.backends import choose, chosen
 from fastrnn.ops import applied
@@ -59,9 +59,8 @@ def masked_attention(
 
     Source: Vaswani et al. 2017, eq. 1.
     """
-    for name, tensor in (("query", query), ("key", key), ("value", value), ("mask", mask)):
-        if tensor is not None or name != "mask":
-            is_tensor(f"masked_attention: {name}", tensor)
+    needed = {"query": query, "key": key, "value": value}
+    are_tensors("masked_attention", needed, {"mask": mask})
     lower = lower_dtype(query)
     if lower is not None:
         query, key, value = (t.to(lower) for t in (query, key, value))

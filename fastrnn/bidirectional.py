@@ -182,7 +182,7 @@ def run_both(
     """`functional.run` of both directions; arguments of `side_by_side`, and each one's S states."""
     padded, steps = batch_sizes is None, input.shape[:2]
     if batch_sizes is None:
-        batch_sizes = torch.full(steps[:1], steps[1], dtype=torch.int64, device="cpu")
+        batch_sizes = _arguments.padded_sizes(input)
     rates = _arguments.rates("recurrence", ways[0].get("zoneout", 0.0), CELLS[cell].states)
     resets = (way.get("resets") for way in ways)
     args = (

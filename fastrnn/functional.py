@@ -87,7 +87,7 @@ def run(
         lacks = "the compiled kernels need at least one unit of input and state"
     steps = input.size(0)
     if batch_sizes is None:
-        batch_sizes = torch.full((steps,), input.size(1), dtype=torch.int64, device="cpu")
+        batch_sizes = _arguments.padded_sizes(input)
         rows = input.flatten(0, 1)
     else:
         _arguments.sizes(batch_sizes, steps, states[0].size(0))
@@ -188,13 +188,12 @@ def recurrence(
     """
     if isinstance(state, list):
         state = tuple(state)
-    states = state if isinstance(state, tuple) else (state,)
-    named = {"weight_ih": weight_ih, "bias_ih": bias_ih, "bias_hh": bias_hh}
-    named |= {"weight_hr": weight_hr, "batch_sizes": batch_sizes}
-    present = [(name, value) for name, value in named.items() if value is not None]
-    needed = [("input", input), *(("state", s) for s in states), ("weight_hh", weight_hh)]
-    for name, value in needed + present:
-        _arguments.is_tensor(f"recurrence: {name}", value)
+    for part in state if isinstance(state, tuple) else (state,):
+        _arguments.is_tensor("recurrence: state", part)
+    needed = {"input": input, "weight_hh": weight_hh}
+    optional = {"weight_ih": weight_ih, "bias_ih": bias_ih, "bias_hh": bias_hh}
+    optional |= {"weight_hr": weight_hr, "batch_sizes": batch_sizes}
+    _arguments.are_tensors("recurrence", needed, optional)
     if not input.is_floating_point():
         raise ValueError(f"recurrence: input must be of a floating dtype, got {input.dtype}")
     output, state_n, every = run(

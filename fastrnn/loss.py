@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastrnn._arguments import is_tensor
+from fastrnn._arguments import are_tensors
 from fastrnn._autocast import lower_dtype
 from fastrnn._library import LIBRARY
 from fastrnn.backends import choose
@@ -178,12 +178,11 @@ def linear_cross_entropy(
 
     Source: Szegedy et al. 2016, section 7 (label smoothing).
     """
-    named = {"hidden": hidden, "weight": weight, "bias": bias, "target": target}
-    for name, tensor in named.items():
-        if tensor is not None or name != "bias":
-            is_tensor(f"linear_cross_entropy: {name}", tensor)
-    rough = torch.bfloat16 in (hidden.dtype, lower_dtype(hidden))
-    if lower_dtype(hidden) is not None:  # as in torch any mix goes in, and the loss is float32
+    needed = {"hidden": hidden, "weight": weight, "target": target}
+    are_tensors("linear_cross_entropy", needed, {"bias": bias})
+    lower = lower_dtype(hidden)
+    rough = torch.bfloat16 in (hidden.dtype, lower)
+    if lower is not None:  # as in torch any mix goes in, and the loss is float32
         hidden, weight = _widened(hidden), _widened(weight)
         bias = None if bias is None else _widened(bias)
     rows = hidden.flatten(0, -2) if hidden.dim() > 1 else hidden.unsqueeze(0)
@@ -225,7 +224,7 @@ def _check(
             raise ValueError(f"linear_cross_entropy: {name} must be {expected}, got {got}")
 
     size = hidden.size(-1)
-    expect(hidden.is_floating_point(), "hidden", "floating", hidden.dtype)
+    expect(hidden.is_floating_point(), "hidden", "of a floating dtype", hidden.dtype)
     expect(
         weight.dim() == 2 and weight.size(1) == size,
         "weight",

@@ -84,7 +84,7 @@ def run_packed(
         extras = _arguments.extras(cell, input, state, None, resets, zoneout, seed, sequences, None)
     rows, shape, width = input, input.shape[:-1], packed.proj_size
     if batch_sizes is None:
-        batch_sizes = torch.full((input.size(0),), input.size(1), dtype=torch.int64, device="cpu")
+        batch_sizes = _arguments.padded_sizes(input)
         rows = input.flatten(0, 1)
     else:
         _arguments.sizes(batch_sizes, input.size(0), state[0].size(0))

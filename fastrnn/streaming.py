@@ -100,8 +100,9 @@ class Stream:
                 x_t = x_t.contiguous().resolve_neg()
             output: Tensor = x_t.new_empty(self._output_shape)
             at = (self._address, x_t.data_ptr(), output.data_ptr())
-            if _tracing() is not None or not _library.take_step(*at):
-                if _tracing() is not None or 0 in at:
+            traced = _tracing() is not None
+            if traced or not _library.take_step(*at):
+                if traced or 0 in at:
                     raise ValueError("step: x_t must hold values, got a traced or a fake tensor")
                 raise MemoryError("step: no memory is left")
             return output

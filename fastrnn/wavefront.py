@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastrnn import _cuda, ops
+from fastrnn import _arguments, _cuda, ops
 from fastrnn._autocast import lower_dtype
 from fastrnn._library import LIBRARY
 from fastrnn.backends import chosen
@@ -245,7 +245,7 @@ def run_stack(
     """
     padded, steps = batch_sizes is None, rows.shape[:2]
     if batch_sizes is None:
-        batch_sizes = torch.full(steps[:1], steps[1], dtype=torch.int64, device="cpu")
+        batch_sizes = _arguments.padded_sizes(rows)
     first = torch.stack(states, 1) if len(states) > 1 else states[0].unsqueeze(1)
     layers = [
         t for state, each in zip(first.unbind(), weights, strict=True) for t in (state, *each)

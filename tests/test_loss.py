@@ -300,7 +300,10 @@ def test_opcheck_and_compile():
         ({"target": torch.zeros(7)}, "target must be int64, got torch.float32"),
         ({"weight": torch.zeros(3, 5).double()}, "weight must be torch.float32, got torch.float64"),
         ({"label_smoothing": 2.0}, r"label_smoothing must be in \[0, 1\], got 2.0"),
-        ({"hidden": torch.zeros(7, 5).long()}, "hidden must be floating, got torch.int64"),
+        (
+            {"hidden": torch.zeros(7, 5).long()},
+            "hidden must be of a floating dtype, got torch.int64",
+        ),
         ({"reduction": "none"}, "reduction must be 'mean' or 'sum', got 'none'"),
     ],
 )

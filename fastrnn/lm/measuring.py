@@ -70,14 +70,15 @@ def measure(options: MeasuringOptions) -> None:
         UserError: an option is out of range, a run or its text cannot be read.
     """
     adaptation = _adaptation(options)
-    beside = [Path(place) / EVALUATIONS[options.split] for place in options.run]
-    path = Path(options.out) / "evaluation.json" if options.out else beside[0]
+    path, *others = (Path(place) / EVALUATIONS[options.split] for place in options.run)
+    if options.out:
+        path, others = Path(options.out) / "evaluation.json", []
     found = []
     for place in options.run:
         run = open_run(place, options.device)
         found.append(_measure_one(run, options.split, adaptation))
         _say(found[-1], options.split)
-    for other, each in zip(beside[1:], found[1:], strict=True) if not options.out else ():
+    for other, each in zip(others, found[1:], strict=False):
         try:
             _write(other, options.split, [each])
         except OSError as error:  # the first run's folder has it all the same

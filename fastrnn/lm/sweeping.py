@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +19,7 @@ from rich.console import Console
 
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.figures import perplexity
-from fastrnn.lm.lock import try_lock
+from fastrnn.lm.lock import locked, try_lock
 from fastrnn.lm.plan import Plan, options_of, read_plan, written
 from fastrnn.lm.program import one_line, run_program
 from fastrnn.lm.report import Reporter, duration
@@ -129,7 +126,7 @@ def _sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
 def _prepare(study: optuna.Study, plan: Plan, path: Path) -> None:
     """Put in the queue what there is of a grid, and what failed before; refuse a sweep that began
     otherwise."""
-    with _locked(plan.out / ".lock"):
+    with locked(plan.out / ".lock"):
         begun = study.user_attrs.get("plan")
         if begun is None:
             study.set_user_attr("plan", plan.identity())
@@ -172,7 +169,7 @@ def _take_up(study: optuna.Study, plan: Plan) -> None:
 
 def _claim(study: optuna.Study, plan: Plan) -> tuple[Trial, IO[str]] | None:
     """The next trial, and the lock on its folder that says that it is being worked on."""
-    with _locked(plan.out / ".lock"):
+    with locked(plan.out / ".lock"):
         _take_up(study, plan)
         trials = study.get_trials(deepcopy=False)
         waiting = any(trial.state == TrialState.WAITING for trial in trials)
@@ -243,14 +240,6 @@ def _conclude(study: optuna.Study, plan: Plan) -> None:
 def _folder(trial: Trial | FrozenTrial) -> str:
     """Name of a trial's folder: its own, or of the one that it continues."""
     return str(trial.user_attrs.get("folder", f"{trial.number:04}"))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Alone among the processes of this machine."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _try_lock(plan: Plan, folder: str) -> IO[str] | None:
