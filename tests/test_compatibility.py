@@ -78,8 +78,25 @@ def test_row_on_the_reference_backend(row):
         check(row, NOT_ON_REFERENCE, outcome.__wrapped__)
 
 
-def test_autocast_of_an_lstm_to_float16():
-    training.autocast(Case(modules, "LSTM"), torch.float16, 6e-3)
+class TestAutocastOfLstm:
+    """As torch.nn's where the processor has these dtypes; ours has them on each."""
+
+    @pytest.mark.parametrize(
+        ("dtype", "atol"), [(torch.bfloat16, 4e-2), (torch.float16, 6e-3)], ids=str
+    )
+    def test_values(self, dtype, atol):
+        training.autocast(Case(modules, "LSTM"), dtype, atol)
+
+    def test_dtypes_where_not_all_is_float32(self):
+        half, single, double = torch.bfloat16, torch.float32, torch.float64
+        assert training.autocast_dtypes(Case(modules, "LSTM")) == [
+            *[single] * 2,  # a PackedSequence stays as it is
+            *[half] * 3,  # hx of another dtype
+            *[half, half, single],  # proj_size: the cells' state is not a product's
+            *[double] * 3,
+            *[single] * 2,  # single steps
+            *[half] * 2,
+        ]
 
 
 def test_rows_are_all_there():
