@@ -53,6 +53,9 @@ def test_grid(kind, shape, dtype, extras):
     if shape == "one" and kind != "projected":
         # Of one input or two units normalised, gradients are differences of equals.
         input_size = hidden = 8
+    if shape == "tall" and kind != "projected":
+        # Each normalisation of few units magnifies errors; after many steps they compare by luck.
+        sizes, hidden = sizes[:3], 33
     for reverse, bias, projected in (
         (False, True, False),
         (True, True, False),
