@@ -196,11 +196,29 @@ class Tiles {
   const Index early_, full_;
 };
 
-// This thread's share of C = A B, A row-major with stride `lda`, B packed and `vectors` wide; each
-// tile goes to finish(tile, row0, rows, panel). A long sum is made of slices. `among`: the rows
-// that these are a part of, if of more.
+// tile[rows][NV * width] = a[rows, k] panel, over the first `used` vectors, a long sum made of
+// slices; a's rows are `lda` apart and `among` others.
 constexpr Index sum_slice = 1024;
 
+template <class T, int NV>
+FASTRNN_INLINE void panel_product(int used, Index rows, const T* a, Index lda, const T* panel,
+                                  Index k, Value<T>* tile, Index among = 0) {
+  constexpr Index w = width<T>;
+  constexpr int part = part_vectors<NV>;
+  const Index slices = larger(1, ceil_div(k, sum_slice)), groups = ceil_div(k, depth<T>);
+  for (int v = 0; v < used; v += part)
+    for (Index i = 0; i < slices; ++i) {
+      const Index begin = groups * i / slices * depth<T>;
+      const Index end = smaller(k, groups * (i + 1) / slices * depth<T>);
+      tile_product<T, part>(used < part ? used : part, rows, a + begin, lda, depth<T>,
+                            panel + (v * padded<T>(k) + part * begin) * w, end - begin,
+                            tile + v * w, i > 0, NV * w, among);
+    }
+}
+
+// This thread's share of C = A B, A row-major with stride `lda`, B packed and `vectors` wide; each
+// tile goes to finish(tile, row0, rows, panel). `among`: the rows that these are a part of, if of
+// more.
 template <class T, int NV, class Finish>
 FASTRNN_INLINE void product(const Team& team, Index rows, Index vectors, Index k, const T* a,
                             Index lda, const T* packed, const Finish& finish, Index among = 0) {
@@ -209,17 +227,11 @@ FASTRNN_INLINE void product(const Team& team, Index rows, Index vectors, Index k
   constexpr Index panel_row = NV * width<T>;
   alignas(64) Value<T> tile[tile_rows<NV> * panel_row];
   const Tiles<NV> tiles(rows, vectors);
-  const Index slices = larger(1, ceil_div(k, sum_slice)), groups = ceil_div(k, depth<T>);
   const Index last = tiles.share(team.rank + 1, team.size);
   for (Index item = tiles.share(team.rank, team.size); item < last; ++item) {
     const auto [panel, row0, rows_here, used] = tiles[item];
-    for (Index i = 0; i < slices; ++i) {
-      const Index begin = groups * i / slices * depth<T>;
-      const Index end = smaller(k, groups * (i + 1) / slices * depth<T>);
-      tile_product<T, NV>(used, rows_here, a + row0 * lda + begin, lda, depth<T>,
-                          packed + (panel * padded<T>(k) + begin) * panel_row, end - begin, tile,
-                          i > 0, panel_row, among);
-    }
+    panel_product<T, NV>(used, rows_here, a + row0 * lda, lda,
+                         packed + panel * padded<T>(k) * panel_row, k, tile, among);
     finish(tile, row0, rows_here, panel);
   }
 }

@@ -55,13 +55,13 @@ struct PackedWeights {
   // weight [Gates*H, k] to gate-interleaved panels.
   template <int Gates>
   void pack_gates(const Team& team, const T* weight, Index k, T* packed) const {
-    constexpr int units = panel_units<Gates>, NV = Gates * units;
+    constexpr int units = panel_units<Gates>, NV = Gates * units, part = part_vectors<NV>;
     const Index vectors = gate_vectors<Gates>();
     for (Index v = team.begin(vectors); v < team.end(vectors); ++v) {
-      const Index panel = v / NV, unit = (panel * units + v % NV / Gates) * w, gate = v % Gates;
+      const Index unit = (v / NV * units + v % NV / Gates) * w, gate = v % Gates;
       pack_columns_transposed(weight + (gate * H + unit) * k, k, H - unit, k,
-                              packed + panel * padded<T>(k) * NV * w + v % NV * w * depth<T>,
-                              NV * w);
+                              packed + (v - v % part) * padded<T>(k) * w + v % part * w * depth<T>,
+                              part * w);
     }
   }
 };

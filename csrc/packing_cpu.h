@@ -43,8 +43,13 @@ constexpr Index padded(Index k) {
   return ceil_div(k, depth<T>) * depth<T>;
 }
 
+// Vectors of a panel that a kernel multiplies at once. Four of 16 registers leave too few rows, so
+// such a panel is stored in halves, one after the other.
 template <int NV>
-constexpr int tile_rows = accumulators / NV;
+constexpr int part_vectors = NV == 4 && accumulators < 16 ? 2 : NV;
+
+template <int NV>
+constexpr int tile_rows = accumulators / part_vectors<NV>;
 
 // The first n numbers at p, not more than a vector of groups, and zeros.
 template <class T>
@@ -122,9 +127,6 @@ void pack_transposed(const Team& team, const T* source, Index n, Index k, T* pac
                             NV * w);
 }
 
-// What stays in a core's second cache beside the rest that a loop reads.
-constexpr Index near_bytes = 768 << 10;
-
 // B [k, n] to panels; row(i) is the address of its row i. Where a thread's part stays in its cache,
 // threads share the panels as those of a product do, which then need not fetch them from another
 // core; else the rows, which are then read in order.
@@ -132,7 +134,7 @@ template <class T, int NV, class Row>
 void pack_rows(const Team& team, Index n, Index k, const Row& row, T* packed) {
   constexpr Index w = width<T>;
   const Index panels = ceil_div(n, NV * w), groups = ceil_div(k, depth<T>);
-  const bool near = panels >= team.size && n * k * Index(sizeof(T)) <= near_bytes * team.size;
+  const bool near = panels >= team.size && n * k * Index(sizeof(T)) <= near_bytes() * team.size;
   const Team of_panels = near ? team : team.alone(), of_groups = near ? team.alone() : team;
   const Index first_vector = of_panels.begin(panels) * NV, last_vector = of_panels.end(panels) * NV;
   for (Index group = of_groups.begin(groups); group < of_groups.end(groups); ++group) {

@@ -12,7 +12,7 @@ namespace fastrnn::FASTRNN_ISA {
 // The sequences that are this thread's, in blocks. It takes them through all steps and waits for no
 // other thread. Blocks do not depend on the number of threads: a tile's rows decide its last bit.
 class SequenceBlocks {
-  static constexpr int block_vectors = 4;  // a product's panels may be as wide
+  static constexpr int block_vectors = tile_rows<3> < tile_rows<4> ? 3 : 4;  // whose tiles are low
 
  public:
   SequenceBlocks(const Team& team, Index batch)
@@ -41,20 +41,16 @@ class SequenceBlocks {
   template <class T, int NV, class Finish>
   void product(Index active, Index vectors, Index k, const T* a, Index lda, const T* packed,
                const Finish& finish) const {
-    static_assert(NV <= block_vectors);
+    static_assert(tile_rows<NV> >= tile_rows<block_vectors>);
     constexpr Index panel_row = NV * width<T>;
     alignas(64) T tile[tile_rows<block_vectors> * panel_row];
-    const Index slices = larger(1, ceil_div(k, sum_slice));
     for (Index panel = 0; panel < ceil_div(vectors, NV); ++panel) {
       const int used = vectors_used<NV>(vectors - panel * NV);
       for (Index block = first_block; block < last_block; ++block) {
         const Index sequence = start(block), rows = smaller(start(block + 1), active) - sequence;
         if (rows <= 0) break;
-        for (Index i = 0; i < slices; ++i) {
-          const Index from = k * i / slices, depth = k * (i + 1) / slices - from;
-          tile_product<T, NV>(used, rows, a + sequence * lda + from, lda, 1,
-                              packed + (panel * k + from) * panel_row, depth, tile, i > 0);
-        }
+        panel_product<T, NV>(used, rows, a + sequence * lda, lda, packed + panel * k * panel_row, k,
+                             tile);
         finish(tile, sequence, rows, panel);
       }
     }

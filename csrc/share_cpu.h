@@ -20,7 +20,7 @@ class Share {
  public:
   Share(const Sequence& s, const Team& team, Index weight_bytes)
       : own(team.size > 1 && s.batch >= least_sequences * team.size && s.steps >= least_steps &&
-            weight_bytes <= near_bytes),
+            weight_bytes <= near_bytes()),
         team(own ? team.alone() : team),
         begin(own ? sequence_at(s, s.rows * team.rank / team.size) : 0),
         end(own ? sequence_at(s, s.rows * (team.rank + 1) / team.size) : s.batch),

@@ -1,5 +1,7 @@
 #include "team.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <thread>
 
@@ -49,6 +51,17 @@ void Team::run(int threads, void (*body)(const Team&, void*), void* argument) {
 #else
   body(Team(0, 1, &barrier), argument);
 #endif
+}
+
+std::int64_t near_bytes() {
+  static const std::int64_t second_cache = [] {
+    long bytes = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return bytes > 0 ? std::int64_t(bytes) : std::int64_t(1) << 20;  // 0, too, if it is not known
+  }();
+  return second_cache / 4 * 3;
 }
 
 }  // namespace fastrnn
