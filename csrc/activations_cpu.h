@@ -39,9 +39,7 @@ FASTRNN_INLINE void split_exp(Vec<T> x, Vec<T>& scale, Vec<T>& fraction) {
 template <class T>
 FASTRNN_INLINE Vec<T> exp_negative(Vec<T> x) {
   Vec<T> scale, fraction;
-  const Vec<T> low(-Constants<T>::exp_limit);
-  x.v = x.v < low.v ? low.v : x.v;
-  split_exp(x, scale, fraction);
+  split_exp(max(Vec<T>(-Constants<T>::exp_limit), x), scale, fraction);
   return scale * fraction + scale;
 }
 
@@ -65,8 +63,7 @@ FASTRNN_INLINE Vec<T> tanh(Vec<T> x) {
 
 template <class T>
 FASTRNN_INLINE Vec<T> relu(Vec<T> x) {
-  x.v = x.v < typename Vec<T>::Register{} ? typename Vec<T>::Register{} : x.v;  // NaN stays
-  return x;
+  return max(Vec<T>(T(0)), x);  // NaN stays
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -115,8 +115,12 @@ class CrossEntropyLoop {
     if (C* const bias = static_cast<C*>(s_.grad_bias))
       for (Index c = 0; c < classes; ++c) {
         V sum(C(0));
-        for (Index v = 0; v < chunk.vectors(); ++v)
-          sum = sum + V::load(grad + c * cut_.stride + v * w);
+        for (Index v = 0; v < chunk.vectors();) {
+          V part(C(0));  // of a few: a long sum rounds every small term
+          for (const Index end = smaller(v + 16, chunk.vectors()); v < end; ++v)
+            part = part + V::load(grad + c * cut_.stride + v * w);
+          sum = sum + part;
+        }
         C& into = bias[b * block + c];
         into = (accumulate ? into : C(0)) + across(sum, Add());
       }
@@ -148,12 +152,14 @@ class CrossEntropyLoop {
       __builtin_prefetch(out + r * K + column, 1, 3);
       __builtin_prefetch(out + r * K + column + w, 1, 3);
     }
-    if (left >= NK * w)
-      return tile_product<T, NK>(NK, count, grad, cut_.stride, depth<T>, packed, rows, out + column,
-                                 accumulate, K);
     alignas(64) C tile[tile_rows<NK> * NK * w];
-    tile_product<T, NK>(vectors_used<NK>(ceil_div(left, w)), count, grad, cut_.stride, depth<T>,
-                        packed, rows, tile, false);
+    const bool whole = left >= NK * w;
+    const int used = whole ? NK : vectors_used<NK>(ceil_div(left, w));
+    for (Index i = 0; i < rows; i += gradient_slice)
+      tile_product<T, NK>(used, count, grad + i, cut_.stride, depth<T>, packed + i * NK * w,
+                          smaller(gradient_slice, rows - i), whole ? out + column : tile,
+                          i > 0 || (whole && accumulate), whole ? K : NK * w);
+    if (whole) return;
     for (Index r = 0; r < count; ++r)
       for (Index v = 0; v * w < left; ++v) {
         C* const here = out + r * K + column + v * w;

@@ -196,9 +196,12 @@ class Tiles {
   const Index early_, full_;
 };
 
-// tile[rows][NV * width] = a[rows, k] panel, over the first `used` vectors, a long sum made of
-// slices; a's rows are `lda` apart and `among` others.
-constexpr Index sum_slice = 1024;
+// A long sum is made of slices; those of weights' gradients, over all rows, are shorter: few units
+// and many rows had up to 12 times torch's error.
+constexpr Index sum_slice = 1024, gradient_slice = 192;
+
+// tile[rows][NV * width] = a[rows, k] panel, over the first `used` vectors; a's rows are `lda`
+// apart and `among` others.
 
 template <class T, int NV>
 FASTRNN_INLINE void panel_product(int used, Index rows, const T* a, Index lda, const T* panel,

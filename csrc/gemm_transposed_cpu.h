@@ -69,7 +69,7 @@ void transposed_product(const Team& team, const T* a, Index lda, Index m, Index 
   constexpr Index w = width<T>, panel_width = NV * w, stride = scratch_stride<T, NV>;
   constexpr Index group = stride * depth<T>;
   alignas(64) Value<T> tile[tile_rows<NV> * panel_width], column_sums[stride];
-  const Index first = team.begin(m), parts = ceil_div(k, sum_slice);
+  const Index first = team.begin(m), parts = ceil_div(k, gradient_slice);
   const RowBlocks<NV> blocks(team.end(m) - first);
   for (Index block = 0; block < blocks.count; ++block) {
     const Index row0 = first + blocks.start(block);
@@ -94,10 +94,10 @@ void transposed_product(const Team& team, const T* a, Index lda, Index m, Index 
         const Index left = target->columns - panel * panel_width;
         const int used = vectors_used<NV>(ceil_div(left, w));
         for (Index i = 0; i < parts; ++i) {
-          const Index begin = i * sum_slice;
+          const Index begin = i * gradient_slice;
           tile_product<T, NV>(used, rows, scratch + begin * stride, depth<T>, group,
-                              b + begin * panel_width, smaller(sum_slice, k - begin), tile, i > 0,
-                              panel_width, m);
+                              b + begin * panel_width, smaller(gradient_slice, k - begin), tile,
+                              i > 0, panel_width, m);
         }
         for (Index r = 0; r < rows; ++r)
           for (Index v = 0; v < NV && v * w < left; ++v) {

@@ -1,6 +1,7 @@
 // Vectors as wide as the registers of this unit's instruction set.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "registers.h"
@@ -12,6 +13,8 @@ using Lanes = std::uint16_t;  // a bit for each lane of a vector
 template <class T>
 struct Vec {
   using Register = typename Constants<T>::Register;
+  // In memory: of T's type, so that a store is known to leave pointers and sizes as they are.
+  typedef T Unaligned __attribute__((vector_size(vector_bytes), aligned(alignof(T))));
   static constexpr int width = vector_bytes / sizeof(T);
 
   Register v;
@@ -21,11 +24,9 @@ struct Vec {
   FASTRNN_INLINE Vec(T s) : v(s - Register{}) {}  // s - 0 keeps the sign of zero
 
   static FASTRNN_INLINE Vec load(const T* p) {
-    Vec r;
-    __builtin_memcpy(&r.v, p, sizeof r.v);
-    return r;
+    return Register(*reinterpret_cast<const Unaligned*>(p));
   }
-  FASTRNN_INLINE void store(T* p) const { __builtin_memcpy(p, &v, sizeof v); }
+  FASTRNN_INLINE void store(T* p) const { *reinterpret_cast<Unaligned*>(p) = v; }
   // Past the caches, if the set can; p is aligned. `streamed` comes before others read it.
   FASTRNN_INLINE void stream(T* p) const {
 #if defined(__AVX512F__)
@@ -86,6 +87,14 @@ struct Vec {
     const __m128i bytes = _mm_maskz_loadu_epi8(first(n), p);
     return _mm_test_epi8_mask(bytes, bytes);
 #else
+#ifdef __AVX2__
+    if (n >= width) {
+      std::conditional_t<width == 8, std::uint64_t, std::uint32_t> bytes;
+      __builtin_memcpy(&bytes, p, sizeof bytes);
+      const __m128i zeros = _mm_cmpeq_epi8(_mm_cvtsi64_si128(std::int64_t(bytes)), __m128i{});
+      return Lanes(~_mm_movemask_epi8(zeros)) & first(width);
+    }
+#endif
     Lanes bits = 0;
     for (int i = 0; i < width && i < n; ++i) bits |= Lanes((p[i] != 0) << i);
     return bits;
@@ -203,15 +212,47 @@ struct Add {
   }
 };
 
+// The smaller and the larger, lane by lane; b where one is NaN. Compilers make a comparison and a
+// choice of `?:`. (Not _mm512_min_ps: gcc's reads a variable that has no value, and warns.)
+template <class T>
+FASTRNN_INLINE Vec<T> min(Vec<T> a, Vec<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return typename Vec<T>::Register(_mm512_maskz_min_ps(0xFFFF, __m512(a.v), __m512(b.v)));
+  else
+    return typename Vec<T>::Register(_mm512_maskz_min_pd(0xFF, __m512d(a.v), __m512d(b.v)));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4)
+    return typename Vec<T>::Register(_mm256_min_ps(__m256(a.v), __m256(b.v)));
+  else
+    return typename Vec<T>::Register(_mm256_min_pd(__m256d(a.v), __m256d(b.v)));
+#else
+  return a.v < b.v ? a.v : b.v;
+#endif
+}
+
+template <class T>
+FASTRNN_INLINE Vec<T> max(Vec<T> a, Vec<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return typename Vec<T>::Register(_mm512_maskz_max_ps(0xFFFF, __m512(a.v), __m512(b.v)));
+  else
+    return typename Vec<T>::Register(_mm512_maskz_max_pd(0xFF, __m512d(a.v), __m512d(b.v)));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4)
+    return typename Vec<T>::Register(_mm256_max_ps(__m256(a.v), __m256(b.v)));
+  else
+    return typename Vec<T>::Register(_mm256_max_pd(__m256d(a.v), __m256d(b.v)));
+#else
+  return a.v > b.v ? a.v : b.v;
+#endif
+}
+
 // The larger; a where one is NaN.
 struct Larger {
   template <class T>
   FASTRNN_INLINE Vec<T> operator()(Vec<T> a, Vec<T> b) const {
-#ifdef __AVX512F__
-    if constexpr (sizeof(T) == 4)  // where one is NaN, the second
-      return typename Vec<T>::Register(_mm512_maskz_max_ps(0xFFFF, __m512(b.v), __m512(a.v)));
-#endif
-    return b.v > a.v ? b.v : a.v;
+    return max(b, a);
   }
 };
 
@@ -234,15 +275,7 @@ FASTRNN_INLINE Vec<T> choose(Lanes bits, Vec<T> a, Vec<T> b) {
 // x within [-limit, limit]; NaN stays.
 template <class T>
 FASTRNN_INLINE Vec<T> clamp(Vec<T> x, T limit) {
-  const Vec<T> high(limit), low(-limit);
-#ifdef __AVX512F__
-  if constexpr (sizeof(T) == 4)  // where the first is NaN or the second, the second
-    return typename Vec<T>::Register(_mm512_maskz_max_ps(
-        0xFFFF, __m512(low.v), _mm512_maskz_min_ps(0xFFFF, __m512(high.v), __m512(x.v))));
-#endif
-  x.v = x.v > high.v ? high.v : x.v;
-  x.v = x.v < low.v ? low.v : x.v;
-  return x;
+  return max(Vec<T>(-limit), min(Vec<T>(limit), x));
 }
 
 template <class T>

@@ -351,3 +351,25 @@ def test_batch_sizes_of_another_dtype():
         ValueError, match=r"batch_sizes must be a CPU int64 tensor \[T\], got torch.int32"
     ):
         call(input=torch.zeros(4, 3), batch_sizes=torch.tensor([2, 2], dtype=torch.int32))
+
+
+@native
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_weights_gradients_round_as_torchs_over_many_rows(name):
+    def gradients(module, x):
+        return torch.autograd.grad(module(x)[0].sum(), list(module.parameters()))
+
+    errors = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        peer = getattr(torch.nn, name)(64, 64)
+        ours, exact = getattr(fastrnn, name)(64, 64), getattr(torch.nn, name)(64, 64).double()
+        ours.load_state_dict(peer.state_dict())
+        exact.load_state_dict(peer.state_dict())
+        x = torch.randn(35, 20, 64).abs()  # sums that grow
+        found = zip(
+            gradients(ours, x), gradients(peer, x), gradients(exact, x.double()), strict=True
+        )
+        errors += [[((g - e).norm() / e.norm()).item() for g in (o, p)] for o, p, e in found]
+    mine, torchs = torch.tensor(errors).view(3, -1, 2).median(0).values.unbind(1)
+    assert (mine <= 2 * torchs).all(), (mine, torchs)
