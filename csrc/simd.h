@@ -53,6 +53,11 @@ struct Vec {
       return Register(_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
     else
       return Register(_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p));
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4)
+      return Register(_mm256_maskload_ps(p, all_of_first(n)));
+    else
+      return Register(_mm256_maskload_pd(p, all_of_first(n)));
 #else
     Vec r(T(0));
     for (Index i = 0; i < n; ++i) r.v[i] = p[i];
@@ -66,6 +71,11 @@ struct Vec {
       _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), __m512(v));
     else
       _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), __m512d(v));
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4)
+      _mm256_maskstore_ps(p, all_of_first(n), __m256(v));
+    else
+      _mm256_maskstore_pd(p, all_of_first(n), __m256d(v));
 #else
     for (Index i = 0; i < n; ++i) p[i] = v[i];
 #endif
@@ -115,6 +125,15 @@ struct Vec {
     return bits;
 #endif
   }
+
+#ifdef __AVX2__
+  // All bits of each of the first n lanes, 0 <= n <= width.
+  static FASTRNN_INLINE __m256i all_of_first(Index n) {
+    static constexpr std::int32_t edge[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    const Index words = n * Index(sizeof(T)) / 4;
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(edge + 8 - words));
+  }
+#endif
 
   friend FASTRNN_INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
   friend FASTRNN_INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
