@@ -151,6 +151,17 @@ def test_a_contender_that_fails_leaves_the_others(monkeypatch):
     assert lost.value.args[0] == "cluster"
 
 
+def test_one_api_says_whether_products_may_be_tf32():
+    """Reading torch's older switches raises once the newer ones have been set."""
+    matmul, rnn = torch.backends.cuda.matmul, torch.backends.cudnn.rnn
+    before = rnn.fp32_precision
+    with gpu_checks.tf32():
+        for name, value in (("tf32", "tf32"), ("float32", "ieee"), ("bfloat16", "ieee")):
+            with measure.precision(name):
+                assert (matmul.fp32_precision, rnn.fp32_precision) == (value, value)
+            assert (matmul.fp32_precision, rnn.fp32_precision) == ("tf32", before)
+
+
 # A worker that crashes on "crash", hangs on "hang", loses the device to "grid" on "lose".
 WORKER = """
 import argparse, json, os, sys, time

@@ -36,15 +36,16 @@ class LostDevice(Exception):  # noqa: N818 (what it is)
 @contextmanager
 def precision(name: str) -> Iterator[None]:
     """With or without TF32 in every product."""
-    modules: Any = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [module.allow_tf32 for module in modules]
+    modules: Any = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
+    # Once one of these has been set, torch refuses to read the older allow_tf32.
+    before = [module.fp32_precision for module in modules]
     for module in modules:
-        module.allow_tf32 = name == "tf32"
+        module.fp32_precision = "tf32" if name == "tf32" else "ieee"
     try:
         yield
     finally:
         for module, value in zip(modules, before, strict=True):
-            module.allow_tf32 = value
+            module.fp32_precision = value
 
 
 @contextmanager
