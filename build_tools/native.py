@@ -9,7 +9,7 @@ from pathlib import Path
 
 from build_tools import toolchain, torch_location
 from build_tools.plan import LIBRARY, MODULE, Plan
-from build_tools.runner import run
+from build_tools.runner import Step, run
 from build_tools.toolchain import BuildError, Cuda, SettingError
 
 REASON = "libfastrnn.reason"
@@ -29,15 +29,19 @@ def _carry_out(plan: Plan) -> list[Path]:
     # Written only when it differs, or module.cpp would be compiled every time.
     if not header.is_file() or header.read_text() != text:
         header.write_text(text)
-    steps = plan.library()
+    steps, module = plan.library(), list[Step]()
     try:
-        steps += plan.module()
+        module = plan.module()
+        run([*steps, *module], plan.root, plan.build_dir, toolchain.jobs())
+        steps += module
     except BuildError as error:
-        # The kernels do not need it: a Python without its headers still gets them.
-        if toolchain.switch("FASTRNN_REQUIRE_EXT"):
+        # The kernels do not need it: without its headers, or with some that do not compile, they
+        # are still built.
+        of_module = {step.output.name for step in module}
+        if toolchain.switch("FASTRNN_REQUIRE_EXT") or not of_module.issuperset(error.outputs):
             raise
         _warn(f"fastrnn._C is left out: {error}")
-    run(steps, plan.root, plan.build_dir, toolchain.jobs())
+        run(steps, plan.root, plan.build_dir, toolchain.jobs())
     return [plan.root / step.output for step in steps if step.depfile is None]
 
 

@@ -23,7 +23,8 @@ OPTIMISE = ["-O3", "-fPIC", "-fvisibility=hidden"]
 COMMON = ["-std=c++20", *OPTIMISE, "-Wall", "-fopenmp"]
 # Contracted multiply-adds and branch-free maths, but NaN and Inf still propagate.
 FLOATING_POINT = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-# The stable ABI of torch 2.11: the library runs on that torch and every later one.
+# The stable ABI of torch 2.11: the library runs on that torch and every later one. Units of _C see
+# no header of torch's own, and the pybind11 that some torches carry refuses the macro.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 LINK = ["-shared", "-fopenmp"]
 LINUX_LINK = ["-Wl,-z,defs", "-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else []
@@ -65,11 +66,11 @@ class Plan:
 
     @property
     def defines(self) -> list[str]:
-        """Macros that every unit sees."""
+        """Macros of what there is, which every unit sees."""
         macros = [f"-DFASTRNN_HAVE_{name.upper()}=1" for name in self.sets if name != "portable"]
         if isinstance(self.cuda, Cuda):
             macros.append("-DFASTRNN_CUDA=1")
-        return [*STABLE_ABI, *macros]
+        return macros
 
     def _compile(self, source: Path, name: str, flags: Sequence[str]) -> Step:
         output, depfile = (self.build_dir / f"{name}{end}" for end in (".o", ".d"))
@@ -99,10 +100,10 @@ class Plan:
             if source.name == "module.cpp":
                 continue
             if not source.stem.endswith("_cpu"):
-                steps.append(self._compile(source, source.stem, []))
+                steps.append(self._compile(source, source.stem, STABLE_ABI))
                 continue
             for name, flags in self.sets.items():
-                flags = [f"-DFASTRNN_ISA={name}", *flags]
+                flags = [*STABLE_ABI, f"-DFASTRNN_ISA={name}", *flags]
                 steps.append(self._compile(source, f"{source.stem}.{name}", flags))
         libraries = ["-L", str(self.torch.lib), "-Wl,--no-as-needed"]
         libraries += ["-ltorch", "-ltorch_cpu", "-lc10"]

@@ -8,6 +8,7 @@ together.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 
 import fastrnn
+from benchmarks.gpu.clock import Clock
+from benchmarks.gpu.protocol import family, say
 from fastrnn import _cuda, ops
 from fastrnn.bidirectional import BothDirections
 from fastrnn.cells import CELLS, COMPILED, LAYER_NORMED
@@ -380,23 +383,50 @@ def checks() -> dict[str, Check]:
     return found | attention_checks(FLOORS) | others
 
 
+def failure(check: Check, clock: Clock) -> str:
+    """What is wrong, in a line; empty if nothing is."""
+    try:
+        check()
+        clock.wait()  # or the next check would be blamed for what this one has queued
+    except Exception as error:
+        traceback.print_exc(file=sys.stdout, limit=-2)
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
+
+
 def main() -> int:
-    """Run them all, or the small ones; exit status 1 if one failed."""
+    """Run those named, the small ones or all, as a worker of benchmarks/gpu/supervise.py does.
+
+    Exit status 1 if one failed, or broke the device for those after it.
+    """
     some = ("lstm-bfloat16-small", "gru-float32-small", "added-bfloat16-small")
+    every, clock = checks(), Clock("cuda")
     parser = argparse.ArgumentParser(prog="python -m tests.gpu_checks", description=__doc__)
+    parser.add_argument("names", nargs="*")
     parser.add_argument("--small", action="store_true", help="a few small layers")
-    small = parser.parse_args().small
-    wanted = {name: check for name, check in checks().items() if not small or name.endswith(some)}
-    failed = []
-    for name, check in wanted.items():
-        try:
-            check()
-        except Exception as error:
-            failed.append(name)
-            print(f"{name}: {error}")
-            traceback.print_exc(limit=-2)
-    print(f"{len(wanted) - len(failed)} of {len(wanted)} checks passed")
-    return int(bool(failed))
+    parser.add_argument(
+        "--without", type=json.loads, default={}, help="JSON: name or its beginning -> what is lost"
+    )
+    options = parser.parse_args()
+    wanted = options.names or [n for n in every if not options.small or n.endswith(some)]
+    passed = 0
+    for name in wanted:
+        say({"begin": name})
+        if lost := options.without.get(name):
+            say({"case": name, "errors": lost})
+            continue
+        if lost := options.without.get(family(name)):
+            say({"case": name, "skipped": lost["check"]})
+            continue
+        say({"trying": "check"})
+        why = failure(every[name], clock)
+        if why and not clock.alive():
+            say({"lost": why})
+            return 1
+        passed += not why
+        say({"case": name} | ({"errors": {"check": why}} if why else {}))
+    print(f"{passed} of {len(wanted)} checks passed")
+    return int(passed < len(wanted))
 
 
 if __name__ == "__main__":

@@ -183,6 +183,40 @@ def test_a_failed_command_is_named(tmp_path: Path) -> None:
         _build(tmp_path)
 
 
+@needs_compiler
+def test_the_module_is_compiled_without_the_stable_abi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Headers of torch 2.11 do not compile with its macro; whatever fails in _C costs _C alone."""
+    monkeypatch.delenv("FASTRNN_REQUIRE_EXT", raising=False)
+    _tree(tmp_path)
+    csrc, module = tmp_path / "csrc", "#ifdef TORCH_TARGET_VERSION\n#error pybind11\n#endif\n"
+    (csrc / "plan.cpp").write_text("")
+    (csrc / "module.cpp").write_text(module)
+    (csrc / "two.cpp").write_text(
+        "#ifndef TORCH_TARGET_VERSION\n#error\n#endif\nint shared() { return 2; }\n"
+    )
+    tree = _plan(tmp_path)
+    pybind11 = tree.torch.include / "pybind11" / "pybind11.h"
+    if not pybind11.is_file():
+        pytest.skip(f"needs {pybind11}")
+    names = [path.name for path in native._carry_out(tree)]
+    assert names == [plan.LIBRARY, plan.MODULE]
+
+    (csrc / "module.cpp").write_text("int module( {\n")
+    assert [path.name for path in native._carry_out(tree)] == [plan.LIBRARY]
+    told = capfd.readouterr().err
+    assert re.search(r"warning: fastrnn\._C is left out: building module\..* failed: .*error", told)
+    monkeypatch.setenv("FASTRNN_REQUIRE_EXT", "1")
+    with pytest.raises(toolchain.BuildError, match=r"building module\."):
+        native._carry_out(tree)
+    monkeypatch.delenv("FASTRNN_REQUIRE_EXT")
+    (csrc / "module.cpp").write_text(module)
+    (csrc / "one.cpp").write_text("int one( {\n")
+    with pytest.raises(toolchain.BuildError, match=r"building one\.o failed"):
+        native._carry_out(tree)
+
+
 def test_no_compiler_leaves_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in native.REQUIRED:
         monkeypatch.delenv(name, raising=False)

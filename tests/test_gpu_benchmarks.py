@@ -16,10 +16,10 @@ from benchmarks.gpu import __main__ as program
 from benchmarks.gpu import correctness, library, measure, report
 from benchmarks.gpu.attention import measurement
 from benchmarks.gpu.budget import Budget
-from benchmarks.gpu.cases import AttentionCase, AttentionShape, Case, Shape, cases
+from benchmarks.gpu.cases import PEAKS, AttentionCase, AttentionShape, Case, Shape, cases
 from benchmarks.gpu.clock import Clock, Contender
-from benchmarks.gpu.measure import LostDevice, Measurement
-from benchmarks.gpu.supervise import Supervisor
+from benchmarks.gpu.measure import Measurement
+from benchmarks.gpu.peaks import PARTS
 from fastrnn import _attention, _library, ops
 from tests import gpu_attention, gpu_checks
 from tests.conftest import pytest_runtest_setup
@@ -40,6 +40,7 @@ def test_cases_have_names_of_their_own_and_the_wanted_shapes():
     assert {c.mask for c in attentions} == {"boolean", "causal"}
     assert {c.precision for c in every} == {"float32", "tf32", "float16", "bfloat16"}
     assert {c.mode for c in every} == {"forward", "train"}
+    assert tuple(PARTS) == PEAKS
 
 
 def test_operations_and_chain():
@@ -92,7 +93,7 @@ def test_clock_takes_turns_and_repeats_what_is_short(monkeypatch):
 
 def test_a_case_on_the_cpu(monkeypatch):
     monkeypatch.setattr(measure, "refusal", lambda name, *_: None if name == "torch.nn" else "no")
-    row = Measurement(TINY, "cpu", {}).run(5, 0.1)
+    row = Measurement(TINY, "cpu").run(5, 0.1)
     assert row["torch.nn"]["p20"] <= row["torch.nn"]["p50"] <= row["torch.nn"]["p80"]
     assert row["refused"] == dict.fromkeys(measure.OURS, "no")
     assert row["error"] == {"torch.nn": pytest.approx(0.5, abs=0.5)}
@@ -103,9 +104,11 @@ def test_a_case_on_the_cpu(monkeypatch):
 def test_our_schedules_take_part(monkeypatch):
     """On the CPU all of our contenders run the CPU's kernels; none is refused here."""
     monkeypatch.setattr(measure, "refusal", lambda name, *_: "no" if name == "triton" else None)
-    row = Measurement(TINY, "cpu", {"cluster": "broke the device"}).run(5, 0.1)
-    assert row["errors"] == {"cluster": "broke the device"}
-    assert row["best"] in ("auto", "grid", "step")
+    lost, out = {"cluster": "broke the device"}, {"grid": "hung twice"}
+    row = Measurement(TINY, "cpu", lost, out).run(5, 0.1)
+    assert row["errors"] == lost
+    assert row["refused"] == out | {"triton": "no"}
+    assert row["best"] in ("auto", "step")
     assert row["ratio"]["torch.nn"] > 0
     assert row["error"]["step"] <= 1
 
@@ -113,7 +116,7 @@ def test_our_schedules_take_part(monkeypatch):
 @pytest.mark.parametrize("mask", ["boolean", "causal"])
 def test_attention_on_the_cpu(monkeypatch, mask):
     monkeypatch.setattr(measure, "refusal", lambda name, *_: "no" if name == "triton" else None)
-    row = measurement(replace(ATTENTION, mask=mask), "cpu", {}).run(5, 0.1)
+    row = measurement(replace(ATTENTION, mask=mask), "cpu").run(5, 0.1)
     assert row["sdpa"] in ("flash", "math") and "efficient" in row["refused"]
     assert row["error"]["auto"] <= 1 and not row["errors"]
     assert (row["best"], row["ratio"]["torch.nn"] > 0) == ("auto", True)
@@ -143,53 +146,30 @@ def test_a_contender_that_fails_leaves_the_others(monkeypatch):
     assert "times the error that is allowed" in row["errors"]["cluster"]
     assert "best" not in row and "torch.nn" in row
 
-    monkeypatch.setattr(
-        torch, "ones", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no device"))
-    )
-    with pytest.raises(LostDevice) as lost:
-        Measurement(TINY, "cpu", {}).run(5, 0.1)
-    assert lost.value.args[0] == "cluster"
+    monkeypatch.setattr(Clock, "alive", lambda clock: False)
+    with pytest.raises(RuntimeError, match="times the error that is allowed"):
+        Measurement(TINY, "cpu", {"auto": "out"}).run(5, 0.1)
 
 
-# A worker that crashes on "crash", hangs on "hang", loses the device to "grid" on "lose".
-WORKER = """
-import argparse, json, os, sys, time
-parser = argparse.ArgumentParser()
-parser.add_argument("tasks", nargs="+")
-parser.add_argument("--without", default="{}")
-options = parser.parse_args()
-without = json.loads(options.without)
-for task in options.tasks:
-    print(json.dumps({"begin": task}), flush=True)
-    if task == "crash":
-        print("it hurts", flush=True)
-        os._exit(3)
-    if task == "hang":
-        time.sleep(60)
-    if task == "lose" and "grid" not in without.get(task, {}):
-        print(json.dumps({"lost": "grid", "why": "an illegal access"}), flush=True)
-        sys.exit(1)
-    print(json.dumps({"case": task, "without": without.get(task, {})}), flush=True)
-"""
+def test_what_is_tried_is_said_before_it_can_hang(monkeypatch, capsys):
+    """When it is checked and at each of its turns."""
+    monkeypatch.setattr(measure, "refusal", lambda name, *_: "no" if name == "triton" else None)
+    out = {"auto": "out", "cluster": "out"}
+    Measurement(TINY, "cpu", out).run(5, 0.0)
+    told = [json.loads(line)["trying"] for line in capsys.readouterr().out.splitlines()]
+    turn = [None, "grid", "step"]
+    assert told == turn + turn + turn + turn[::-1] + turn + turn[::-1] + turn
 
 
-def test_a_worker_that_dies_or_hangs_costs_its_own_row(tmp_path: Path):
-    worker = tmp_path / "worker.py"
-    worker.write_text(WORKER)
-    supervisor = Supervisor(Budget(60), 3, command=(sys.executable, str(worker)))
-    rows = {row["case"]: row for row in supervisor.rows(["a", "crash", "lose", "hang", "b"])}
-    assert list(rows) == ["a", "crash", "lose", "hang", "b"]
-    assert rows["crash"]["errors"]["case"] == "the worker ended with status 3: it hurts"
-    assert rows["lose"]["without"] == {"grid": "an illegal access"}
-    assert rows["hang"]["errors"]["case"] == "took longer than 3 s"
-    assert rows["b"] == {"case": "b", "without": {}}
-
-
-def test_out_of_time_is_said():
-    supervisor = Supervisor(Budget(10), 60, command=("false",))
-    assert list(supervisor.rows(["a", "b"], keep=10)) == [
-        {"case": name, "skipped": "out of time"} for name in "ab"
-    ]
+def test_one_api_says_whether_products_may_be_tf32():
+    """Reading torch's older switches raises once the newer ones have been set."""
+    matmul, rnn = torch.backends.cuda.matmul, torch.backends.cudnn.rnn
+    before = rnn.fp32_precision
+    with gpu_checks.tf32():
+        for name, value in (("tf32", "tf32"), ("float32", "ieee"), ("bfloat16", "ieee")):
+            with measure.precision(name):
+                assert (matmul.fp32_precision, rnn.fp32_precision) == (value, value)
+            assert (matmul.fp32_precision, rnn.fp32_precision) == ("tf32", before)
 
 
 def row(name, **more):
@@ -207,21 +187,17 @@ def test_table_and_floor():
     assert report.floor(row("x"), 1e12, 70, peaks) == {"floor_ms": 2.0}
     assert report.floor(row("x"), 1e12, 70, {}) == {}
     bad = row("two", errors={"grid": "RuntimeError: it broke"})
-    text = report.table([good, bad, {"case": "three", "skipped": "out of time"}]).splitlines()
+    late = [{"case": name, "skipped": "out of time"} for name in ("three", "four")]
+    tool = {"case": "memcheck", "skipped": "there is no compute-sanitizer"}
+    text = report.table([good, bad, *late, tool]).splitlines()
     heads = "case torch.nn auto cluster grid step triton ratio us/step of floor"
     assert " ".join(text[0].split()) == heads
     assert " ".join(text[1].split()) == "one 1.000 - - - 0.500 - 2.00x 7.14 14%"
     assert " ".join(text[2].split()) == "two - - - failed - - - - -"
     assert text[3] == "two: grid: RuntimeError: it broke"
-    assert text[4] == "left out: 1, from three on: out of time"
+    assert text[4] == "left out: 2, from three on: out of time"
+    assert text[5] == "left out: 1, from memcheck on: there is no compute-sanitizer"
     assert [report.failed(r) for r in (good, bad)] == [False, True]
-
-
-def test_the_tests_that_need_a_gpu_are_found():
-    assert "tests/test_gpu.py" in correctness.marked()
-    command = list(correctness.command())
-    assert command[:5] == [sys.executable, "-m", "pytest", "-q", "-m"]
-    assert set(command[6:]) == set(correctness.marked())
 
 
 def test_command_line(capsys):
@@ -260,33 +236,58 @@ def test_without_a_gpu_its_tests_are_skipped_or_fail(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_library_says_so():
-    assert library.refusal() == "torch sees no GPU"
+def test_without_a_gpu_the_library_says_so(tmp_path):
+    log = tmp_path / "log"
+    assert library.refusal(log) == "torch sees no GPU"
+    assert library.refusal(log, 0.1) == "importing fastrnn took longer than 0 s"
 
 
-def test_nothing_runs_on_a_library_that_does_not(monkeypatch, capsys):
-    monkeypatch.setattr(library, "refusal", lambda: "no code for it")
-    monkeypatch.setattr(library, "build", lambda seconds: "")
-    monkeypatch.setattr(sys, "argv", ["gpu"])
+def test_the_library_that_runs_is_heard_among_warnings(monkeypatch, tmp_path):
+    script = f"import sys; print('a warning'); print({library.RUNS!r}); sys.exit('another')"
+    monkeypatch.setattr(library, "PROBE", script)
+    assert library.refusal(tmp_path / "log") == ""
+
+
+def test_environment_is_heard_among_warnings(monkeypatch, tmp_path):
+    script = """print('a warning', '{"gpu": "none"}', 'another', sep=chr(10))"""
+    monkeypatch.setattr(program, "ENVIRONMENT", script)
+    facts = program.environment(tmp_path / "log")
+    assert (facts["suite"], facts["gpu"], len(facts["commit"]) > 6) == ("gpu", "none", True)
+
+
+def test_nothing_runs_on_a_library_that_does_not(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(library, "refusal", lambda log: "no code for it")
+    monkeypatch.setattr(library, "build", lambda seconds, log: "")
+    monkeypatch.setattr(sys, "argv", ["gpu", "--results", str(tmp_path / "gpu.jsonl")])
     assert program.main() == 2
     assert capsys.readouterr().err == "gpu: no code for it\n"
-    monkeypatch.setattr(library, "build", lambda seconds: pytest.fail("there is nothing to build"))
-    monkeypatch.setattr(library, "refusal", lambda: library.NO_GPU)
+    monkeypatch.setattr(library, "build", lambda *_: pytest.fail("there is nothing to build"))
+    monkeypatch.setattr(library, "refusal", lambda log: library.NO_GPU)
     assert program.main() == 2
     assert capsys.readouterr().err == "gpu: torch sees no GPU\n"
-    monkeypatch.setattr(library, "refusal", lambda: "no code for it")
-    monkeypatch.setattr(library, "build", lambda seconds: "the build broke")
+    monkeypatch.setattr(library, "refusal", lambda log: "no code for it")
+    monkeypatch.setattr(library, "build", lambda *_: "the build broke")
     assert program.main() == 2
     assert capsys.readouterr().err == "gpu: the build broke\n"
 
 
 def test_a_whole_run(monkeypatch, tmp_path, capsys):
     """The stages in their order, one of which fails, and what is left of them."""
-    monkeypatch.setattr(library, "refusal", lambda: "")
-    monkeypatch.setattr(program, "environment", lambda: {"gpu": "none"})
-    monkeypatch.setattr(correctness, "tests", lambda seconds: ({"case": "tests", "said": "ok"}, ""))
-    found = ({"case": "racecheck", "errors": {"racecheck": "a race"}}, "all of it")
-    monkeypatch.setattr(correctness, "racecheck", lambda seconds: found)
+    monkeypatch.setattr(library, "refusal", lambda log: "")
+    monkeypatch.setattr(program, "environment", lambda log: {"gpu": "none"})
+    minutes = {}
+
+    def stage(name, seconds, errors):
+        minutes[name] = seconds / 60
+        return {"case": name, "errors": errors}
+
+    monkeypatch.setattr(correctness, "checks", lambda own, log: stage("checks", own.left(), {}))
+    monkeypatch.setattr(correctness, "triton", lambda seconds, log: stage("triton", seconds, {}))
+    monkeypatch.setattr(
+        correctness,
+        "sanitized",
+        lambda tool, seconds, log: stage(tool, seconds, {tool: "a race"} if "race" in tool else {}),
+    )
 
     class Workers:
         def __init__(self, *_):
@@ -296,8 +297,8 @@ def test_a_whole_run(monkeypatch, tmp_path, capsys):
             for task in tasks:
                 times = {"p20": 1.0, "p50": 2.0, "p80": 3.0}
                 case = {"case": task, "precision": "bfloat16", "T": 35, "L": 2, "best": "step"}
-                rates = {"case": task, "bfloat16_tflops": 500.0}
-                yield rates if task == "peaks" else case | {"step": times}
+                rates = {"case": task, "bfloat16_tflops": 500.0} if "products" in task else {}
+                yield {"case": task} | rates if "peak" in task else case | {"step": times}
 
     monkeypatch.setattr(program, "Supervisor", Workers)
     path = tmp_path / "gpu.jsonl"
@@ -305,27 +306,15 @@ def test_a_whole_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu", "--only", name, "--results", str(path)])
     assert program.main() == 1
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [row["case"] for row in rows] == ["tests", "peaks", name, "racecheck"]
+    stages = ["checks", *PEAKS, name, "triton", "memcheck", "synccheck", "racecheck"]
+    assert [row["case"] for row in rows] == stages
     assert all(row["gpu"] == "none" for row in rows)
-    assert rows[2]["floor_fraction"] > 0
+    assert rows[stages.index(name)]["floor_fraction"] > 0
+    shares = {"checks": 2.25, "triton": 2.5, "memcheck": 3.75, "synccheck": 3.75, "racecheck": 7.5}
+    assert minutes == pytest.approx(shares, abs=0.1)
     told = capsys.readouterr().out
     assert "racecheck: racecheck: a race" in told
-    assert "all of it" in told
-
-
-def test_racecheck_runs_where_the_tool_is(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    row, _ = correctness.racecheck(5)
-    assert row == {"case": "racecheck", "skipped": "there is no compute-sanitizer"}
-    tool = tmp_path / "compute-sanitizer"
-    tool.write_text('#!/bin/sh\necho "$@"\nexit 9\n')
-    tool.chmod(0o755)
-    row, said = correctness.racecheck(5)
-    assert "--tool racecheck" in said and said.strip().endswith("tests.gpu_checks --small")
-    assert row["errors"] == {"racecheck": said.strip()}
-    tool.write_text("#!/bin/sh\nread _ < /dev/zero\n")
-    row, _ = correctness.racecheck(0.5)
-    assert row == {"case": "racecheck", "skipped": "took longer than 0 s"}
+    assert told.endswith(f"kept in {path}, all that was said in {path}.log\n")
 
 
 def test_error_is_in_units_of_what_is_allowed():

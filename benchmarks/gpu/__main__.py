@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import correctness, library, report
 from benchmarks.gpu.budget import Budget
-from benchmarks.gpu.cases import AttentionCase, Case, cases
-from benchmarks.gpu.supervise import ROOT, Supervisor
+from benchmarks.gpu.cases import PEAKS, AttentionCase, Case, cases
+from benchmarks.gpu.process import ROOT, finished
+from benchmarks.gpu.protocol import heard
+from benchmarks.gpu.supervise import Supervisor
 
 Row = dict[str, Any]
 # Prints what the rows were measured on.
@@ -26,18 +28,14 @@ print(json.dumps({"gpu": torch.cuda.get_device_name(device), "torch": torch.__ve
 """
 
 
-def environment() -> Row:
+def environment(log: Path) -> Row:
     """Machine, versions and commit, for every row."""
-    commit = "unknown"
+    facts: Row = {"suite": "gpu", "commit": "unknown"}
     if git := shutil.which("git"):
-        command = [git, "describe", "--always", "--dirty", "--exclude=*"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        commit = done.stdout.strip() or commit
-    done = subprocess.run(
-        [sys.executable, "-c", ENVIRONMENT], cwd=ROOT, capture_output=True, text=True
-    )
-    told = done.stdout.strip().splitlines()
-    return {"suite": "gpu", "commit": commit} | (json.loads(told[-1]) if told else {})
+        status, said = finished([git, "describe", "--always", "--dirty", "--exclude=*"], 20, log)
+        facts["commit"] = said[-1] if status == 0 else "unknown"
+    _, said = finished([sys.executable, "-c", ENVIRONMENT], 60, log)
+    return facts | next(filter(None, map(heard, said)), {})
 
 
 def append(rows: list[Row], path: Path) -> None:
@@ -74,14 +72,17 @@ def main() -> int:
     """Exit status 1 if anything failed, 2 if nothing could be measured."""
     options = parsed()
     budget = Budget(options.minutes * 60)
-    why = library.refusal()
+    log = options.results.with_name(f"{options.results.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("")
+    why = library.refusal(log)
     if why and why != library.NO_GPU:
         print(f"the library that is here does not do: {why}; building", flush=True)
-        why = library.build(budget.share(240)) or library.refusal()
+        why = library.build(budget.share(240), log) or library.refusal(log)
     if why:
         print(f"gpu: {why}", file=sys.stderr)
         return 2
-    facts = environment()
+    facts = environment(log)
     print(json.dumps(facts), flush=True)
     rows: list[Row] = []
 
@@ -91,32 +92,31 @@ def main() -> int:
         shown = {k: v for k, v in row.items() if k in ("case", "ratio", "errors", "said")}
         print(json.dumps(shown), flush=True)
 
+    all_there_is = budget.left()
+    after = 0.0 if options.no_tests else 0.28 * all_there_is  # for Triton's tests and the tools
     if not options.no_tests:
-        row, said = correctness.tests(budget.share(150, keep=60))
-        keep(row)
-        if report.failed(row):
-            print(said, flush=True)
-    measured = chosen(options.only)
-    supervisor = Supervisor(budget, 60, ("--rounds", str(options.rounds)))
+        keep(correctness.checks(Budget(0.3 * all_there_is), log))
+    supervisor = Supervisor(budget, 20, log, ("--rounds", str(options.rounds)))
     peaks: Row = {}
-    for row in supervisor.rows(["peaks"]):
-        peaks = row
+    for row in supervisor.rows(PEAKS, after):
+        peaks |= row
         keep(row)
-    by_name = {case.name: case for case in measured}
-    for row in supervisor.rows(list(by_name), keep=0 if options.no_tests else 45):
+    by_name = {case.name: case for case in chosen(options.only)}
+    for row in supervisor.rows(list(by_name), after):
         if "precision" in row:
             case = by_name[row["case"]]
             row |= report.floor(row, case.operations, case.chain, peaks)
         keep(row)
     if not options.no_tests:
-        row, said = correctness.racecheck(budget.share(60))
-        keep(row)
-        if report.failed(row):
-            print(said, flush=True)
+        keep(correctness.triton(budget.left() / 3, log))
+        for share, tool in zip((2, 2, 1), correctness.TOOLS, strict=True):
+            keep(correctness.sanitized(tool, budget.left() / share, log))
     print(report.table(rows))
-    print(f"kept in {options.results}")
+    print(f"kept in {options.results}, all that was said in {log}")
     return int(any(map(report.failed, rows)))
 
 
 if __name__ == "__main__":
+    # Its processes are in sessions of their own: they end only where this one cleans up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,13 +56,20 @@ class AttentionMeasurement(Measurement):
     Args:
         case: what to measure.
         device: "cuda", or "cpu" (in tests).
-        without: contenders that are to stay out -> why.
+        without: contenders that were lost in this case -> why.
+        refused: contenders that stay out of all such cases -> why.
     """
 
     ours = ("auto", "triton")
 
-    def __init__(self, case: AttentionCase, device: str, without: dict[str, str]) -> None:
-        self.case, self.device, self.without = case, device, without
+    def __init__(
+        self,
+        case: AttentionCase,
+        device: str,
+        without: Mapping[str, str] = {},
+        refused: Mapping[str, str] = {},
+    ) -> None:
+        self.case, self.device = case, device
         self.clock = Clock(device)
         torch.manual_seed(0)
         B, heads, positions, size = case.shape  # noqa: N806
@@ -72,7 +80,7 @@ class AttentionMeasurement(Measurement):
         if case.mask == "boolean":
             self.mask = torch.rand(B, 1, positions, positions, device=device) > 0.3
             self.mask[..., 0] = True
-        self.row = {"case": case.name, **case.columns, "refused": {}, "errors": {}}
+        self.row = self._empty(without, refused)
         self.row["sdpa"] = self.peer = self._fastest()
 
     def _made(self, name: str) -> tuple[nn.Module, Tensor, Run]:
@@ -96,7 +104,7 @@ class AttentionMeasurement(Measurement):
         return min(found, key=lambda name: found[name])
 
 
-def measurement(case: Any, device: str, without: dict[str, str]) -> Measurement:
+def measurement(case: Any, *rest: Any) -> Measurement:
     """Of either kind of case."""
     kind = AttentionMeasurement if isinstance(case, AttentionCase) else Measurement
-    return kind(case, device, without)
+    return kind(case, *rest)

@@ -113,6 +113,8 @@ class AttentionCase:
         return count * product / (2 if self.mask == "causal" else 1)
 
 
+# Of the device: benchmarks/gpu/peaks.py.
+PEAKS = ("peak-launch", "peak-products", "peak-bandwidth", "peak-clusters", "peak-grid")
 PENN = [Shape(35, 20, 200, 200, 2), Shape(35, 20, 650, 650, 2), Shape(35, 20, 1500, 1500, 2)]
 # Narrow layers are one launch by the plan's choice ("auto"), one by one by a schedule asked for.
 DEEPER = Shape(35, 20, 256, 256, 3)

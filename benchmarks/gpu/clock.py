@@ -35,12 +35,21 @@ class Clock:
     """
 
     def __init__(self, device: str) -> None:
-        self.cuda = torch.device(device).type == "cuda"
+        self.device, self.cuda = device, torch.device(device).type == "cuda"
 
     def wait(self) -> None:
         """Until the device has done all that is queued."""
         if self.cuda:
             torch.cuda.synchronize()
+
+    def alive(self) -> bool:
+        """Whether the device still works in this process; after some errors it never does again."""
+        try:
+            self.wait()
+            torch.ones(1, device=self.device).item()
+        except RuntimeError:
+            return False
+        return True
 
     def milliseconds(self, run: Run, repeats: int = 1) -> float:
         """Of one run, out of `repeats` in a row."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
+from pathlib import Path
 
-from benchmarks.gpu.supervise import ROOT
+from benchmarks.gpu.process import finished
 
 NO_GPU = "torch sees no GPU"
-# Prints why the library does not run on the GPU here, or nothing.
+RUNS = "the library runs"
+# Says why the library does not run on the GPU here, or that it does.
 PROBE = f"""
 import warnings
 warnings.simplefilter("ignore")
@@ -21,7 +21,7 @@ elif _library.unavailable:
     print(_library.unavailable)
 else:
     found = _cuda.facts(torch.cuda.current_device())
-    print(found if isinstance(found, str) else "")
+    print(found if isinstance(found, str) else {RUNS!r})
 """
 # setuptools may be missing; the build needs nothing of it.
 BUILD = """
@@ -31,29 +31,20 @@ native.install(Path.cwd(), Path("fastrnn"))
 """
 
 
-def refusal() -> str:
+def refusal(log: Path, seconds: float = 60) -> str:
     """Why the library that is here does not run on the GPU; empty if it does."""
-    done = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:]
-        return last[0] if last else f"importing fastrnn ended with status {done.returncode}"
-    return done.stdout.strip()
-
-
-def build(seconds: float) -> str:
-    """Build it for the GPU that is here; returns why that failed, or nothing."""
-    environment = {"FASTRNN_CUDA": "1"}  # without its kernels for the GPU it is of no use here
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", BUILD],
-            cwd=ROOT,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-        )
-    except subprocess.TimeoutExpired:
-        return f"the build took longer than {seconds:.0f} s"
-    if done.returncode == 0:
+    status, said = finished((sys.executable, "-c", PROBE), seconds, log)
+    if status is None:
+        return f"importing fastrnn took longer than {seconds:.0f} s"
+    if RUNS in said:
         return ""
-    return (done.stderr.strip().splitlines() or ["the build failed"])[-1]
+    return said[-1] if said else f"importing fastrnn ended with status {status}"
+
+
+def build(seconds: float, log: Path) -> str:
+    """Build it for the GPU that is here; returns why that failed, or nothing."""
+    # Without its kernels for the GPU it is of no use here.
+    status, said = finished((sys.executable, "-c", BUILD), seconds, log, FASTRNN_CUDA="1")
+    if status is None:
+        return f"the build took longer than {seconds:.0f} s"
+    return (said[-1] if said else "the build failed") if status else ""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fastrnn
 from benchmarks.gpu.cases import Case
 from benchmarks.gpu.clock import Clock, Contender, Run, captured
+from benchmarks.gpu.protocol import say
 from benchmarks.timing import percentiles
 from fastrnn import _cuda
 
@@ -29,22 +30,19 @@ PEER = "torch.nn"
 OURS = ("auto", *_cuda.SCHEDULES, "triton")  # auto: the choice of plan()
 
 
-class LostDevice(Exception):  # noqa: N818 (what it is)
-    """Nothing runs on the device any more in this process; the row so far is the argument."""
-
-
 @contextmanager
 def precision(name: str) -> Iterator[None]:
     """With or without TF32 in every product."""
-    modules: Any = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [module.allow_tf32 for module in modules]
+    modules: Any = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
+    # Once one of these has been set, torch refuses to read the older allow_tf32.
+    before = [module.fp32_precision for module in modules]
     for module in modules:
-        module.allow_tf32 = name == "tf32"
+        module.fp32_precision = "tf32" if name == "tf32" else "ieee"
     try:
         yield
     finally:
         for module, value in zip(modules, before, strict=True):
-            module.allow_tf32 = value
+            module.fp32_precision = value
 
 
 @contextmanager
@@ -57,9 +55,14 @@ def _ours(name: str) -> Iterator[None]:
             yield
 
 
-def within(name: str) -> AbstractContextManager[None]:
-    """The setting in which a contender runs."""
-    return nullcontext() if name == PEER else _ours(name)
+@contextmanager
+def within(name: str) -> Iterator[None]:
+    """The setting in which a contender runs, announced: should it hang, it is to blame."""
+    # Triton compiles and times some candidates first.
+    patience = {"seconds": 45} if name == "triton" else {}
+    say({"trying": None if name == PEER else name} | patience)
+    with nullcontext() if name == PEER else _ours(name):
+        yield
 
 
 def refusal(name: str, case: Case, device: str) -> str | None:
@@ -116,13 +119,20 @@ class Measurement:
     Args:
         case: what to measure.
         device: "cuda", or "cpu" (in tests).
-        without: contenders that are to stay out -> why.
+        without: contenders that were lost in this case -> why.
+        refused: contenders that stay out of all such cases -> why.
     """
 
     ours: tuple[str, ...] = OURS
 
-    def __init__(self, case: Case, device: str, without: dict[str, str]) -> None:
-        self.case, self.device, self.without = case, device, without
+    def __init__(
+        self,
+        case: Case,
+        device: str,
+        without: Mapping[str, str] = {},
+        refused: Mapping[str, str] = {},
+    ) -> None:
+        self.case, self.device = case, device
         self.clock = Clock(device)
         torch.manual_seed(0)
         T, B, I, H, L = case.shape  # noqa: E741, N806
@@ -133,7 +143,11 @@ class Measurement:
             torch.randn(T, B, case.directions * H, dtype=torch.float64, device=device),
         )
         self.exact = exact
-        self.row: dict[str, Any] = {"case": case.name, **case.columns, "refused": {}, "errors": {}}
+        self.row = self._empty(without, refused)
+
+    def _empty(self, without: Mapping[str, str], refused: Mapping[str, str]) -> dict[str, Any]:
+        out = {"refused": dict(refused), "errors": dict(without)}
+        return {"case": self.case.name, **self.case.columns, **out}
 
     def _made(self, name: str) -> tuple[nn.Module, Tensor, Run]:
         module = copy.deepcopy(self.exact)
@@ -163,11 +177,7 @@ class Measurement:
         return Contender(run, lambda: within(name))
 
     def run(self, rounds: int, seconds: float) -> dict[str, Any]:
-        """The row.
-
-        Raises:
-            LostDevice: a contender's kernel broke the process's use of the device.
-        """
+        """The row; what a contender raises is in it, unless that broke the device."""
         with precision(self.case.precision):
             module, x, run = self._made("exact")
             right = results(module, x, run)
@@ -175,8 +185,10 @@ class Measurement:
             theirs = results(module, x, run)
             contenders: dict[str, Contender] = {}
             for name in (PEER, *self.ours):
-                if why := self.without.get(name) or refusal(name, self.case, self.device):
-                    self.row["errors" if name in self.without else "refused"][name] = why
+                if name in self.row["errors"] or name in self.row["refused"]:
+                    continue
+                if why := refusal(name, self.case, self.device):
+                    self.row["refused"][name] = why
                     continue
                 try:
                     contenders[name] = self._checked(name, right, theirs)
@@ -185,8 +197,9 @@ class Measurement:
                     if f"the {name} schedule was asked for: it " in why:
                         self.row["refused"][name] = why
                         continue
+                    if not self.clock.alive():
+                        raise
                     self.row["errors"][name] = why
-                    self._still_there(name, why)
             del right, theirs
             times = self.clock.interleaved(contenders, rounds, seconds)
         for name, milliseconds in times.items():
@@ -197,10 +210,3 @@ class Measurement:
             ratio = self.row[PEER]["p50"] / self.row[best]["p50"]
             self.row |= {"best": best, "ratio": {PEER: round(ratio, 3)}}
         return self.row
-
-    def _still_there(self, name: str, why: str) -> None:
-        try:
-            self.clock.wait()
-            torch.ones(1, device=self.device).item()
-        except RuntimeError as error:
-            raise LostDevice(name, why) from error

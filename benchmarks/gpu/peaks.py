@@ -33,24 +33,29 @@ def launch(clock: Clock) -> dict[str, float]:
     return {"launch_us": eager * 10, "launch_in_graph_us": median(clock, captured(hundred)) * 10}
 
 
-def barriers(clock: Clock) -> dict[str, float]:
-    """Microseconds of a barrier among the blocks of a cluster, and of the whole grid."""
-    found = {}
+def _barrier(clock: Clock, cluster: int) -> float:
+    space = torch.zeros(64, dtype=torch.int32, device="cuda")
+
+    def run(rounds: int) -> Run:
+        space.zero_()
+        return lambda: torch.ops.fastrnn.cuda_barriers.default(space, cluster, rounds)
+
+    # The launch and the first meeting are in both.
+    took = [median(clock, run(rounds)) for rounds in (ROUNDS // 10, ROUNDS)]
+    return (took[1] - took[0]) * 1e3 / (ROUNDS - ROUNDS // 10)
+
+
+def clusters(clock: Clock) -> dict[str, float]:
+    """Microseconds of a barrier among the blocks of a cluster."""
     facts = _cuda.facts(torch.cuda.current_device())
     assert isinstance(facts, _cuda.Facts), facts
     sizes = [2, 4, 8, 16] if facts.capability >= 90 else []
-    space = torch.zeros(64, dtype=torch.int32, device="cuda")
-    for cluster in [*sizes, 0]:  # 0: the grid
+    return {f"cluster_{size}_barrier_us": _barrier(clock, size) for size in sizes}
 
-        def run(rounds: int, cluster: int = cluster) -> Run:
-            space.zero_()
-            return lambda: torch.ops.fastrnn.cuda_barriers.default(space, cluster, rounds)
 
-        # The launch and the first meeting are in both.
-        took = [median(clock, run(rounds)) for rounds in (ROUNDS // 10, ROUNDS)]
-        name = f"cluster_{cluster}_barrier_us" if cluster else "grid_barrier_us"
-        found[name] = (took[1] - took[0]) * 1e3 / (ROUNDS - ROUNDS // 10)
-    return found
+def grid(clock: Clock) -> dict[str, float]:
+    """Microseconds of a barrier of all blocks."""
+    return {"grid_barrier_us": _barrier(clock, 0)}
 
 
 def bandwidth(clock: Clock) -> dict[str, float]:
@@ -88,4 +93,7 @@ def products(clock: Clock) -> dict[str, float]:
     return found
 
 
-PARTS: tuple[Callable[[Clock], dict[str, float]], ...] = (launch, barriers, bandwidth, products)
+# By the names in cases.PEAKS.
+PARTS: dict[str, Callable[[Clock], dict[str, float]]] = {
+    f"peak-{part.__name__}": part for part in (launch, products, bandwidth, clusters, grid)
+}

@@ -66,8 +66,10 @@ def table(rows: Sequence[Row]) -> str:
         "  ".join(word.ljust(w) if i == 0 else word.rjust(w) for i, (word, w) in enumerate(pairs))
         for pairs in (list(zip(line, widths, strict=True)) for line in lines)
     ]
-    skipped = [row for row in rows if "skipped" in row]
-    if skipped:
-        first = skipped[0]
-        notes.append(f"left out: {len(skipped)}, from {first['case']} on: {first['skipped']}")
+    skipped: dict[str, list[str]] = {}
+    for row in rows:
+        if "skipped" in row:
+            skipped.setdefault(row["skipped"], []).append(row["case"])
+    for why, names in skipped.items():
+        notes.append(f"left out: {len(names)}, from {names[0]} on: {why}")
     return "\n".join([*text, *notes])

@@ -8,15 +8,18 @@ import selectors
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.budget import Budget
+from benchmarks.gpu.process import started
+from benchmarks.gpu.protocol import family, heard
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 Row = dict[str, Any]
 WORKER = (sys.executable, "-m", "benchmarks.gpu.worker")
+START = 60  # seconds for a worker to import torch
 
 
 def lines(process: subprocess.Popen[bytes], until: Callable[[], float]) -> Iterator[str]:
@@ -41,20 +44,13 @@ def lines(process: subprocess.Popen[bytes], until: Callable[[], float]) -> Itera
             yield from (line.decode(errors="replace") for line in whole)
 
 
-def _parsed(line: str) -> Row | None:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
-
-
 class Supervisor:
     """Does tasks one after the other.
 
     Args:
         budget: the time there is for all of them.
-        seconds: the most that one task may take.
+        seconds: the most that a worker may be silent once it has begun, if it does not say.
+        log: the file that what the workers say is added to.
         options: what every worker is told.
         command: what a worker is started by.
     """
@@ -63,68 +59,77 @@ class Supervisor:
         self,
         budget: Budget,
         seconds: float,
+        log: Path,
         options: Sequence[str] = (),
         command: Sequence[str] = WORKER,
     ) -> None:
-        self.budget, self.seconds = budget, seconds
+        self.budget, self.seconds, self.log = budget, seconds, log
         self.command = [*command, *options]
+        # What stays out of a task, or of all of a family -> why.
+        self._without: dict[str, dict[str, str]] = {}
+        self._wasted: Counter[tuple[str, str]] = Counter()  # seconds
 
     def rows(self, tasks: Sequence[str], keep: float = 0.0) -> Iterator[Row]:
         """A row for every task: measured, failed or, out of time, skipped.
+
+        What a worker was trying when it was lost is left out when the task is done again.
 
         Args:
             tasks: names that the worker knows.
             keep: seconds of the budget that are for others.
         """
-        left, without = list(tasks), {}
+        left = list(tasks)
         while left:
             if self.budget.share(self.seconds, keep) < 1:
                 yield from ({"case": task, "skipped": "out of time"} for task in left)
                 return
-            task, why, lost = left[0], "", None
-            for row in self._one_process(left, without, keep):
+            task, tried, why, since = left[0], None, "", time.monotonic()
+            for row in self._one_process(left, keep):
+                if "lost" in row:
+                    why = row["lost"]
+                    break
+                since = time.monotonic()
                 if "begin" in row:
-                    task = row["begin"]
-                elif "lost" in row:
-                    lost = row
-                elif "died" in row:
-                    why = row["died"]
+                    task, tried = row["begin"], None
+                elif "trying" in row:
+                    tried = row["trying"]
                 else:
                     left.remove(row["case"])
                     yield row
-            if lost is not None:
-                # Once more, without it; should it be lost again, another one is left out.
-                without.setdefault(task, {})[lost["lost"]] = lost["why"]
-            elif task in left:
+            if task not in left or not self.budget.share(1, keep):
+                continue
+            if tried:
+                self._leave_out(task, tried, why, time.monotonic() - since)
+            else:
                 left.remove(task)
-                yield {"case": task, "errors": {"case": why or "the worker did not finish it"}}
+                yield {"case": task, "errors": {"case": why}}
 
-    def _one_process(
-        self, tasks: Sequence[str], without: dict[str, dict[str, str]], keep: float
-    ) -> Iterator[Row]:
-        command = [*self.command, "--without", json.dumps(without), *tasks]
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        said, began = "", time.monotonic()
+    def _leave_out(self, task: str, tried: str, why: str, seconds: float) -> None:
+        """Of one task; of its family once that has cost as much as two that hang."""
+        self._without.setdefault(task, {})[tried] = why
+        kind = family(task)
+        self._wasted[kind, tried] += max(seconds, self.seconds / 4)  # a new worker's start
+        if self._wasted[kind, tried] >= 2 * self.seconds:
+            self._without.setdefault(kind, {})[tried] = f"left out after {task}: {why}"
+
+    def _one_process(self, tasks: Sequence[str], keep: float) -> Iterator[Row]:
+        command = [*self.command, "--without", json.dumps(self._without), *tasks]
+        said, began, limit = "", time.monotonic(), START
 
         def until() -> float:
-            return min(began + self.seconds - time.monotonic(), self.budget.share(1e9, keep))
+            return min(began + limit - time.monotonic(), self.budget.share(1e9, keep))
 
-        try:
-            for line in lines(process, until):
-                row = _parsed(line)
-                if row is None:
-                    said = line.strip() or said
-                    print(line, file=sys.stderr, flush=True)
-                    continue
-                began = time.monotonic()
-                yield row
-            code = process.wait()
-            if code:
-                yield {"died": f"the worker ended with status {code}: {said}"}
-        except TimeoutError:
-            yield {"died": f"took longer than {time.monotonic() - began:.0f} s"}
-        finally:
-            process.kill()
-            process.wait()
+        with self.log.open("a") as log, started(command, subprocess.PIPE) as process:
+            try:
+                for line in lines(process, until):
+                    print(line, file=log, flush=True)
+                    row = heard(line)
+                    if row is None:
+                        said = line.strip() or said
+                        continue
+                    began, limit = time.monotonic(), row.get("seconds", self.seconds)
+                    yield row
+                status = process.wait(max(1, until()))
+                yield {"lost": f"the worker ended with status {status}: {said}"}
+            except (TimeoutError, subprocess.TimeoutExpired):
+                yield {"lost": f"took longer than {time.monotonic() - began:.0f} s"}

@@ -1,7 +1,6 @@
 """A process that measures, for the program in __main__ to start, watch and start again.
 
-It prints lines of JSON: {"begin": task} before a task, its row after it, and where a contender has
-broken the device for this process {"lost": contender, "why": ...} before it ends.
+What it says is in protocol.py.
 """
 
 from __future__ import annotations
@@ -11,39 +10,17 @@ import json
 import sys
 from typing import Any
 
-from benchmarks.gpu import peaks
 from benchmarks.gpu.attention import measurement
 from benchmarks.gpu.cases import cases
 from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.measure import LostDevice
-
-PEAKS = "peaks"
-
-
-def say(row: dict[str, Any]) -> None:
-    """One line."""
-    print(json.dumps(row), flush=True)
+from benchmarks.gpu.peaks import PARTS
+from benchmarks.gpu.protocol import family, say
 
 
-def alive(device: str) -> bool:
-    """Whether the device still works in this process; after some errors it never does again."""
-    try:
-        Clock(device).wait()
-    except RuntimeError:
-        return False
-    return True
-
-
-def measured_peaks(device: str) -> dict[str, Any]:
-    """Every part of `peaks`; one that fails does not take the others with it."""
-    row: dict[str, Any] = {"case": PEAKS, "errors": {}}
-    for part in peaks.PARTS:
-        try:
-            found = part(Clock(device))
-            row |= {name: float(f"{value:.4g}") for name, value in found.items()}
-        except Exception as error:  # reported in the row
-            row["errors"][part.__name__] = f"{type(error).__name__}: {error}".splitlines()[0]
-    return row
+def measured_peak(part: str, device: str) -> dict[str, Any]:
+    """One row of `PARTS`."""
+    found = PARTS[part](Clock(device))
+    return {"case": part} | {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
 def main() -> int:
@@ -53,27 +30,26 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=1.0, help="of a case's timing")
-    parser.add_argument("--without", default="{}", help="JSON: task -> contender -> why")
+    parser.add_argument(
+        "--without", type=json.loads, default={}, help="JSON: task or family -> contender -> why"
+    )
     options = parser.parse_args()
-    without = json.loads(options.without)
     known = {case.name: case for case in cases()}
     for task in options.tasks:
         say({"begin": task})
-        if task == PEAKS:
-            say(measured_peaks(options.device))
-            continue
         try:
-            case = measurement(known[task], options.device, without.get(task, {}))
+            if task in PARTS:
+                say(measured_peak(task, options.device))
+                continue
+            out = (options.without.get(name, {}) for name in (task, family(task)))
+            case = measurement(known[task], options.device, *out)
             say(case.run(options.rounds, options.seconds))
-        except LostDevice as lost:
-            name, why = lost.args
-            say({"lost": name, "why": why})
-            return 1
         except Exception as error:  # the next case may do better
             why = f"{type(error).__name__}: {error}".splitlines()[0]
-            say({"case": task, "errors": {"case": why}})
-            if not alive(options.device):
+            if not Clock(options.device).alive():
+                say({"lost": why})
                 return 1
+            say({"case": task, "errors": {"case": why}})
     return 0
 
 
