@@ -144,8 +144,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + pairs.warp * p.tile * octet;
   const auto send = [&](Index buffer) {
     __syncwarp();
-    T* const to = exchanged.of(p, buffer, mine.tile) + mine.unit_of(p, 0);
-    spread(p, mine, staged, octet, 1, [=](int) { return to; });
+    store_rows<octet>(p, mine, staged, exchanged.of(p, buffer, mine.tile) + mine.unit_of(p, 0));
     __syncwarp();
   };
   for (Index i = Index(blockIdx.x) * p.threads() + threadIdx.x; i < f.batch * H;
@@ -235,8 +234,8 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
       const Step step = step_at(steps, i, b.batch);
       rows.advance(step, sums, staged);
       __syncwarp();
-      T* const to = of(i, mine.tile) + mine.unit_of(p, 0) * (G - F);
-      spread(p, mine, staged, O * (G - F) * octet, 1, [=](int) { return to; });
+      store_rows<(G - F) * O * octet>(p, mine, staged,
+                                      of(i, mine.tile) + mine.unit_of(p, 0) * (G - F));
       rows.template save<F>(step, staged);
       __syncwarp();
     });
@@ -256,8 +255,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
         collect(p, mine, sums);
         rows.operand(step, sums, staged);
         __syncwarp();
-        T* const to = of(i, mine.tile) + late + mine.unit_of(p, 0) * F;
-        spread(p, mine, early, O * F * octet, 1, [=](int) { return to; });
+        store_rows<F * O * octet>(p, mine, early, of(i, mine.tile) + late + mine.unit_of(p, 0) * F);
         rows.template save<0, F>(step, staged);
         __syncwarp();
       });
