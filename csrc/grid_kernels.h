@@ -50,6 +50,13 @@ __device__ __forceinline__ void meet_cluster(const ClusterPlan& p) {
   __syncthreads();
 }
 
+// How often b goes into a, which keeps the rest: a few times, sooner counted than divided.
+__device__ __forceinline__ int count_out(int& a, int b) {
+  int times = 0;
+  for (; a >= b; a -= b) ++times;
+  return times;
+}
+
 // The warps' turns at the gates: a job of the block's own and a tile.
 struct Pairs {
   const ClusterPlan& p;
@@ -76,8 +83,9 @@ struct Pairs {
 
  private:
   __device__ __forceinline__ void turn(ClusterPlace& at, int pair) const {
-    at.job = pair % p.own, at.first_octet = int(blockIdx.x) * p.octets();
-    at.turn_to(p, pair / p.own);
+    at.first_octet = int(blockIdx.x) * p.octets();
+    at.turn_to(p, count_out(pair, p.own));
+    at.job = pair;
   }
 };
 
@@ -100,9 +108,11 @@ __device__ __forceinline__ void products(const ClusterPlan& p, ClusterPlace& at,
     float sums[Slots][elements];
     product(sums);
     if (at.part > 0) continue;
-    float* to = sums_of<Count>(p, at, tile, at.job % p.own, at.rank);
+    int job = at.job;
+    const int owner = count_out(job, p.own);
+    float* to = sums_of<Count>(p, at, tile, job, at.rank);
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-    if (p.share > 1) to = cluster_peer(to, unsigned(at.job / p.own));
+    if (p.share > 1) to = cluster_peer(to, unsigned(owner));
 #endif
 #pragma unroll
     for (int i = 0; i < Count; ++i) to[i * 32] = sums[i / elements][i % elements];
