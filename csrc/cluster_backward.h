@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     if (speaks) {
       rows.advance(step, sums, staged);
       __syncwarp();
-      broadcast(p, at, staged, O * (G - F) * octet, exchanged(i) + at.unit_of(p, 0) * (G - F));
+      broadcast<(G - F) * O * octet>(p, at, staged, exchanged(i) + at.unit_of(p, 0) * (G - F));
     }
     if constexpr (F > 0) {
       cluster_arrive();
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
         T* const early = staged + p.tile * O * (G - F) * octet;
         rows.operand(step, sums, staged);
         __syncwarp();
-        broadcast(p, at, early, O * F * octet, exchanged(i) + late + at.unit_of(p, 0) * F);
+        broadcast<F * O * octet>(p, at, early, exchanged(i) + late + at.unit_of(p, 0) * F);
       }
     }
     cluster_arrive();

@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
       if (speaks) {
         rows.operand(sums, staged);
         __syncwarp();
-        broadcast(p, at, staged, octet, at.rows<T>(p, 1) + at.unit_of(p, 0));
+        broadcast<octet>(p, at, staged, at.rows<T>(p, 1) + at.unit_of(p, 0));
       }
       cluster_arrive();
       cluster_wait();
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     if (speaks) {
       rows.advance(step, sums, staged);
       __syncwarp();
-      if (stack || !last) broadcast(p, at, staged, octet, exchanged(i + 1) + at.unit_of(p, 0));
+      if (stack || !last) broadcast<octet>(p, at, staged, exchanged(i + 1) + at.unit_of(p, 0));
     }
     // What the others wait for is on its way; the rest is done while they wait. After the last
     // step only the next layer wants what is exchanged.

@@ -58,26 +58,38 @@ struct ClusterPlace {
   }
 };
 
-// Copies what a warp has staged, [tile, count] numbers, to the same place of the rows of `peers`
-// blocks; to_peer(peer) is where.
-template <class T, class Target>
+// Copies what a warp has staged, [tile, Count] numbers, to the same place of the rows of `peers`
+// blocks, of Most that there can be; `to` is where among this block's. Lanes take the pieces of a
+// row, then peers, then rows: no step waits for a division by what only the plan knows.
+template <int Count, int Most, class T, class Peer>
 __device__ __forceinline__ void spread(const ClusterPlan& p, const ClusterPlace& at,
-                                       const T* staged, int count, int peers,
-                                       const Target& to_peer) {
-  constexpr int width = 16 / int(sizeof(T));
-  const int pieces = count / width, of_peer = p.tile * pieces;
-  for (int i = at.lane; i < of_peer * peers; i += 32) {
-    const int peer = i / of_peer, n = i % of_peer / pieces, piece = i % pieces;
-    store(load<T, width>(staged + n * count + piece * width),
-          to_peer(peer) + n * p.stride + piece * width);
+                                       const T* staged, T* to, int peers, const Peer& peer_of) {
+  constexpr int width = 16 / int(sizeof(T)), pieces = Count / width, fit = 32 / pieces;
+  constexpr int at_once = Most < fit ? Most : fit, rows = fit / at_once;
+  const int piece = at.lane % pieces * width, first = at.lane / pieces % at_once;
+  const int row = at.lane / (pieces * at_once);
+  if (row >= rows) return;
+  for (int n = row; n < p.tile; n += rows) {
+    const auto packet = load<T, width>(staged + n * Count + piece);
+    T* const mine = to + n * p.stride + piece;
+#pragma unroll
+    for (int peer = first; peer < first + Most; peer += at_once)
+      if (peer < peers) store(packet, peer_of(mine, peer));
   }
 }
 
-template <class T>
+template <int Count, class T>
 __device__ __forceinline__ void broadcast(const ClusterPlan& p, const ClusterPlace& at,
-                                          const T* staged, int count, T* to) {
-  spread(p, at, staged, count, p.cluster,
-         [=](int peer) { return cluster_peer(to, unsigned(peer)); });
+                                          const T* staged, T* to) {
+  const auto peer_of = [](T* mine, int peer) { return cluster_peer(mine, unsigned(peer)); };
+  spread<Count, most_peers>(p, at, staged, to, p.cluster, peer_of);
+}
+
+// The same to rows in device memory.
+template <int Count, class T>
+__device__ __forceinline__ void store_rows(const ClusterPlan& p, const ClusterPlace& at,
+                                           const T* staged, T* to) {
+  spread<Count, 1>(p, at, staged, to, 1, [](T* mine, int) { return mine; });
 }
 
 }  // namespace fastrnn::cuda

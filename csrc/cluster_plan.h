@@ -24,6 +24,7 @@
 namespace fastrnn::cuda {
 
 constexpr int chunk_k = 32, octet = 8, columns = 8;
+constexpr int most_peers = 16;  // blocks of a cluster
 
 // How much a warp holds in registers: chunks of 4 registers a slot, as many as a kernel of so many
 // threads has without spilling. Exact products of float32 hold none; TF32's hold half as many.

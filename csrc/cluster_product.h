@@ -34,10 +34,8 @@ class ClusterProduct {
       for (int s = 0; s < Slots; ++s) held_[j][s] = rounded(weights(s, chunk(j)));
     for (int j = 0; j < p.stored(at.piece); ++j)
 #pragma unroll
-      for (int s = 0; s < Slots; ++s) {
-        const Run<T> run = rounded(weights(s, chunk(Count + j)));
-        put(run, stored_ + j * of_chunk + s * of_slot);
-      }
+      for (int s = 0; s < Slots; ++s)
+        put(rounded(weights(s, chunk(Count + j))), s, stored_ + j * of_chunk);
   }
 
   // `rows` are in the block's shared memory, or an Ahead of the chunks that a product takes.
@@ -88,18 +86,39 @@ class ClusterProduct {
       Run<T> weights[Many];
 #pragma unroll
       for (int s = 0; s < Many; ++s) weights[s] = load_pieces(stored + s * of_slot);
+#pragma unroll
+      for (int s = 0; s < Many; s += 2)
+        if (woven(First + s)) unweave(weights + s);
       state.add(from, c, weights);
     }
     state.finish(sums);
     if (p.splits > 1) join<First, Many>(p, at, sums);
   }
 
-  // In shared memory the pieces of the lanes lie side by side.
+  // In shared memory the pieces of the lanes lie side by side. Slots s and s + 1, if a product
+  // takes both as a tile, lie there word by word in turn: what is loaded at once is a fragment of
+  // the tensor cores, in the registers that it is to be in.
   static constexpr int of_slot = 32 * octet, of_chunk = Slots * of_slot;
-  static __device__ __forceinline__ void put(const Run<T>& run, T* to) {
+  static constexpr int words = int(sizeof(Run<T>)) / 4, together = stack ? Slots / 2 : Slots;
+  static FASTRNN_INLINE constexpr bool woven(int s) {
+    return !exact && (s % together | 1) < together;
+  }
+  static __device__ __forceinline__ void put(const Run<T>& run, int s, T* chunk) {
+    constexpr int numbers = octet / words;  // of a word
+    const int many = 1 + woven(s), turn = s % together % many;
 #pragma unroll
-    for (int i = 0; i < pieces<T>; ++i)
-      store(load<T, piece<T>>(run.values + i * piece<T>), to + i * 32 * piece<T>);
+    for (int i = 0; i < words; ++i) {
+      const int place = (s - turn) * words + i * many + turn;
+      store(load<T, numbers>(run.values + i * numbers),
+            chunk + (place / 4 * 32 * 4 + place % 4) * numbers);
+    }
+  }
+  static __device__ __forceinline__ void unweave(Run<T>* slots) {
+    std::uint32_t from[2 * words], to[2 * words];
+    memcpy(from, slots, sizeof from);
+#pragma unroll
+    for (int i = 0; i < 2 * words; ++i) to[i % 2 * words + i / 2] = from[i];
+    memcpy(slots, to, sizeof to);
   }
 
   // As the tensor cores take them: float32 loses 13 bits.
@@ -121,7 +140,6 @@ class ClusterProduct {
 
     template <class Rows>
     __device__ __forceinline__ void add(Rows&& rows, int chunk, const Run<T>* weights) {
-      constexpr int words = int(sizeof(Run<T>)) / 4;
       std::uint32_t w[2 * tiles][words] = {}, b[words];
 #pragma unroll
       for (int s = 0; s < Many; ++s) memcpy(w[s], &weights[s], sizeof w[s]);

@@ -12,6 +12,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 // A block's dynamic shared memory.
 #define FASTRNN_SHARED(T, name)                                \
   extern __shared__ __align__(128) unsigned char raw_##name[]; \
@@ -37,6 +39,7 @@ struct Grid {
 
 // Raises what a kernel's blocks may have to the device's limit, never less: one kernel serves
 // layers of every size, and another thread's smaller one must not lower it before this launch.
+// sharedSizeBytes may be the KB that sm_90 keeps for itself, which the limit is already without.
 inline cudaError_t allow_shared(const void* kernel, std::int64_t bytes) {
   cudaFuncAttributes now;
   cudaError_t error = cudaFuncGetAttributes(&now, kernel);
@@ -47,7 +50,7 @@ inline cudaError_t allow_shared(const void* kernel, std::int64_t bytes) {
     error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return error;
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              limit - int(now.sharedSizeBytes));
+                              std::max(int(bytes), limit - int(now.sharedSizeBytes)));
 }
 
 template <class... P, class... A>

@@ -50,6 +50,13 @@ __device__ __forceinline__ void meet_cluster(const ClusterPlan& p) {
   __syncthreads();
 }
 
+// How often b goes into a, which keeps the rest: a few times, sooner counted than divided.
+__device__ __forceinline__ int count_out(int& a, int b) {
+  int times = 0;
+  for (; a >= b; a -= b) ++times;
+  return times;
+}
+
 // The warps' turns at the gates: a job of the block's own and a tile.
 struct Pairs {
   const ClusterPlan& p;
@@ -76,8 +83,9 @@ struct Pairs {
 
  private:
   __device__ __forceinline__ void turn(ClusterPlace& at, int pair) const {
-    at.job = pair % p.own, at.first_octet = int(blockIdx.x) * p.octets();
-    at.turn_to(p, pair / p.own);
+    at.first_octet = int(blockIdx.x) * p.octets();
+    at.turn_to(p, count_out(pair, p.own));
+    at.job = pair;
   }
 };
 
@@ -100,9 +108,11 @@ __device__ __forceinline__ void products(const ClusterPlan& p, ClusterPlace& at,
     float sums[Slots][elements];
     product(sums);
     if (at.part > 0) continue;
-    float* to = sums_of<Count>(p, at, tile, at.job % p.own, at.rank);
+    int job = at.job;
+    const int owner = count_out(job, p.own);
+    float* to = sums_of<Count>(p, at, tile, job, at.rank);
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-    if (p.share > 1) to = cluster_peer(to, unsigned(at.job / p.own));
+    if (p.share > 1) to = cluster_peer(to, unsigned(owner));
 #endif
 #pragma unroll
     for (int i = 0; i < Count; ++i) to[i * 32] = sums[i / elements][i % elements];
@@ -144,8 +154,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + pairs.warp * p.tile * octet;
   const auto send = [&](Index buffer) {
     __syncwarp();
-    T* const to = exchanged.of(p, buffer, mine.tile) + mine.unit_of(p, 0);
-    spread(p, mine, staged, octet, 1, [=](int) { return to; });
+    store_rows<octet>(p, mine, staged, exchanged.of(p, buffer, mine.tile) + mine.unit_of(p, 0));
     __syncwarp();
   };
   for (Index i = Index(blockIdx.x) * p.threads() + threadIdx.x; i < f.batch * H;
@@ -235,8 +244,8 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
       const Step step = step_at(steps, i, b.batch);
       rows.advance(step, sums, staged);
       __syncwarp();
-      T* const to = of(i, mine.tile) + mine.unit_of(p, 0) * (G - F);
-      spread(p, mine, staged, O * (G - F) * octet, 1, [=](int) { return to; });
+      store_rows<(G - F) * O * octet>(p, mine, staged,
+                                      of(i, mine.tile) + mine.unit_of(p, 0) * (G - F));
       rows.template save<F>(step, staged);
       __syncwarp();
     });
@@ -256,8 +265,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
         collect(p, mine, sums);
         rows.operand(step, sums, staged);
         __syncwarp();
-        T* const to = of(i, mine.tile) + late + mine.unit_of(p, 0) * F;
-        spread(p, mine, early, O * F * octet, 1, [=](int) { return to; });
+        store_rows<F * O * octet>(p, mine, early, of(i, mine.tile) + late + mine.unit_of(p, 0) * F);
         rows.template save<0, F>(step, staged);
         __syncwarp();
       });

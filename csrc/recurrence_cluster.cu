@@ -19,7 +19,7 @@ struct Launches {
   // Sequences are dealt to as many clusters as run at once, up to 8 each; more clusters queue.
   static bool layout(bool backward, Index batch, Index hidden_size, int cluster, int share,
                      int processors, Index shared_limit, Layout* layout) {
-    if (batch < 1 || share != 1 || cluster < 2 || cluster > 16 || processors < cluster)
+    if (batch < 1 || share != 1 || cluster < 2 || cluster > most_peers || processors < cluster)
       return false;
     if (batch > INT32_MAX || hidden_size > INT32_MAX / octet) return false;
     const Index at_once = processors / cluster, dealt = (batch + at_once - 1) / at_once;

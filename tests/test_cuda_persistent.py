@@ -95,6 +95,7 @@ def test_gradients_that_are_absent(device, schedule, grads):
         ("cluster", "lstm", torch.bfloat16, 264, 12, 2),
         ("cluster", "lstm", torch.bfloat16, 160, 2, 9),
         ("cluster", "gru", torch.float16, 200, 5, 3),
+        ("cluster", "gru", torch.bfloat16, 136, 16, 3),
         ("cluster", "gru_reset_before", torch.bfloat16, 200, 3, 3),
         ("cluster", "rnn_tanh", torch.bfloat16, 520, 6, 2),
         ("cluster", "lstm", torch.float32, 72, 4, 9),
