@@ -94,7 +94,8 @@ Gradients::Tuple recurrence_backward(
   const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
   const Saved saved =
       checked_saved(in, extras, grad_output, grad_state_n, grad_cells, output, cells, reserve);
-  return backward(in, extras, saved, cell, reverse, input_grad, true, weight_grad).tuple();
+  return backward(in, extras, saved, cell, reverse, input_grad, true, weight_grad)
+      .tuple(input_grad);
 }
 
 std::vector<Tensor> recurrence_stack(const Tensor& input, const std::vector<Tensor>& layers,

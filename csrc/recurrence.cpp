@@ -153,6 +153,11 @@ Gradients empty_gradients(const Inputs& in, bool input_grad, bool state_grad, bo
           like(weight_grad, in.gains)};
 }
 
+Gradients::Tuple Gradients::tuple(bool input_grad) const {
+  const Tensor of_input = input_grad ? input : torch::stable::new_empty(input, {0});
+  return {of_input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, gains};
+}
+
 void no_rows(Gradients& g, const std::optional<Tensor>& grad_state_n) {
   for (Tensor* tensor : {&g.input, &g.state, &g.weight_ih, &g.weight_hh, &g.bias_ih, &g.bias_hh,
                          &g.weight_hr, &g.gains})

@@ -73,9 +73,9 @@ Saved checked_saved(const Inputs& inputs, const Extras& extras,
 struct Gradients {
   Tensor input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, gains;
   using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-  Tuple tuple() const {
-    return {input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, gains};
-  }
+  // The projection's gradient, which a pass without weight_ih makes, is left out if nobody wants
+  // it.
+  Tuple tuple(bool input_grad) const;
 };
 Gradients empty_gradients(const Inputs& inputs, bool input_grad, bool state_grad, bool weight_grad);
 // Of a batch without rows.

@@ -83,7 +83,7 @@ Gradients::Tuple recurrence_backward(
   const Current current = cuda::current(in.input);
   BackwardPass pass(in, extras, saved, current.device, cell, reverse, input_grad, weight_grad);
   run<BackwardPass>({&pass});
-  return pass.finished().tuple();
+  return pass.finished().tuple(input_grad);
 }
 
 BothGradients recurrence_both_backward(

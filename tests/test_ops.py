@@ -30,11 +30,11 @@ def loss(layer):
     return run
 
 
-@pytest.mark.parametrize("extras", [False, True])
+@pytest.mark.parametrize(("extras", "projected"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("default", [False, True], ids=["registered", "default"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_opcheck(cell, default, extras):
-    layer = small_layer(cell)
+def test_opcheck(cell, default, extras, projected):
+    layer = small_layer(cell, projected=projected)
     if extras:
         layer = layer.with_extras(drawn=True)
     args = [t.detach() if isinstance(t, torch.Tensor) else t for t in layer.arguments]
