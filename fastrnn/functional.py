@@ -152,8 +152,9 @@ def recurrence(
 
     Args:
         cell: a key of `CELLS`.
-        input: [T, B, I] padded, or packed rows [N, I] with `batch_sizes`; float32 or float64 on
-            the native backend, any floating dtype on the reference.
+        input: [T, B, I] padded, or packed rows [N, I] with `batch_sizes`; float32, float64 or
+            bfloat16 on CPUs, float16 to float64 on CUDA devices; any floating dtype on the
+            reference backend.
         state: [S, B, H], or S tensors [B, H], the states before the first step (h; then c for an
             LSTM); with `weight_hr` the pair (h [B, P], c [B, H]).
         weight_ih: [G*H, I] in torch's gate order, or None: `input` is the projection, I = G*H.
