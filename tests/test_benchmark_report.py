@@ -1,12 +1,15 @@
 """The report of a few made-up rows."""
 
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 from benchmark_rows import made_up, scaled
 
 from benchmarks import report, results, sections, suites
+from benchmarks.machine import ROOT
 
 
 def rows():
@@ -79,6 +82,13 @@ def test_every_picture_stands_beside_the_page_and_inside_it(made):
     assert len(ids) == len(set(ids))
     fetched = re.findall(r'(?:src|href)="([^"#][^"]*)"|url\((?!#)', text)
     assert not fetched, "the page must need nothing else"
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.report", str(tmp_path / "none")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"python -m benchmarks.report: {command[-1]}: No such file or directory\n"
 
 
 def test_the_same_rows_give_the_same_files(made, tmp_path):
