@@ -79,6 +79,8 @@ def test_explain_names_every_backend():
     assert projected.startswith("native: runs lstm")
     with pytest.raises(TypeError, match="must be a fastrnn module, got LSTM"):
         fastrnn.explain(torch.nn.LSTM(3, 4))
+    with pytest.raises(TypeError, match="explain: input must be a Tensor, got list"):
+        fastrnn.explain(fastrnn.LSTM(3, 4), [1])
 
 
 def test_backends_agree():
