@@ -7,7 +7,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BUILD_FILES := pyproject.toml setup.py $(wildcard build_tools/*.py)
-SOURCES := $(wildcard csrc/*.h csrc/*.cuh csrc/*.cpp csrc/*.cu)
+SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu)
 FORMATTED := $(SOURCES) $(wildcard csrc/emulator/*.h csrc/emulator/*.cpp tests/*.cu tests/*.cpp)
 
 .PHONY: train test test-deep bench lint format install-check abi-check \

@@ -12,6 +12,7 @@ from benchmarks import results, suites
 from benchmarks.cases import Row
 from benchmarks.machine import environment
 from benchmarks.worker import MALLOC, Workers
+from fastrnn.lm.program import run_program
 
 
 def line(row: Row) -> str:
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     if options.list:
-        print(*(case.name for case in cases), sep="\n")
+        print(*(case.name for case in cases), sep="\n", flush=True)
         return 0
     settings = options.malloc or list(MALLOC)
     asked = [(case, malloc) for case in cases for malloc in case.malloc if malloc in settings]
@@ -69,4 +70,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program("python -m benchmarks", main))

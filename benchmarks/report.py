@@ -16,6 +16,7 @@ from benchmarks import results
 from benchmarks.machine import ROOT
 from benchmarks.sections import Section, sections
 from benchmarks.tables import Table
+from fastrnn.lm.program import run_program
 
 INTRODUCTION = """`make bench` measures all of it again and writes this page;
 `python -m benchmarks CASE --malloc SETTING` measures one line of it, `pytest benchmarks/` every
@@ -144,6 +145,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         0; 2 on a mistake in the command line.
+
+    Raises:
+        OSError: a file cannot be read or written.
     """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.report", description=(__doc__ or "").splitlines()[0]
@@ -154,11 +158,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         write(options.file, options.docs, options.html)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         parser.error(str(error))
     print(f"wrote {options.docs / 'performance.md'} and {options.html}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program("python -m benchmarks.report", main))

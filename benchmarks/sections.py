@@ -67,6 +67,12 @@ SUITES = (
         "and torch's own chunked operator.",
     ),
     (
+        "attention",
+        "Masked attention",
+        "`masked_attention` of [B, heads, L, E] beside torch's `scaled_dot_product_attention` "
+        "(sdpa) and two products with a softmax between (plain); train: forward and backward.",
+    ),
+    (
         "language_model",
         "A word model's whole training step",
         "Embedding, two layers, output layer of 10,000 words, loss, clipping, SGD: the trainer's "
@@ -99,7 +105,7 @@ def _machine(rows: Rows) -> Section:
     lines = [["threads", "products, float32", "reading what a case reads", "one barrier"]]
     for threads in sorted({row["threads"] for row in found}):
         here = [row for row in found if row["threads"] == threads]
-        float32 = [row for row in here if row.get("dtype", "float32") == "float32"]
+        float32 = [row for row in here if _dtype(row) == "float32"]
         lines.append(
             [
                 str(threads),
@@ -109,6 +115,11 @@ def _machine(rows: Rows) -> Section:
             ]
         )
     return Section("Machine", text, lines if len(lines) > 1 else [])
+
+
+def _dtype(row: Row) -> str:
+    """Of a row's products; a word model's parameters are float32 whatever its precision."""
+    return str(row.get("precision", row.get("dtype", "float32")))
 
 
 def _range(values: Sequence[float], unit: str) -> str:

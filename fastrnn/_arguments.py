@@ -28,6 +28,12 @@ def are_tensors(op: str, needed: Mapping[str, object], optional: Mapping[str, ob
             is_tensor(f"{op}: {name}", value)
 
 
+def number(name: str, value: object) -> None:
+    """Raise unless `value` is a real number."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
 def expect(name: str, tensor: Tensor, symbols: str, shape: tuple[int, ...]) -> None:
     """Raise unless a tensor has its shape."""
     if tensor.shape != shape:
@@ -130,8 +136,7 @@ def rates(op: str, zoneout: object, states: int) -> tuple[float, ...] | None:
             f"{op}: zoneout must be a probability, or S = {states} of them, got {zoneout!r}"
         )
     for p in given:
-        if not isinstance(p, Real) or isinstance(p, bool):
-            raise TypeError(f"{op}: zoneout must be a number, got {type(p).__name__}")
+        number(f"{op}: zoneout", p)
         if not 0 <= p <= 1:  # type: ignore[operator]
             raise ValueError(f"{op}: zoneout must be in [0, 1], got {p!r}")
     return tuple(map(float, given)) if any(given) else None

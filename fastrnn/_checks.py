@@ -38,6 +38,12 @@ def flag(name: str, value: object) -> None:
         raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
 
 
+def switch(name: str, value: object) -> None:
+    """Raise unless `value` is a bool, or the 0 or 1 that torch.nn takes for one."""
+    if value not in (0, 1):
+        flag(name, value)
+
+
 def probability(name: str, value: object) -> None:
     """Raise unless `value` can be a dropout."""
     if not isinstance(value, Real | str):

@@ -73,7 +73,8 @@ def _tell(name: str) -> None:
 
 
 if asked := os.environ.get("FASTRNN_SCHEDULE"):
-    use_schedule(asked, "FASTRNN_SCHEDULE")
+    with _library.environment():
+        use_schedule(asked, "FASTRNN_SCHEDULE")
 
 
 def schedule_asked() -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import importlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,18 +115,34 @@ def _load() -> str | None:
 
 
 unavailable: str | None = _load()
+if unavailable is not None:
+    warnings.warn(
+        f"fastrnn runs on the reference backend: {unavailable}", RuntimeWarning, stacklevel=2
+    )
+mistake: str | None = None  # in an environment variable
+
+
+@contextmanager
+def environment() -> Iterator[None]:
+    """Read an environment variable, which may be wrong: then every backend refuses to run, and says
+    why. The import goes on, so that programs can tell it in one line."""
+    global unavailable, mistake
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        unavailable = mistake = str(error).splitlines()[0]
+
+
+# "avx512_bf16", "avx512", "avx2" or "portable"; read once, since Dynamo traces no operator without
+# tensors.
+instruction_set = ""
 if unavailable is None:
     # take_step(stepper, input, output), addresses all three: no operator, since the dispatcher
     # takes as long as a small layer's step.
     take_step = ctypes.CDLL(str(_FOLDER / "libfastrnn.so")).fastrnn_step
     take_step.argtypes, take_step.restype = [ctypes.c_void_p] * 3, ctypes.c_bool
-# "avx512_bf16", "avx512", "avx2" or "portable"; read once, since Dynamo traces no operator without
-# tensors.
-instruction_set = "" if unavailable else str(torch.ops.fastrnn.cpu_instruction_set.default())
-if unavailable is not None:
-    warnings.warn(
-        f"fastrnn runs on the reference backend: {unavailable}", RuntimeWarning, stacklevel=2
-    )
+    with environment():
+        instruction_set = str(torch.ops.fastrnn.cpu_instruction_set.default())
 
 
 def build_info() -> dict[str, Any]:

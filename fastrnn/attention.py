@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastrnn import _attention, _library, triton_attention
-from fastrnn._arguments import are_tensors
+from fastrnn import _attention, _checks, _library, triton_attention
+from fastrnn._arguments import are_tensors, number
 from fastrnn._autocast import lower_dtype
 from fastrnn.backends import choose, chosen
 from fastrnn.ops import applied
@@ -53,7 +54,7 @@ def masked_attention(
         [B, heads, Lq, D]; zeros where a query may attend to nothing, whose gradients are zeros too.
 
     Raises:
-        TypeError: what should be a tensor is none.
+        TypeError: an argument is of another type.
         ValueError: an argument's shape, dtype, device or value does not fit.
         RuntimeError: an explicitly chosen backend cannot run it.
 
@@ -61,6 +62,7 @@ def masked_attention(
     """
     needed = {"query": query, "key": key, "value": value}
     are_tensors("masked_attention", needed, {"mask": mask})
+    _checks.flag("masked_attention: is_causal", is_causal)
     lower = lower_dtype(query)
     if lower is not None:
         query, key, value = (t.to(lower) for t in (query, key, value))
@@ -76,7 +78,7 @@ def masked_attention(
         tensors = [t.float() for t in tensors]
         mask = mask.float() if mask is not None and mask.is_floating_point() else mask
     seed = torch.randint(2**63 - 1, (1,), device=query.device) if dropout_p else None
-    scale = query.size(-1) ** -0.5 if scale is None else scale
+    scale = query.size(-1) ** -0.5 if scale is None else _finite(scale)
     args: Any = (*tensors, mask, seed, is_causal, float(dropout_p), float(scale))
     backend = chosen(tensors[0], None, *_lacking(query, value))
     if backend == "reference":
@@ -89,6 +91,13 @@ def masked_attention(
             output = _attention.below_autograd(op, *args)[0]
     result: Tensor = output.reshape(*lead, *output.shape[-2:]).to(dtype)
     return result
+
+
+def _finite(scale: float) -> float:
+    number("masked_attention: scale", scale)
+    if not -math.inf < scale < math.inf:
+        raise ValueError(f"masked_attention: scale must be finite, got {scale!r}")
+    return scale
 
 
 def _lacking(query: Tensor, value: Tensor) -> tuple[str | None, str | None]:

@@ -43,7 +43,10 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_current = _checked(os.environ.get("FASTRNN_BACKEND", "auto"), "FASTRNN_BACKEND")
+_current = "auto"
+if asked := os.environ.get("FASTRNN_BACKEND"):
+    with _library.environment():
+        _current = _checked(asked, "FASTRNN_BACKEND")
 
 
 class use_backend:  # noqa: N801 (reads as a function)
@@ -146,7 +149,10 @@ def choose(
 
     Raises:
         RuntimeError: the backend that `use_backend` or FASTRNN_BACKEND asked for cannot run.
+        ValueError: an environment variable has a wrong value.
     """
+    if _library.mistake is not None:
+        raise ValueError(_library.mistake)
     refusals = {
         "native": _native_refusal(input, features, lacks or native_lacks),
         "triton": _triton_refusal(input, features, lacks or triton_lacks),

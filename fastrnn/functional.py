@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import _arguments, cells, ops, triton_ops, wavefront
+from fastrnn import _arguments, _checks, cells, ops, triton_ops, wavefront
 from fastrnn._arguments import Rates
 from fastrnn._autocast import autocasts
 from fastrnn._cell import Tensors
@@ -152,8 +152,9 @@ def recurrence(
 
     Args:
         cell: a key of `CELLS`.
-        input: [T, B, I] padded, or packed rows [N, I] with `batch_sizes`; float32 or float64 on
-            the native backend, any floating dtype on the reference.
+        input: [T, B, I] padded, or packed rows [N, I] with `batch_sizes`; float32, float64 or
+            bfloat16 on CPUs, float16 to float64 on CUDA devices; any floating dtype on the
+            reference backend.
         state: [S, B, H], or S tensors [B, H], the states before the first step (h; then c for an
             LSTM); with `weight_hr` the pair (h [B, P], c [B, H]).
         weight_ih: [G*H, I] in torch's gate order, or None: `input` is the projection, I = G*H.
@@ -180,7 +181,7 @@ def recurrence(
         `return_cells` also [T, B, H] (or [N, H]).
 
     Raises:
-        TypeError: what should be a tensor is none.
+        TypeError: an argument is of another type.
         ValueError: an argument's shape, dtype or device does not fit, or `cell` is unknown.
         RuntimeError: an explicitly chosen backend cannot run it.
 
@@ -194,6 +195,8 @@ def recurrence(
     optional = {"weight_ih": weight_ih, "bias_ih": bias_ih, "bias_hh": bias_hh}
     optional |= {"weight_hr": weight_hr, "batch_sizes": batch_sizes}
     _arguments.are_tensors("recurrence", needed, optional)
+    _checks.flag("recurrence: reverse", reverse)
+    _checks.flag("recurrence: return_cells", return_cells)
     if not input.is_floating_point():
         raise ValueError(f"recurrence: input must be of a floating dtype, got {input.dtype}")
     output, state_n, every = run(
@@ -230,8 +233,10 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
         One line per backend, the chosen one first.
 
     Raises:
-        TypeError: `module` is not one of ours.
+        TypeError: `module` is not one of ours, or `input` no tensor.
     """
+    if input is not None:
+        _arguments.is_tensor("explain: input", input)
     if isinstance(projection := getattr(module, "q_proj", None), torch.nn.Linear):
         like, n_heads = projection.weight if input is None else input, getattr(module, "n_heads", 1)
         return "\n".join(explained(like.new_empty(1, projection.out_features // n_heads)))

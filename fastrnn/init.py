@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastrnn._arguments import number
 from fastrnn._recurrent import Recurrent
 
 
@@ -67,11 +68,12 @@ def forget_bias_(module: nn.Module, value: float = 1.0) -> nn.Module:
         The module.
 
     Raises:
-        TypeError: `module` is not a module.
+        TypeError: `module` is not a module, or `value` no number.
         ValueError: it has no LSTM with biases.
 
     Source: Gers et al. 2000; Jozefowicz et al. 2015.
     """
+    number("forget_bias_: value", value)
     for hidden, name, bias in _parameters("forget_bias_", module, ("bias",), "lstm"):
         bias[hidden : 2 * hidden] = value if name.startswith("bias_ih") else 0.0
     return module
@@ -89,9 +91,10 @@ def uniform_(module: nn.Module, bound: float) -> nn.Module:
         The module.
 
     Raises:
-        TypeError: `module` is not a module.
+        TypeError: `module` is not a module, or `bound` no number.
         ValueError: nothing in it is recurrent, or `bound` is negative.
     """
+    number("uniform_: bound", bound)
     if not bound >= 0:
         raise ValueError(f"uniform_: bound must be at least 0, got {bound}")
     for _, _, parameter in _parameters("uniform_", module, ("weight", "bias")):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastrnn._arguments import are_tensors
+from fastrnn._arguments import are_tensors, number
 from fastrnn._autocast import lower_dtype
 from fastrnn._library import LIBRARY
 from fastrnn.backends import choose
@@ -172,7 +173,7 @@ def linear_cross_entropy(
         The loss in nats, [].
 
     Raises:
-        TypeError: what should be a tensor is none.
+        TypeError: an argument is of another type.
         ValueError: an argument's shape, dtype or device does not fit, or an option's value.
         RuntimeError, IndexError: a class is out of range (found by the kernels, or by torch).
 
@@ -180,6 +181,10 @@ def linear_cross_entropy(
     """
     needed = {"hidden": hidden, "weight": weight, "target": target}
     are_tensors("linear_cross_entropy", needed, {"bias": bias})
+    number("linear_cross_entropy: label_smoothing", label_smoothing)
+    if not isinstance(ignore_index, Integral):  # numpy's, too
+        kind = type(ignore_index).__name__
+        raise TypeError(f"linear_cross_entropy: ignore_index must be an int, got {kind}")
     lower = lower_dtype(hidden)
     rough = torch.bfloat16 in (hidden.dtype, lower)
     if lower is not None:  # as in torch any mix goes in, and the loss is float32

@@ -177,6 +177,7 @@ class GRU(Layers):
         **options: Unpack[Options],
     ) -> None:
         _no_projection(proj_size)
+        _checks.flag("reset_after", reset_after)
         _checks.normalisation("GRU", reset_after, options.get("layer_norm", False), 0)
         super().__init__(
             "GRU",

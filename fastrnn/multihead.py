@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastrnn._arguments import are_tensors, number
+from fastrnn._autocast import lower_dtype
 from fastrnn.attention import masked_attention
 
 
@@ -18,6 +20,7 @@ class MultiHeadAttention(nn.Module):
     Raises:
         ValueError: a size is not positive, `n_heads` does not divide `n_units`, or `dropout` is
             outside [0, 1).
+        TypeError: `dropout` is no number.
 
     Source: Vaswani et al. 2017, section 3.2.2.
     """
@@ -31,6 +34,7 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(
                 f"MultiHeadAttention: n_heads must divide n_units = {n_units}, got {n_heads}"
             )
+        number("MultiHeadAttention: dropout", dropout)
         if not 0 <= dropout < 1:
             raise ValueError(f"MultiHeadAttention: dropout must be in [0, 1), got {dropout!r}")
         self.n_units, self.n_heads, self.dropout = n_units, n_heads, dropout
@@ -62,14 +66,24 @@ class MultiHeadAttention(nn.Module):
             [B, Lq, n_units].
 
         Raises:
+            TypeError: what should be a tensor is none.
             ValueError: a shape, dtype or device does not fit.
         """
+        needed = {"query": query, "key": key, "value": value}
+        are_tensors("MultiHeadAttention", needed, {"mask": mask})
         units = f"n_units = {self.n_units}"
         _expect("query", query, (None, None, self.n_units), f"[B, L, {units}]")
         batch, length = query.shape[:2]
         _expect("key", key, (batch, None, self.n_units), f"[B = {batch}, L, {units}]")
         keys = key.size(1)
         _expect("value", value, (batch, keys, self.n_units), f"[B = {batch}, L = {keys}, {units}]")
+        projection = self.q_proj
+        # What is put in a linear layer's place, such as a quantized one, takes what it takes. The
+        # bias, since a weight may be parametrized, and made anew at every look.
+        if isinstance(projection, nn.Linear) and (bias := projection.bias) is not None:
+            for name, tensor in needed.items():
+                if tensor.dtype != bias.dtype or tensor.device != bias.device:
+                    _expect_like(name, tensor, bias)
         if mask is not None and mask.is_floating_point():  # 0 and 1, or to be added?
             raise ValueError(
                 f"MultiHeadAttention: mask must be boolean or of 0/1 integers, got {mask.dtype}"
@@ -112,3 +126,19 @@ def _expect(name: str, tensor: Tensor, shape: tuple[int | None, ...], text: str)
     )
     if not fits:
         raise ValueError(f"MultiHeadAttention: {name} must be {text}, got {list(sizes)}")
+
+
+def _expect_like(name: str, tensor: Tensor, bias: Tensor) -> None:
+    """Raise unless a tensor has the weights' dtype, or one that autocast makes the same, and
+    device."""
+    if tensor.device != bias.device:
+        raise ValueError(
+            f"MultiHeadAttention: {name} must be on the weights' device {bias.device}, "
+            f"got {tensor.device}"
+        )
+    lower = lower_dtype(tensor)
+    if lower is None or lower != lower_dtype(bias):
+        raise ValueError(
+            f"MultiHeadAttention: {name} must have the weights' dtype {bias.dtype}, "
+            f"got {tensor.dtype}"
+        )

@@ -188,6 +188,7 @@ class GRUCell(SingleStep):
         *,
         reset_after: bool = True,
     ) -> None:
+        _checks.flag("reset_after", reset_after)
         super().__init__(CELLS["gru"].gates, input_size, hidden_size, bias, device, dtype)
         self.reset_after = reset_after
 

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from build_tools import toolchain
+from fastrnn import _library
 from tests.emulator import Emulator, emulator
+
+
+def pytest_sessionstart() -> None:
+    """With a wrong environment variable tests would be skipped as without compiled kernels."""
+    if _library.mistake is not None:
+        pytest.exit(_library.mistake, returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -307,6 +307,8 @@ def test_memory_grows_with_the_length_alone():
         ({"dropout_p": 1.0}, r"dropout_p must be in \[0, 1\), got 1.0"),
         ({"dropout_p": -0.1}, r"dropout_p must be in \[0, 1\), got -0.1"),
         ({"dropout_p": "0.1"}, r"dropout_p must be in \[0, 1\), got '0.1'"),
+        ({"scale": float("inf")}, "scale must be finite, got inf"),
+        ({"scale": float("nan")}, "scale must be finite, got nan"),
     ],
 )
 def test_errors_name_argument_expected_and_got(change, message):
@@ -319,8 +321,15 @@ def test_errors_name_argument_expected_and_got(change, message):
         masked_attention(**(arguments | change))
 
 
-@pytest.mark.parametrize("name", ["query", "value", "mask"])
-def test_what_is_no_tensor(name):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *[({name: [1]}, f"{name} must be a Tensor, got list") for name in ("query", "mask")],
+        ({"is_causal": "no"}, "is_causal should be of type bool, got: str"),
+        ({"scale": "a"}, "scale must be a number, got str"),
+    ],
+)
+def test_arguments_of_another_type(change, message):
     one = torch.zeros(2, 3, 5, 8)
-    with pytest.raises(TypeError, match=f"masked_attention: {name} must be a Tensor, got list"):
-        masked_attention(**({"query": one, "key": one, "value": one} | {name: [1]}))
+    with pytest.raises(TypeError, match=f"^masked_attention: {message}$"):
+        masked_attention(**({"query": one, "key": one, "value": one} | change))

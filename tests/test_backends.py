@@ -79,6 +79,8 @@ def test_explain_names_every_backend():
     assert projected.startswith("native: runs lstm")
     with pytest.raises(TypeError, match="must be a fastrnn module, got LSTM"):
         fastrnn.explain(torch.nn.LSTM(3, 4))
+    with pytest.raises(TypeError, match="explain: input must be a Tensor, got list"):
+        fastrnn.explain(fastrnn.LSTM(3, 4), [1])
 
 
 def test_backends_agree():
@@ -101,15 +103,28 @@ def in_new_process(code, **environment):
     [
         ("FASTRNN_BACKEND", "FASTRNN_BACKEND: backend must be one of"),
         ("FASTRNN_CPU", "FASTRNN_CPU must be one of"),
+        ("FASTRNN_SCHEDULE", "FASTRNN_SCHEDULE: schedule must be one of"),
     ],
 )
 def test_bad_environment_is_named(variable, message):
     if variable == "FASTRNN_CPU" and _library.unavailable is not None:
         pytest.skip("no compiled kernels")
-    found = in_new_process("import fastrnn", **{variable: "fast"})
-    assert found.returncode != 0
-    assert message in found.stderr.splitlines()[-1]
-    assert "fast" in found.stderr.splitlines()[-1]
+    layers = "import fastrnn, torch; fastrnn.RNN(2, 3)(torch.zeros(1, 1, 2))"
+    program = "import sys; from fastrnn.train import main; sys.exit(main(['--epochs', '1']))"
+    found = [in_new_process(code, **{variable: "fast"}) for code in (layers, program)]
+    assert [each.returncode for each in found] == [1, 2]
+    for each in found:
+        assert message in each.stderr.splitlines()[-1]
+        assert "fast" in each.stderr.splitlines()[-1]
+    assert found[1].stderr.count("\n") == 1
+
+
+def test_an_empty_environment_chooses_nothing():
+    names = ("FASTRNN_BACKEND", "FASTRNN_CPU", "FASTRNN_SCHEDULE")
+    found = in_new_process(
+        "import fastrnn; print(fastrnn.show_config())", **dict.fromkeys(names, "")
+    )
+    assert found.stdout.splitlines()[-1] == "asked for: auto"
 
 
 def test_environment_chooses():

@@ -1,12 +1,15 @@
 """The report of a few made-up rows."""
 
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 from benchmark_rows import made_up, scaled
 
-from benchmarks import report, results
+from benchmarks import report, results, sections, suites
+from benchmarks.machine import ROOT
 
 
 def rows():
@@ -24,7 +27,11 @@ def rows():
     name = "language_model/lstm/35x20x200x200x2"
     times = {n: made_up()["times"]["ours"] for n in speeds}
     ratio = {n: 1.0 for n in speeds if n != "ours"}
-    yield made_up(name, tokens_per_s=speeds, times=times, ratio=ratio)
+    word_model = {"tokens_per_s": speeds, "times": times, "ratio": ratio}
+    yield made_up(name, **word_model)
+    faster = made_up()["floor"] | {"gflops": 1000.0}
+    yield made_up(f"{name}/bfloat16", precision="bfloat16", floor=faster, **word_model)
+    yield made_up("attention/train/4x8x512x64/boolean")
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +52,20 @@ def test_tables(made):
     below = "below: it needs 80% of the floor; this is 60%; forward is at 50%, backward at 67% |"
     assert f"| {case} | default | at least 2.00x torch.nn | 1.50x torch.nn | {below}" in text
     assert f"| {case} | kept | at least 1.23x torch.nn | 1.23x torch.nn | met |" in text
-    assert "2 of 6 are met" in text and "| it broke |" in text
+    assert "2 of 7 are met" in text and "| it broke |" in text
     assert "ours 1.00 on 1 thread; torch.nn 0.00 on 1 thread" in text
+
+
+def test_every_row_is_on_the_page(made):
+    text = (made[0] / "performance.md").read_text()
+    assert all(f"| `{row['case']}` | {row['malloc']} |" in text for row in rows())
+    shown = {"layers", "growth", *(suite for suite, _, _ in sections.SUITES)}
+    assert shown == {case.suite for case in suites.all_cases().values()}
+
+
+def test_the_rate_of_float32_is_that_of_float32_products(made):
+    text = (made[0] / "performance.md").read_text()
+    assert "| 2 | 500, 500, 500 GFLOP/s |" in text
 
 
 def test_every_picture_stands_beside_the_page_and_inside_it(made):
@@ -63,6 +82,13 @@ def test_every_picture_stands_beside_the_page_and_inside_it(made):
     assert len(ids) == len(set(ids))
     fetched = re.findall(r'(?:src|href)="([^"#][^"]*)"|url\((?!#)', text)
     assert not fetched, "the page must need nothing else"
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.report", str(tmp_path / "none")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"python -m benchmarks.report: {command[-1]}: No such file or directory\n"
 
 
 def test_the_same_rows_give_the_same_files(made, tmp_path):

@@ -1,5 +1,6 @@
 """The benchmarks themselves, on tiny cases; no test asserts a time."""
 
+import os
 import re
 import subprocess
 import sys
@@ -154,7 +155,7 @@ class TestRunner:
 
     def test_a_process_that_dies_is_an_error(self):
         with Workers() as workers:
-            workers._workers = {m: _Worker({"FASTRNN_CPU": "none such"}) for m in MALLOC}
+            workers._workers = {m: _Worker({"PYTHONHASHSEED": "none such"}) for m in MALLOC}
             row = workers.measure(suites.all_cases()[self.CASE], "kept", quick=True)
         assert row["error"] == "the worker ended with code 1" and row["case"] == self.CASE
 
@@ -169,6 +170,14 @@ class TestRunner:
         done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, check=True)
         cases = suites.chosen([], quick=True)
         assert f"{sum(len(case.malloc) for case in cases)} tests collected" in done.stdout
+
+    def test_a_reader_that_goes_away_gets_no_traceback(self):
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [sys.executable, "-m", "benchmarks", "--list"]
+        done = subprocess.run(command, cwd=machine.ROOT, stdout=writing, stderr=subprocess.PIPE)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (141, b"")
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

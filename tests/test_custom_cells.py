@@ -131,6 +131,13 @@ def test_layer_norm_of_an_own_cell_is_refused():
         build("none")
 
 
+def test_a_projection_of_an_own_cell_is_refused():
+    with pytest.raises(
+        TypeError, match=r"RNNOf\(\) got an unexpected keyword argument 'proj_size'"
+    ):
+        build("mgu", proj_size=2)
+
+
 def changed(**sizes):
     return Cell(**{"gates": 2, "states": 1, "reserve": 0, "forward": mgu, **sizes})
 

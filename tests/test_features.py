@@ -232,11 +232,24 @@ def test_accelerated_modules_have_the_options_off():
         ({"variational": 1}, TypeError, "variational should be of type bool, got: int"),
         ({"layer_norm": "yes"}, TypeError, "layer_norm should be of type bool, got: str"),
         ({"recompute": None}, TypeError, "recompute should be of type bool, got: NoneType"),
-        ({"zone_out": 0.1}, TypeError, "unexpected keyword argument 'zone_out'"),
+        ({"bidirectional": "no"}, TypeError, "bidirectional should be of type bool, got: str"),
+        ({"zonout": 0.1}, TypeError, r"{}\(\) .* argument 'zonout', did you mean 'zoneout'\?$"),
+        ({"bidirect": 1}, TypeError, r"{}\(\) .*'bidirect', did you mean 'bidirectional'\?$"),
+        ({"mode": "GRU"}, TypeError, r"{}\(\) got an unexpected keyword argument 'mode'"),
     ],
 )
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
 def test_bad_options(name, options, error, message):
-    with pytest.raises(error, match=message) as raised:
+    with pytest.raises(error, match=message.format(name)) as raised:
         getattr(fastrnn, name)(IN, H, **options)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [fastrnn.GRU, fastrnn.GRUCell])
+def test_reset_after_is_a_bool(kind):
+    with pytest.raises(TypeError, match="reset_after should be of type bool, got: str"):
+        kind(IN, H, reset_after="no")
+
+
+def test_bidirectional_may_be_one_as_in_torch():
+    assert len(fastrnn.LSTM(IN, H, bidirectional=1).all_weights) == 2

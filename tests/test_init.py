@@ -83,6 +83,8 @@ def test_gains_are_left_alone():
             "must hold lstm modules with bi",
         ),
         (lambda: init.forget_bias_(fastrnn.LSTM(2, 3, bias=False)), ValueError, "got LSTM"),
+        (lambda: init.forget_bias_(fastrnn.LSTM(2, 3), "a"), TypeError, "value must be a number"),
+        (lambda: init.uniform_(fastrnn.GRU(2, 3), "a"), TypeError, "bound must be a number, got"),
         (lambda: init.uniform_(fastrnn.GRU(2, 3), -1.0), ValueError, "bound must be .*, got -1.0"),
     ],
 )

@@ -334,6 +334,20 @@ def test_errors_name_argument_expected_and_got(change, message):
         loss.linear_cross_entropy(**(arguments | change))
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"ignore_index": "a"}, "ignore_index must be an int, got str"),
+        ({"ignore_index": 1.5}, "ignore_index must be an int, got float"),
+        ({"label_smoothing": "a"}, "label_smoothing must be a number, got str"),
+    ],
+)
+def test_options_of_another_type(option, message):
+    tensors, target = random_case("odd", torch.float32)
+    with pytest.raises(TypeError, match=f"^linear_cross_entropy: {message}$"):
+        loss.linear_cross_entropy(*tensors, target, **option)
+
+
 def test_what_is_no_tensor_and_rows_without_axes():
     tensors, target = random_case("odd", torch.float32)
     with pytest.raises(TypeError, match="linear_cross_entropy: target must be a Tensor, got list"):

@@ -105,6 +105,37 @@ def test_a_value_of_another_length_is_refused():
         module(x, x, x[:, :3])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "change", "error", "message"),
+    [
+        ("query", torch.Tensor.double, ValueError, "have the weights' dtype torch.float32, got"),
+        ("key", torch.Tensor.half, ValueError, "have the weights' dtype torch.float32, got"),
+        ("value", torch.Tensor.long, ValueError, "have the weights' dtype torch.float32, got"),
+        ("query", lambda x: x.to("meta"), ValueError, "be on the weights' device cpu, got meta"),
+        ("query", torch.Tensor.tolist, TypeError, "be a Tensor, got list"),
+        ("mask", torch.Tensor.tolist, TypeError, "be a Tensor, got list"),
+    ],
+)
+def test_inputs_of_another_type_dtype_or_device(wrong, change, error, message):
+    module, x = fastrnn.MultiHeadAttention(8, 2), torch.zeros(1, 3, 8)
+    given = {"query": x, "key": x, "value": x, "mask": torch.ones(1, 3, 3).bool()}
+    with pytest.raises(error, match=f"^MultiHeadAttention: {wrong} must {message}.*$"):
+        module(**(given | {wrong: change(given[wrong])}))
+
+
+def test_autocast_takes_any_mix_of_dtypes():
+    module, x = fastrnn.MultiHeadAttention(8, 2), torch.randn(1, 3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(x, x.bfloat16(), x.half()).dtype == torch.bfloat16
+        with pytest.raises(ValueError, match="dtype torch.float32, got torch.float64"):
+            module(x.double(), x, x)
+
+
+def test_a_dropout_that_is_no_number_is_refused():
+    with pytest.raises(TypeError, match="MultiHeadAttention: dropout must be a number, got str"):
+        fastrnn.MultiHeadAttention(8, 2, "a")
+
+
 def test_a_floating_mask_is_refused():
     module, x = fastrnn.MultiHeadAttention(8, 2), torch.zeros(1, 3, 8)
     with pytest.raises(ValueError, match="boolean or of 0/1 integers, got torch.float32"):

@@ -355,7 +355,9 @@ def test_use_schedule_is_a_call_and_a_context():
 
 
 def test_the_environment_chooses_or_is_named():
-    code = "import fastrnn; print(fastrnn._cuda.schedule_asked())"
+    code = (
+        "import fastrnn; fastrnn.explain(fastrnn.RNN(2, 3)); print(fastrnn._cuda.schedule_asked())"
+    )
     for name, said in (("step", "step"), ("fast", "FASTRNN_SCHEDULE: schedule must be one of")):
         found = subprocess.run(
             [sys.executable, "-c", code],

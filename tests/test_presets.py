@@ -90,7 +90,8 @@ def test_mistakes_are_told_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("package", "option"), [("tokenizers", "--level bpe"), ("tensorboard", "--tensorboard")]
+    ("package", "option"),
+    [("tokenizers", "--level bpe"), ("tensorboard", "--tensorboard"), ("matplotlib", "")],
 )
 def test_a_package_that_is_not_installed_names_its_extra(
     tmp_path: Path,
@@ -104,6 +105,6 @@ def test_a_package_that_is_not_installed_names_its_extra(
     out = tmp_path / "run"
     assert main(["--data", str(tmp_path / "text.txt"), "--out", str(out), *option.split()]) == 2
     said = capsys.readouterr().err
-    extra = {"tokenizers": "bpe"}.get(package, package)
+    extra = {"tokenizers": "bpe", "matplotlib": "train"}.get(package, package)
     assert f"{package} is not installed: pip install 'fastrnn[{extra}]'" in said
     assert not out.exists()

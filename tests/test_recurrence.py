@@ -310,10 +310,12 @@ def test_errors_name_argument_expected_and_got(changes, message):
         ({"weight_hh": None}, "weight_hh must be a Tensor, got NoneType"),
         ({"bias_hh": 0.0}, "bias_hh must be a Tensor, got float"),
         ({"batch_sizes": [2, 2]}, "batch_sizes must be a Tensor, got list"),
+        ({"reverse": "x"}, "reverse should be of type bool, got: str"),
+        ({"return_cells": 1}, "return_cells should be of type bool, got: int"),
     ],
 )
-def test_what_is_no_tensor(changes, message):
-    with pytest.raises(TypeError, match=f"recurrence: {message}"):
+def test_arguments_of_another_type(changes, message):
+    with pytest.raises(TypeError, match=f"^recurrence: {message}$"):
         call(**changes)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fastrnn._suggest import suggest
 from fastrnn.lm.datasets import DATASETS, DEFAULT
 from fastrnn.lm.download import cache_folder, fetch
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.manual import manual_splits
-from fastrnn.lm.settings import suggest
 from fastrnn.lm.texts import Text, TextFile, Words, split_lines
 
 SPLITS = ("train", "valid", "test")

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from fastrnn._suggest import suggest
 from fastrnn.lm.errors import UserError
-from fastrnn.lm.settings import suggest
 
 Options = TypeVar("Options")
 # What tyro says of a value of another type, and what we say.

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastrnn._suggest import suggest
 from fastrnn.lm.command_line import parse
 from fastrnn.lm.config import Config
 from fastrnn.lm.errors import UserError
-from fastrnn.lm.settings import option_names, read_toml, suggest, typed
+from fastrnn.lm.settings import option_names, read_toml, typed
 
 Settings = dict[str, Any]  # option names, with underscores, and values
 METHODS = ("grid", "random", "tpe")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+from fastrnn._suggest import suggest
 from fastrnn.lm.errors import UserError
-from fastrnn.lm.settings import suggest
 
 _FOLDER = Path(str(files("fastrnn.lm"))) / "presets"
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from fastrnn import _library
 from fastrnn.lm.errors import UserError
 
 # Packages that a plain installation lacks, and the extra that brings them.
@@ -35,6 +36,8 @@ def run_program(
     arguments = list(sys.argv[1:] if argv is None else argv)
     _print_anything()
     try:
+        if _library.mistake is not None:
+            raise UserError(_library.mistake)
         return work(arguments) or 0
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)

@@ -44,8 +44,9 @@ def train(config: Config, reporter: Reporter) -> int:
     Raises:
         UserError: an option, a file or a checkpoint cannot be used.
     """
-    if config.run.tensorboard:
-        importlib.import_module("tensorboard")  # one that is not there is told before all else
+    # A package that only the end needs, and that is not there, is told before all else.
+    for package in ("matplotlib", *["tensorboard"] * config.run.tensorboard):
+        importlib.import_module(package)
     name = config.run.device
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one device for each process
         name = f"cuda:{os.environ['LOCAL_RANK']}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import tomllib
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from fastrnn._suggest import suggest
 from fastrnn.lm.config import (
     Config,
     CorpusOptions,
@@ -92,12 +92,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not UTF-8 text at byte {error.start}") from error
     except ValueError as error:  # of tomllib, or of a number of more digits than int() takes
         raise UserError(f"{path}: not valid TOML: {error}") from error
-
-
-def suggest(name: str, known: list[str]) -> str:
-    """Text that names the nearest known option, or nothing."""
-    near = difflib.get_close_matches(name, known, 1)
-    return f", did you mean {near[0]!r}?" if near else ""
 
 
 def typed(name: str, value: object, where: str) -> Any:

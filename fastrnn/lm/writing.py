@@ -13,11 +13,11 @@ import torch
 import tyro
 from torch import Tensor
 
+from fastrnn._suggest import suggest
 from fastrnn.lm.complete import not_utf8
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.generate import Sampling, pieces, stream, to_text
 from fastrnn.lm.saved import SavedRun, open_run
-from fastrnn.lm.settings import suggest
 from fastrnn.lm.tokens import cut_pairs, cutter
 
 
