@@ -130,7 +130,8 @@ def write(path: Path, docs: Path, html_file: Path) -> None:
     rows = results.read(path)
     if not rows:
         raise ValueError(f"benchmarks: {path} has no rows")
-    parts = list(sections(list(results.newest(rows).values())))
+    other = results.newest(results.read(results.OTHER)) if results.OTHER.is_file() else {}
+    parts = list(sections(list(results.newest(rows).values()), list(other.values())))
     pictures = docs / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     for part in parts:

@@ -12,6 +12,7 @@ from benchmarks.machine import ROOT, git
 
 FOLDER = ROOT / "benchmarks" / "results"
 FULL, QUICK = FOLDER / "cpu.jsonl", FOLDER / "quick.jsonl"  # the second is not committed
+OTHER = FOLDER / "cpu_avx2.jsonl"  # main cases on a processor without AVX-512
 
 
 def append(rows: Iterable[Row], path: Path) -> None:

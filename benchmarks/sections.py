@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks import growth, layers, plots, targets
+from benchmarks import growth, layers, plots, results, targets
 from benchmarks.cases import Row
 from benchmarks.tables import Rows, Table, table
 
@@ -27,11 +27,12 @@ class Section:
     pictures: dict[str, str] = field(default_factory=dict)
 
 
-def sections(rows: Rows) -> Iterator[Section]:
+def sections(rows: Rows, elsewhere: Sequence[Row] = ()) -> Iterator[Section]:
     """The whole report.
 
     Args:
         rows: one of each case and malloc setting, of one machine.
+        elsewhere: some of another machine.
     """
     yield _machine(rows)
     sound = [row for row in rows if "error" not in row]
@@ -49,6 +50,12 @@ def sections(rows: Rows) -> Iterator[Section]:
     grown = [row for row in sound if row["suite"] == "growth"]
     if grown:
         yield from _growth(grown)
+    if elsewhere:
+        text = (
+            f"{_origin(list(elsewhere))} By `python -m benchmarks CASES --out "
+            f"benchmarks/results/{results.OTHER.name}`."
+        )
+        yield Section("Another processor", text, table(list(elsewhere)))
 
 
 SUITES = (
@@ -86,21 +93,25 @@ def _command(pattern: str) -> str:
     return f"All of it: `python -m benchmarks '{pattern}'`."
 
 
-def _machine(rows: Rows) -> Section:
+def _origin(rows: Rows) -> str:
+    """Where rows come from."""
     last = rows[-1]
     commits = sorted({row["commit"] + "+" * row["dirty"] for row in rows})
     timed = [row for row in rows if "error" not in row]
     count = sum(row["times"]["ours"].get("rounds", 0) for row in timed)
     rejected = sum(row["rejected"] or 0 for row in timed)
     disturbed = sum(row["disturbed"] for row in timed)
-    text = (
+    return (
         f"{last['cpu'] or 'processor not recorded'}, {last['instruction_set']}; fastrnn "
         f"{last['fastrnn']}, torch {last['torch']}, Python {last['python']}; {last['date'][:10]}, "
         f"commit {', '.join(commits)} (+: with changes). {len(rows)} rows, "
         f"{len(rows) - len(timed)} errors; {count} rounds count, {rejected} were left out, "
-        f"{disturbed} rows had too few undisturbed ones and are marked. Rates, measured with "
-        "every row; least, median and greatest of them:"
+        f"{disturbed} rows had too few undisturbed ones and are marked."
     )
+
+
+def _machine(rows: Rows) -> Section:
+    text = f"{_origin(rows)} Rates, measured with every row; least, median and greatest of them:"
     found = [row for row in rows if "gflops" in row.get("floor", {})]
     lines = [["threads", "products, float32", "reading what a case reads", "one barrier"]]
     for threads in sorted({row["threads"] for row in found}):
