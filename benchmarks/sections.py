@@ -50,12 +50,17 @@ def sections(rows: Rows, elsewhere: Sequence[Row] = ()) -> Iterator[Section]:
     grown = [row for row in sound if row["suite"] == "growth"]
     if grown:
         yield from _growth(grown)
-    if elsewhere:
+    yield from _elsewhere(list(elsewhere))
+
+
+def _elsewhere(rows: Rows) -> Iterator[Section]:
+    for suite in dict.fromkeys(row["suite"] for row in rows):
+        chosen = [row for row in rows if row["suite"] == suite]
         text = (
-            f"{_origin(list(elsewhere))} By `python -m benchmarks CASES --out "
+            f"{_origin(chosen)} By `python -m benchmarks CASES --out "
             f"benchmarks/results/{results.OTHER.name}`."
         )
-        yield Section("Another processor", text, table(list(elsewhere)))
+        yield Section(f"Another processor: {suite.replace('_', ' ')}", text, table(chosen))
 
 
 SUITES = (
