@@ -39,6 +39,7 @@ class Stream:
         self._module: Freezable | None = None
         self._hx: Tensors
         if module.packing_refusal() is None:
+            self._packed_for = _library.instruction_set
             packs = [pack(self._cell, **named) for named in module._named(weights)]
             self._packed = torch.cat([packed.weights for packed in packs])
             self._biases = _stacked([b for p in packs for b in (p.bias_ih, p.bias_hh)])
@@ -70,9 +71,14 @@ class Stream:
         self._address = self._stepper.data_ptr()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy's tensors lie elsewhere."""
+        """A copy's tensors lie elsewhere, and perhaps on another processor."""
         self.__dict__.update(state)
         if self._module is None:
+            if self._packed_for != (here := _library.instruction_set):
+                raise RuntimeError(
+                    f"stream: its weights are packed for {self._packed_for}, got a processor that "
+                    f"takes {here or 'none'}: make the stream there, from the module"
+                )
             self._point()
 
     def step(self, x_t: Tensor) -> Tensor:

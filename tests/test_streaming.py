@@ -9,6 +9,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import fastrnn
+from fastrnn import _library
 
 IN, H, T, B = 5, 7, 6, 4
 KINDS = [
@@ -104,6 +105,15 @@ def test_a_copy_goes_its_own_way(kind, options, copied, backend):
         other.reset()
         assert all(part.count_nonzero() == 0 for part in unpacked(other.state))
         assert all(part.count_nonzero() for part in unpacked(stream.state))
+
+
+@pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
+def test_a_copy_on_another_processor_is_refused(monkeypatch):
+    kept = pickle.dumps(made(*KINDS[0]).stream(B))
+    packed_for = _library.instruction_set
+    monkeypatch.setattr(_library, "instruction_set", "another")
+    with pytest.raises(RuntimeError, match=f"packed for {packed_for}, got .* takes another"):
+        pickle.loads(kept)
 
 
 @pytest.mark.parametrize(
