@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
   if (bias) b = check.tensor("bias", *bias, {V}, hidden);
   check(target.is_cpu() && target.scalar_type() == ScalarType::Long && target.size(0) == M,
         "target must be a CPU int64 tensor [M] = [", M, "]");
-  check(V > 0, "weight must have at least one row, got 0");
+  check(V > 0 && K > 0, "weight must have at least one row and column, got [", V, ", ", K, "]");
   const Tensor t = torch::stable::contiguous(target);
   const std::int64_t* targets = t.const_data_ptr<std::int64_t>();
   std::int64_t counted = 0;

@@ -75,6 +75,11 @@ def _fake(
     )
 
 
+def _total(losses: Tensor, mean: bool) -> Tensor:
+    """The sum of scaled losses [M]; a mean over no rows is NaN, as in torch."""
+    return losses.mean() if mean and losses.size(0) == 0 else losses.sum()
+
+
 # Private to torch. A torch without one of them gets a copy, which costs time and memory.
 _hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: "unknown")
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
@@ -109,7 +114,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
         losses, *grads = torch.ops.fastrnn.linear_cross_entropy.default(*args, True)
-        return losses.sum(), *grads
+        return _total(losses, args[6]), *grads
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -190,15 +195,16 @@ def linear_cross_entropy(
     if lower is not None:  # as in torch any mix goes in, and the loss is float32
         hidden, weight = _widened(hidden), _widened(weight)
         bias = None if bias is None else _widened(bias)
+    _check(hidden, weight, bias, target, label_smoothing, reduction)
     rows = hidden.flatten(0, -2) if hidden.dim() > 1 else hidden.unsqueeze(0)
-    targets = target.flatten()
-    _check(rows, weight, bias, targets, label_smoothing, reduction)
-    args = (rows, weight, bias, targets, ignore_index, label_smoothing, reduction == "mean")
-    # On a GPU torch's own product, softmax and loss are the fast ones.
-    if (
-        choose(hidden, "the loss has no CUDA kernels" if hidden.is_cuda else None).backend
-        != "native"
-    ):
+    options = (ignore_index, label_smoothing, reduction == "mean")
+    args = (rows, weight, bias, target.flatten(), *options)
+    lacks = None
+    if hidden.is_cuda:  # where torch's own product, softmax and loss are the fast ones
+        lacks = "the loss has no CUDA kernels"
+    elif hidden.size(-1) == 0:
+        lacks = "the compiled loss needs at least one feature"
+    if choose(hidden, lacks).backend != "native":
         return reference(*args)
     tensors = (t.float() if rough and t is not None else t for t in args[:3])
     return _native(*tensors, *args[3:], rough).to(hidden.dtype)
@@ -213,7 +219,7 @@ def _native(*args: Any) -> Tensor:
         loss: Tensor = applied(LinearCrossEntropy, *args)[0]
         return loss
     losses: Tensor = torch.ops.fastrnn.linear_cross_entropy.default(*args, False)[0]
-    return losses.sum()
+    return _total(losses, args[6])
 
 
 def _check(
@@ -228,6 +234,7 @@ def _check(
         if not ok:
             raise ValueError(f"linear_cross_entropy: {name} must be {expected}, got {got}")
 
+    expect(hidden.dim() > 0, "hidden", "[..., K]", "[]")
     size = hidden.size(-1)
     expect(hidden.is_floating_point(), "hidden", "of a floating dtype", hidden.dtype)
     expect(
@@ -240,9 +247,9 @@ def _check(
     if bias is not None:
         expect(bias.shape == (classes,), "bias", f"[V] = [{classes}]", list(bias.shape))
     expect(
-        target.shape == hidden.shape[:1],
+        target.shape == hidden.shape[:-1],
         "target",
-        f"as many as hidden's rows, [{hidden.size(0)}]",
+        f"{list(hidden.shape[:-1])}, one for each row of hidden {list(hidden.shape)}",
         list(target.shape),
     )
     expect(target.dtype == torch.int64, "target", "int64", target.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import fastrnn
 from fastrnn import _library, loss
 from tests.layers import assert_as_close_as_torch
 
@@ -266,6 +268,32 @@ def test_no_row_counts_and_no_rows():
     assert all(not t.any() for t in empty)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_no_rows_or_no_features_as_in_torch(backend, reduction):
+    """A mean of no rows is NaN; without features the bias alone makes the logits."""
+    tensors, target = random_case("odd", torch.float64)
+    rows = [tensors[0][:0], *tensors[1:]], target[:0]
+    features = [tensors[0][:, :0], tensors[1][:, :0], tensors[2]], target
+    for given, classes in (rows, features):
+        options = {"reduction": reduction}
+        theirs = with_gradients(torchs, given, classes, options)
+        with fastrnn.use_backend(backend):
+            ours = with_gradients(loss.linear_cross_entropy, given, classes, options)
+            value = loss.linear_cross_entropy(*given, classes, **options)
+        for found, expected in zip((*ours, value), (*theirs, theirs[0]), strict=True):
+            torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@native
+def test_the_operator_refuses_no_features():
+    tensors, target = random_case("odd", torch.float64)
+    hidden, weight, bias = tensors[0][:, :0], tensors[1][:, :0], tensors[2]
+    op = torch.ops.fastrnn.linear_cross_entropy.default
+    with pytest.raises(RuntimeError, match=r"at least one row and column, got \[3, 0\]"):
+        op(hidden, weight, bias, target, -100, 0.0, True, False, True)
+
+
 @native
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_non_finite_logits_as_in_torch(value):
@@ -312,7 +340,11 @@ def test_opcheck_and_compile():
     [
         ({"weight": torch.zeros(3, 4)}, r"weight must be \[V, K\] = \[V, 5\], got \[3, 4\]"),
         ({"bias": torch.zeros(4)}, r"bias must be \[V\] = \[3\], got \[4\]"),
-        ({"target": torch.zeros(6, dtype=torch.int64)}, r"hidden's rows, \[7\], got \[6\]"),
+        (
+            {"target": torch.zeros(6, dtype=torch.int64)},
+            r"target must be \[7\], one for each row of hidden \[7, 5\], got \[6\]",
+        ),
+        ({"hidden": torch.zeros([])}, r"hidden must be \[..., K\], got \[\]"),
         ({"target": torch.zeros(7)}, "target must be int64, got torch.float32"),
         ({"weight": torch.zeros(3, 5).double()}, "weight must be torch.float32, got torch.float64"),
         ({"label_smoothing": 2.0}, r"label_smoothing must be in \[0, 1\], got 2.0"),
@@ -346,6 +378,15 @@ def test_options_of_another_type(option, message):
     tensors, target = random_case("odd", torch.float32)
     with pytest.raises(TypeError, match=f"^linear_cross_entropy: {message}$"):
         loss.linear_cross_entropy(*tensors, target, **option)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (6,), (1, 2, 3, 1)])
+def test_a_target_laid_out_otherwise_is_refused(shape):
+    """Its rows would be other rows' targets."""
+    hidden, weight = torch.zeros(2, 3, 5), torch.zeros(4, 5)
+    message = r"target must be \[2, 3\], one for each row of hidden \[2, 3, 5\], got "
+    with pytest.raises(ValueError, match=message + re.escape(str(list(shape)))):
+        loss.linear_cross_entropy(hidden, weight, None, torch.zeros(shape, dtype=torch.int64))
 
 
 def test_what_is_no_tensor_and_rows_without_axes():
