@@ -92,13 +92,15 @@ def test_a_batch_of_beginnings_alone_is_a_step_without_an_update(
     assert load_checkpoint(tmp_path / "run" / "last").counters["step"] == 21
 
 
-def test_shares_of_beginnings_alone_leave_the_steps_as_they_are(
-    documents: Path, tmp_path: Path
+@pytest.mark.parametrize("more", ["", "--ar 2 --tar 1 --bptt 2"])
+def test_shares_of_few_targets_leave_the_steps_as_they_are(
+    documents: Path, tmp_path: Path, more: str
 ) -> None:
     places = [tmp_path / name for name in ("one", "parts", "processes")]
-    assert main(short(documents, places[0], "--batch-size 2")) == 0
-    assert main(short(documents, places[1], "--batch-size 2 --accumulate 2")) == 0
-    ended = finish(start(short(documents, places[2], "--batch-size 2"), 2))
+    given = f"--batch-size 2 {more}"
+    assert main(short(documents, places[0], given)) == 0
+    assert main(short(documents, places[1], f"{given} --accumulate 2")) == 0
+    ended = finish(start(short(documents, places[2], given), 2))
     assert [code for code, _, _ in ended] == [0, 0], ended
     one, *others = (load_checkpoint(place / "last") for place in places)
     for other in others:

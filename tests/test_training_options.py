@@ -148,12 +148,11 @@ def test_activation_regularisation_is_added_to_the_loss() -> None:
     tokens, targets = random_tokens(6, 3), random_tokens(6, 3)
     outputs = []
     model.rnn.register_forward_hook(lambda module, args, output: outputs.append(output[0]))
-    total, entropy, _ = model.objective(tokens, targets, None, None, None, 2.0, 3.0)
-    loss, _ = model.loss(tokens, targets, None)
-    torch.testing.assert_close(entropy, loss.detach())
+    entropy, penalty, _ = model.objective(tokens, targets, None, None, None, 2.0, 3.0)
+    torch.testing.assert_close(entropy, model.loss(tokens, targets, None)[0])
     h = outputs[0]
-    expected = loss + 2 * (h**2).mean() + 3 * ((h[1:] - h[:-1]) ** 2).mean()
-    torch.testing.assert_close(total, expected)
+    expected = 2 * (h**2).mean() + 3 * ((h[1:] - h[:-1]) ** 2).mean()
+    torch.testing.assert_close(penalty, expected)
 
 
 # ---- schedules and optimizers
@@ -368,11 +367,11 @@ class Poisoned:
         self.met = 0
 
     def __call__(self, inputs: torch.Tensor, *rest: Any) -> tuple[Any, ...]:
-        loss, entropy, state = self.objective(inputs, *rest)
+        entropy, penalty, state = self.objective(inputs, *rest)
         if inputs.equal(self.bad):
             self.met += 1
-            return loss * math.nan, entropy * math.nan, state
-        return loss, entropy, state
+            return entropy * math.nan, penalty, state
+        return entropy, penalty, state
 
 
 def test_a_poisoned_batch_is_left_out_in_the_end(
@@ -399,9 +398,9 @@ def test_an_exploding_gradient_is_not_taken(
     plain, met = trainer._step._objective, [0]
 
     def exploding(*args: Any) -> tuple[Any, ...]:
-        loss, entropy, state = plain(*args)
+        entropy, penalty, state = plain(*args)
         met[0] += trainer.counters.step == 33
-        return loss * (1e6 if trainer.counters.step == 33 else 1), entropy, state
+        return entropy * (1e6 if trainer.counters.step == 33 else 1), penalty, state
 
     replace_objective(trainer, exploding)
     with pytest.raises(UserError, match="the gradient's norm is .* at step 34: lower --lr"):

@@ -63,8 +63,19 @@ def test_evaluation_reads_windows_of_the_trained_length() -> None:
     lengths = []
     model.rnn.blocks.register_forward_pre_hook(lambda _, args: lengths.append(args[0].size(0)))
     tokens = torch.randint(9, (230,), dtype=torch.int32)
-    evaluate(model, tokens, 0, 700)
-    assert lengths == [5, 5, 5, 5, 5]  # ten columns of 23; the last window of 3 looks back for 2
+    losses = {evaluate(model, tokens, 0, batch)[0] for batch in (700, 50, 10, 1)}
+    # Ten columns of 23; the last window of 3 looks back for 2. The batch's size changes nothing.
+    assert lengths == 4 * [5, 5, 5, 5, 5] and len(losses) == 1
+
+
+@pytest.mark.parametrize("window", [1, 3, 6, 10])
+def test_dynamic_evaluation_sees_as_much_as_evaluation(window: int) -> None:
+    model = small(context=6)
+    tokens = torch.randint(9, (60,), dtype=torch.int32)
+    inputs = torch.cat((tokens.new_zeros(1), tokens[:-1])).long().view(10, 6).t()
+    expected, _ = model.eval().loss(inputs, tokens.long().view(10, 6).t(), None)
+    found = evaluate_dynamically(model, tokens, 0, tokens, Adaptation("sgd", 1e-12, 0.0, window))
+    assert found == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_the_course_draws_matrices_as_glorot() -> None:

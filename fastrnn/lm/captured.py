@@ -212,7 +212,7 @@ class CapturedStep(Step):
         width = self._shape[1] // parts
         for index, states in enumerate(self._states):
             columns = slice(index * width, (index + 1) * width)
-            total, entropy, after = self._objective(
+            entropy, penalty, after = self._objective(
                 self._inputs[:, columns],
                 self._targets[:, columns],
                 states or None,
@@ -221,8 +221,8 @@ class CapturedStep(Step):
                 options.ar,
                 options.tar,
             )
-            (total if parts == 1 else total * (1 / parts)).backward()
-            loss = loss + entropy.double() * (1 / parts)
+            ((entropy + penalty) * (1 / parts)).backward()
+            loss = loss + entropy.detach().double() * (1 / parts)
             for state, new in zip(states, after, strict=True):
                 state.copy_(new)
         return loss

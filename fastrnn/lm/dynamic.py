@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -77,9 +79,9 @@ def evaluate_dynamically(
     total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     state: State | None = None
     try:
-        for row in trimmed(range(0, inputs.size(0), length)):
-            part = window(inputs[row : row + length], targets[row : row + length], document)
-            loss, state = _loss(model, part.to(device), state)
+        for rows, carried in trimmed(_windows(model, inputs.size(0), length)):
+            part = window(inputs[rows], targets[rows], document)
+            loss, state = _loss(model, part.to(device), state if carried else None)
             if not part.count:  # nothing but the beginning of a document
                 continue
             total += loss.detach() * part.count
@@ -102,6 +104,16 @@ def evaluate_dynamically(
 
 def _trainable(model: LanguageModel) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
+
+
+def _windows(model: LanguageModel, rows: int, length: int) -> Iterator[tuple[slice, bool]]:
+    """Rows of each step, and whether the state before is theirs: a transformer, which `evaluate`
+    reads in windows of its context, sees as much of them here, none of what lies before."""
+    context = getattr(model.rnn, "context", rows)
+    for begin in range(0, rows, context):
+        end = min(begin + context, rows)
+        for row in range(begin, end, length):
+            yield slice(row, min(row + length, end)), row > begin
 
 
 def _loss(model: LanguageModel, part: Batch, state: State | None) -> tuple[Tensor, State]:
@@ -127,16 +139,16 @@ def gradient_roots(
     columns = batchify(training, min(COLUMNS, training.numel() // 2))
     squares = [torch.zeros_like(p, requires_grad=False) for p in parameters]
     state: State | None = None
-    starts = range(0, columns.size(0) - 1, length)[:WINDOWS]
-    for row in trimmed(starts):
-        end = min(row + length, columns.size(0) - 1)
-        part = window(columns[row:end], columns[row + 1 : end + 1], document)
-        loss, state = _loss(model, part.to(parameters[0].device), state)
+    inputs, targets = columns[:-1], columns[1:]
+    windows = list(islice(_windows(model, inputs.size(0), length), WINDOWS))
+    for rows, carried in trimmed(windows):
+        part = window(inputs[rows], targets[rows], document)
+        loss, state = _loss(model, part.to(parameters[0].device), state if carried else None)
         if not part.count:
             continue
         for square, gradient in zip(squares, torch.autograd.grad(loss, parameters), strict=True):
             square.addcmul_(gradient, gradient)
-    return [(square / len(starts)).sqrt_() for square in squares]
+    return [(square / len(windows)).sqrt_() for square in squares]
 
 
 def decay_shares(roots: list[Tensor], decay: float) -> list[Tensor]:

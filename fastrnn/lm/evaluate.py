@@ -32,7 +32,8 @@ def evaluate(
         model: put in evaluation mode.
         tokens: integers [N], read in up to 10 columns side by side.
         before: the token taken to stand before the first.
-        batch: predictions made at a time, at least.
+        batch: predictions made at a time, at least; a transformer is read in windows of its context
+            whatever it is, or what it sees, and so its loss, would depend on it.
         document: the token that begins a document, which is not predicted; default None.
         sentences: read every line from a hidden state of zeros; default False.
 
@@ -43,7 +44,7 @@ def evaluate(
     device = next(model.parameters()).device
     began, state, count = time.perf_counter(), None, 0
     total = torch.zeros((), dtype=torch.float64, device=device)
-    context = getattr(model.rnn, "context", batch)  # a transformer reads no longer windows
+    context = getattr(model.rnn, "context", None)
     for part in trimmed(_batches(tokens, before, batch, document, sentences, context)):
         part = part.to(device)
         given = state if part.carried else None
@@ -54,13 +55,18 @@ def evaluate(
 
 
 def _batches(
-    tokens: Tensor, before: int, batch: int, document: int | None, sentences: bool, context: int
+    tokens: Tensor,
+    before: int,
+    batch: int,
+    document: int | None,
+    sentences: bool,
+    context: int | None,
 ) -> Iterator[Batch]:
     if sentences:
         yield from Sentences(tokens, TrainingOptions(), before).every(batch)
         return
     columns = min(COLUMNS, tokens.numel())
     inputs, targets = scored_columns(tokens, columns, before)
-    rows = min(-(-batch // columns), context)
+    rows = -(-batch // columns) if context is None else context
     for row in range(0, inputs.size(0), rows):
         yield window(inputs[row : row + rows], targets[row : row + rows], document)

@@ -81,10 +81,10 @@ class Trainer:
             while self.counters.step < self.steps and not self.stopped_by:
                 self.advance()
                 self.stopped_by = self.world.largest(stop.asked)
-        if self.counters.step == self.steps:
-            self.stopped_by = 0
-        elif self.stopped_by and not self._rewound(self._step.settle()):
-            self._save(self.run.last)
+            if self.counters.step == self.steps:
+                self.stopped_by = 0
+            elif self.stopped_by and not self._rewound(self._step.settle()):
+                self._save(self.run.last)  # a second SIGTERM waits for it
 
     def advance(self) -> None:
         """One step, and what is due after it."""

@@ -129,8 +129,8 @@ class LanguageModel(nn.Module):
         lengths: Tensor | None,
         ar: float,
         tar: float,
-    ) -> tuple[Tensor, Tensor, State]:
-        """What training makes small.
+    ) -> tuple[Tensor, Tensor | float, State]:
+        """The terms of what training makes small.
 
         Args:
             tokens: as for `loss`, as are all but the last two.
@@ -138,18 +138,18 @@ class LanguageModel(nn.Module):
             tar: weight of the mean square of the outputs' change from step to step.
 
         Returns:
-            The sum of the mean cross entropy and the two, [], the mean cross entropy by itself,
-            [], without a graph, and the states.
+            The mean cross entropy over the targets, []; the sum of the two, a mean over all places
+            with targets or without, [], or 0.0 where there is none; and the states.
         """
         output, after = self._run(tokens, state, resets, lengths)
         dropped = self.drop_output(output)
-        loss = self._cross_entropy(dropped, targets, "mean")
-        total = loss
+        entropy = self._cross_entropy(dropped, targets, "mean")
+        penalty: Tensor | float = 0.0
         if ar:
-            total = total + ar * dropped.pow(2).mean()
+            penalty = penalty + ar * dropped.pow(2).mean()
         if tar and output.size(0) > 1:
-            total = total + tar * (output[1:] - output[:-1]).pow(2).mean()
-        return total, loss.detach(), tuple(s.detach() for s in after)
+            penalty = penalty + tar * (output[1:] - output[:-1]).pow(2).mean()
+        return entropy, penalty, tuple(s.detach() for s in after)
 
     def _cross_entropy(self, hidden: Tensor, targets: Tensor, reduction: str) -> Tensor:
         # The decoder is most of a word model's work: fused with the loss, its logits are never

@@ -77,7 +77,7 @@ class Step:
                 parameter.grad = torch.zeros_like(parameter)
         for index in range(options.accumulate):
             part = share.part(index, options.accumulate).to(self._progress.device)
-            loss, entropy, state[index] = self._objective(
+            entropy, penalty, state[index] = self._objective(
                 part.inputs,
                 part.targets,
                 state[index] if part.carried else None,
@@ -86,11 +86,15 @@ class Step:
                 options.ar,
                 options.tar,
             )
-            if not part.count:  # its states are as good as others', its mean loss is none
-                continue
-            weight = part.count / batch.count
-            (loss if weight == 1 else loss * weight).backward()
-            total += float(entropy) * weight
+            # Each term is a mean over what it counts: targets, or places, of which all columns
+            # have as many.
+            loss = penalty * (part.inputs.size(1) / batch.inputs.size(1))
+            if part.count:  # else the mean is none
+                weight = part.count / batch.count
+                loss = loss + entropy * weight
+                total += float(entropy.detach()) * weight
+            if isinstance(loss, Tensor):
+                loss.backward()
         return self._world.sum(total)[0]
 
     def _rate(self, batch: Batch) -> float:

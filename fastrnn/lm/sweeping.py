@@ -6,8 +6,11 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +22,7 @@ from rich.console import Console
 
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.figures import perplexity
+from fastrnn.lm.interrupt import StopOnSignal
 from fastrnn.lm.lock import locked, try_lock
 from fastrnn.lm.plan import Plan, options_of, read_plan, written
 from fastrnn.lm.program import one_line, run_program
@@ -75,19 +79,22 @@ def _share_out(path: Path, workers: int) -> bool:
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_worker, args=(path, threads)) for _ in range(workers)]
-    for process in processes:
-        process.start()
-    codes = []
-    for process in processes:
-        while process.is_alive():
-            try:
-                process.join()
-            except KeyboardInterrupt:  # the workers have heard it too, and end by themselves
-                continue
-        codes.append(process.exitcode)
-    if failed := [code for code in codes if code not in (0, 130)]:
+    told = False
+    with StopOnSignal() as stop:
+        for process in processes:
+            process.start()
+        while alive := [process for process in processes if process.is_alive()]:
+            with suppress(KeyboardInterrupt):  # the workers have heard it too, and end by themselves
+                wait([process.sentinel for process in alive], timeout=0.5)
+            if stop.asked == signal.SIGTERM and not told:  # may have come to this one alone
+                told = True
+                for process in alive:
+                    process.terminate()
+    codes = [process.exitcode for process in processes]
+    stopped = {130, -signal.SIGTERM} if told else {130}  # the latter between two runs
+    if failed := [code for code in codes if code and code not in stopped]:
         raise UserError(f"{len(failed)} of {workers} workers died, see above; start again to go on")
-    return 130 not in codes
+    return not any(codes)
 
 
 def _worker(path: Path, threads: int) -> None:
@@ -102,16 +109,22 @@ def work(path: Path) -> bool:
         path: the sweep's file.
 
     Returns:
-        False if Ctrl-C ended it before.
+        False if Ctrl-C or SIGTERM ended it before, or the end of the sweep that it works for.
     """
     plan = read_plan(path)
     study = open_study(plan)
-    while (claimed := _claim(study, plan)) is not None:
+    while not _orphaned() and (claimed := _claim(study, plan)) is not None:
         trial, lock = claimed
         with lock:
             if not _train(trial, plan):
                 return False
-    return True
+    return not _orphaned()
+
+
+def _orphaned() -> bool:
+    """Whether this is a worker whose sweep was killed: nobody is left to stop it."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
 
 
 def _sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:

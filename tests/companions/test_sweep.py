@@ -10,6 +10,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +19,8 @@ pytest.importorskip("optuna")
 import optuna  # noqa: E402
 
 from fastrnn.lm import sweeping  # noqa: E402
+from fastrnn.lm.checkpoint import load_checkpoint  # noqa: E402
+from fastrnn.lm.lock import try_lock  # noqa: E402
 from fastrnn.lm.plan import Plan, options_of, read_plan  # noqa: E402
 from fastrnn.lm.program import one_line  # noqa: E402
 from fastrnn.lm.study import open_study  # noqa: E402
@@ -163,6 +166,43 @@ def test_an_interrupted_sweep_goes_on(
         assert main([str(path)]) == 130
     assert main([str(path)]) == 0
     assert sorted(made(tmp_path / "sweep")) == ["0000", "0001"]
+
+
+def test_sigterm_stops_the_workers_at_their_checkpoints(runs: Path, tmp_path: Path) -> None:
+    settings = "epochs = 10000\ncheckpoint-interval = 0\nlog-interval = 1"
+    path = write(tmp_path, runs, "lr = [0.01, 0.002, 0.001]", "", settings)
+    begun = [tmp_path / "sweep" / name for name in ("0000", "0001")]
+    command = [sys.executable, "-m", "fastrnn.sweep", str(path), "--workers", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
+        metrics = [folder / "metrics.jsonl" for folder in begun]
+        while not all(p.is_file() and p.read_text().count("\n") > 8 for p in metrics):
+            assert program.poll() is None
+            time.sleep(0.02)
+        program.terminate()
+        told = program.communicate()[1]
+    assert program.returncode == 130 and told == "fastrnn.sweep: interrupted\n"
+    for folder in begun:
+        lock = try_lock(tmp_path / "sweep" / f".{folder.name}.lock")
+        assert lock is not None  # no worker is left
+        lock.close()
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        steps = [m["step"] for m in map(json.loads, lines) if m["split"] == "train"]
+        assert load_checkpoint(folder / "last").counters["step"] == steps[-1]
+    assert not (tmp_path / "sweep" / "0002").exists()
+
+
+def test_a_worker_whose_sweep_was_killed_begins_no_further_run(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, runs, "lr = [0.01, 0.001]", "", "max-steps = 2")
+    plan = read_plan(path)
+    plan.out.mkdir()
+    sweeping._prepare(open_study(plan), plan, path)
+    alive = iter([True, False, False])
+    parent = SimpleNamespace(is_alive=lambda: next(alive))
+    monkeypatch.setattr(sweeping.multiprocessing, "parent_process", lambda: parent)
+    assert not sweeping.work(path)
+    assert sorted(made(plan.out)) == ["0000"]
 
 
 @pytest.mark.slow
