@@ -21,7 +21,8 @@ from fastrnn.lm.errors import UserError
 from fastrnn.lm.texts import Text
 from fastrnn.lm.tokens import DOCUMENT, Vocabulary, cutter, tokens_of, vocabulary_of
 
-_FORMAT = 1  # counted up when the same text and options give other numbers
+# Counted up when the same text and options give other numbers; those of other levels are kept.
+_FORMAT = {"word": 1, "char": 1, "bpe": 2}
 _VOCABULARY, _TOKENIZER = "vocabulary.json", "tokenizer.json"
 
 
@@ -82,7 +83,7 @@ def _key(texts: tuple[Text, Text, Text], options: CorpusOptions) -> str:
     cut = {k: v for k, v in asdict(options).items() if k not in ("data", "sentences")}
     if options.documents is not None:
         cut["mark"] = DOCUMENT  # of a text without documents the key is what it always was
-    parts = [_FORMAT, cut, [text.digest for text in texts]]
+    parts = [_FORMAT[options.level], cut, [text.digest for text in texts]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
