@@ -282,6 +282,8 @@ def test_byte_pairs_come_back_as_the_text(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     line = "the naïve thinker — thinks, therefore the thin thing\n"
     path.write_text(line * 100, encoding="utf-8")
+    least = CorpusOptions(str(path), level="bpe", bpe_size=258)
+    assert len(load_corpus(least, 1, 2).vocabulary) == 258  # bytes, <eos> and <unk>
     options = CorpusOptions(str(path), level="bpe", bpe_size=300)
     corpus = load_corpus(options, 1, 2)
     assert 258 <= len(corpus.vocabulary) <= 300 and corpus.tokenizer is not None
