@@ -282,6 +282,8 @@ def test_byte_pairs_come_back_as_the_text(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     line = "the naïve thinker — thinks, therefore the thin thing\n"
     path.write_text(line * 100, encoding="utf-8")
+    least = CorpusOptions(str(path), level="bpe", bpe_size=258)
+    assert len(load_corpus(least, 1, 2).vocabulary) == 258  # bytes, <eos> and <unk>
     options = CorpusOptions(str(path), level="bpe", bpe_size=300)
     corpus = load_corpus(options, 1, 2)
     assert 258 <= len(corpus.vocabulary) <= 300 and corpus.tokenizer is not None
@@ -289,6 +291,18 @@ def test_byte_pairs_come_back_as_the_text(tmp_path: Path) -> None:
     assert pairs_text(tokens) == line * 5
     assert len(tokens) < len(line * 5) / 2  # what is frequent has become one piece
     assert corpus.vocabulary.unknown not in corpus.train
+
+
+def test_byte_pairs_are_learnt_from_lines_as_they_are_cut(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    path = tmp_path / "text.txt"
+    path.write_text("one\n\n\n  two\n" * 100)
+    options = CorpusOptions(str(path), level="bpe", bpe_size=300)
+    vocabulary = load_corpus(options, 1, 2).vocabulary
+    pairs = {t for t in vocabulary.tokens if len(t) > 1 and t not in ("<eos>", "<unk>")}
+    assert {"one", "Ġtwo"} <= pairs and not any("Ċ" in pair for pair in pairs)  # Ċ: a newline
+    seen = {vocabulary.tokens[n] for n in load_corpus(options, 1, 2).train.tolist()}
+    assert seen == {"one", "Ġ", "Ġtwo", "<eos>"}
 
 
 def test_documents_begin_with_a_token_of_their_own(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ pytest.importorskip("tyro")
 
 from fastrnn.lm import corpus, datasets  # noqa: E402
 from fastrnn.lm.datasets import DATASETS, Dataset, Source  # noqa: E402
+from fastrnn.lm.download import cache_folder  # noqa: E402
 from fastrnn.lm.errors import UserError  # noqa: E402
 
 TEXT = b"a line of text\n" * 100
@@ -120,3 +121,19 @@ def test_known_corpora_have_sums() -> None:
         for source in dataset.files.values():
             assert source.address.startswith("https://") and source.sums
             assert all(len(sum.removeprefix("text:")) in (40, 64) for sum in source.sums)
+
+
+def test_without_a_home_folder_one_line_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("FASTRNN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "fastrnn"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with pytest.raises(UserError, match="no home folder: set FASTRNN_CACHE to a folder"):
+        cache_folder()

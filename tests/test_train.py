@@ -361,6 +361,11 @@ def error_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ("--lr 0", "--lr must be above 0 and finite, got 0.0"),
         ("--lr inf", "--lr must be above 0 and finite, got inf"),
         ("--clip -1", "--clip must be at least 0 and finite, got -1.0"),
+        (
+            "--level bpe --min-count 3",
+            "--level bpe has no rare pieces: it goes without --min-count",
+        ),
+        ("--level bpe --bpe-size 257", "--bpe-size must be at least 258, got 257"),
         ("--hidden-size 10000000", "GiB of memory, cpu has"),
         ("--num-layers 1000000000000", "GiB of memory, cpu has"),
         ("--bptt 1000", "3780 tokens, fewer than --batch-size x --bptt = 8 x 1000 = 8000"),

@@ -54,7 +54,7 @@ def _check_ranges(config: Config) -> None:
         (model, "hidden_size num_layers output_size heads context", 1),
         (training, "batch_size epochs accumulate max_steps", 1),
         (corpus, "min_count", 1),
-        (corpus, "bpe_size", 257),
+        (corpus, "bpe_size", 258),  # every byte, <eos> and <unk>
         (model, "emb_size", 0),
         (optimizer, "decay_from patience", 1),
         (optimizer, "warmup", 0),
@@ -93,6 +93,8 @@ def _check_corpus(config: Config) -> None:
     for name, text in (("data", corpus.data), ("documents", corpus.documents or "")):
         if not_utf8(text):
             raise UserError(f"{flag(name)} {text!r}: not UTF-8")
+    if corpus.level == "bpe" and corpus.min_count is not None:
+        raise UserError("--level bpe has no rare pieces: it goes without --min-count")
     if corpus.charset == "letters" and corpus.level != "char":
         raise UserError(f"--charset letters needs --level char, got {corpus.level}")
     if corpus.charset == "letters" and (corpus.sentences or corpus.documents is not None):

@@ -20,10 +20,19 @@ _TIMEOUT = 30  # seconds without a byte
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: FASTRNN_CACHE, else fastrnn in the user's cache."""
+    """Where what can be made again is kept: FASTRNN_CACHE, else fastrnn in the user's cache.
+
+    Raises:
+        UserError: there is neither.
+    """
     if own := os.environ.get("FASTRNN_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastrnn"
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "fastrnn"
+    try:
+        return Path.home() / ".cache" / "fastrnn"
+    except RuntimeError as error:  # as in a container, where users may have numbers alone
+        raise UserError("there is no home folder: set FASTRNN_CACHE to a folder") from error
 
 
 def fetch(name: str, dataset: Dataset, folder: Path) -> Path:

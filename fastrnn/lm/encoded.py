@@ -21,7 +21,8 @@ from fastrnn.lm.errors import UserError
 from fastrnn.lm.texts import Text
 from fastrnn.lm.tokens import DOCUMENT, Vocabulary, cutter, tokens_of, vocabulary_of
 
-_FORMAT = 1  # counted up when the same text and options give other numbers
+# Counted up when the same text and options give other numbers; those of other levels are kept.
+_FORMAT = {"word": 1, "char": 1, "bpe": 2}
 _VOCABULARY, _TOKENIZER = "vocabulary.json", "tokenizer.json"
 
 
@@ -62,8 +63,8 @@ def encoded(
                 raise _unwritable(cache, error) from error
         finally:
             shutil.rmtree(made, ignore_errors=True)
-    counts = json.loads((folder / "counts.json").read_text())
-    vocabulary = Vocabulary(json.loads((folder / _VOCABULARY).read_text()))
+    counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+    vocabulary = Vocabulary(json.loads((folder / _VOCABULARY).read_text(encoding="utf-8")))
     tensors = [
         torch.from_file(str(folder / f"{split}.int32"), size=count, dtype=torch.int32)
         for split, count in zip(SPLITS, counts, strict=True)
@@ -82,13 +83,13 @@ def _key(texts: tuple[Text, Text, Text], options: CorpusOptions) -> str:
     cut = {k: v for k, v in asdict(options).items() if k not in ("data", "sentences")}
     if options.documents is not None:
         cut["mark"] = DOCUMENT  # of a text without documents the key is what it always was
-    parts = [_FORMAT, cut, [text.digest for text in texts]]
+    parts = [_FORMAT[options.level], cut, [text.digest for text in texts]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _complete(folder: Path) -> bool:
     try:
-        counts = json.loads((folder / "counts.json").read_text())
+        counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
         sizes = [(folder / f"{split}.int32").stat().st_size for split in SPLITS]
     except (OSError, ValueError):
         return False
@@ -115,7 +116,7 @@ def _encode(texts: tuple[Text, Text, Text], options: CorpusOptions, folder: Path
         if not count:
             raise UserError(f"--data {options.data}: the {split} text has no tokens")
         counts.append(count)
-    (folder / _VOCABULARY).write_text(json.dumps(vocabulary.tokens))
+    (folder / _VOCABULARY).write_text(json.dumps(vocabulary.tokens), encoding="utf-8")
     if tokenizer is not None:
-        (folder / _TOKENIZER).write_text(tokenizer.to_str())
-    (folder / "counts.json").write_text(json.dumps(counts))
+        (folder / _TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
+    (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")

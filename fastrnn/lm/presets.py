@@ -31,7 +31,7 @@ def describe_presets() -> str:
     """Every preset's name and where it comes from."""
     lines = []
     for name in preset_names():
-        text = (_FOLDER / f"{name}.toml").read_text().splitlines()
+        text = (_FOLDER / f"{name}.toml").read_text(encoding="utf-8").splitlines()
         comment = [line.removeprefix("#").strip() for line in text if line.startswith("#")]
         lines.append(f"{name}: {' '.join(comment).removeprefix('Source: ')}")
     return "\n".join(lines)

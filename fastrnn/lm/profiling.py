@@ -61,7 +61,7 @@ class Stopwatch:
     def __init__(self, model: LanguageModel, steps: int, traced: int) -> None:
         self._model, self._timed, self._last = model, WARMUP + steps, WARMUP + steps + traced
         self._device = next(model.parameters()).device
-        self._now: float | None = None
+        self._now = 0.0
         self._step = dict.fromkeys(PHASES, 0.0)
         self._tokens = 0
         self.steps: list[dict[str, float]] = []
@@ -85,6 +85,16 @@ class Stopwatch:
         for handle in self._handles:
             handle.remove()
 
+    def begun(self, step: Callable[[], Any]) -> Callable[[], Any]:
+        """The same step, at whose beginning the clock starts: validations and checkpoints, which
+        lie between steps, are no part of them."""
+
+        def begin() -> Any:
+            self._now = time.perf_counter()
+            return step()
+
+        return begin
+
     def _around(self, objective: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any) -> Any:
             self._mark("data")
@@ -106,8 +116,7 @@ class Stopwatch:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
-        if self._now is not None:
-            self._step[phase] += now - self._now
+        self._step[phase] += now - self._now
         self._now = now
 
     def _end_step(self) -> None:
@@ -120,7 +129,6 @@ class Stopwatch:
             if self.profiler is not None:
                 self.profiler.stop()
             raise _Enough
-        self._now = time.perf_counter()
 
     @property
     def tokens(self) -> float:
@@ -161,7 +169,7 @@ def profile(arguments: list[str]) -> None:
         model = build_model(len(corpus.vocabulary), config.model, rows, device)
         _make(folder)
         with Stopwatch(model, options.steps, TRACED if options.trace else 0) as watch:
-            _train(config, corpus, model)
+            _train(config, corpus, model, watch)
     seconds = watch.medians()
     kind = f"{config.model.cell} {config.model.num_layers} x {config.model.hidden_size}"
     what = (
@@ -198,12 +206,14 @@ def _trainers(arguments: list[str]) -> list[str]:
     return kept
 
 
-def _train(config: Config, corpus: Corpus, model: LanguageModel) -> None:
+def _train(config: Config, corpus: Corpus, model: LanguageModel, watch: Stopwatch) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run")
         run.start(config, corpus)
         try:
-            Trainer(config, corpus, model, run, Reporter(Console(file=io.StringIO()))).fit()
+            trainer = Trainer(config, corpus, model, run, Reporter(Console(file=io.StringIO())))
+            trainer.step = watch.begun(trainer.step)  # type: ignore[method-assign]
+            trainer.fit()
         except _Enough:
             return
 

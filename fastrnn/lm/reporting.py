@@ -77,12 +77,12 @@ def page(runs: list[Summary], title: str) -> str:
         "TABLE": runs_table(runs, names, differing),
         "SHARED": settings_list("Settings that all runs share", shared),
         "CARDS": "\n".join(map(run_card, runs, names)),
-        "STYLE": (files / "page.css").read_text(),
-        "SCRIPT": (files / "page.js").read_text(),
+        "STYLE": (files / "page.css").read_text(encoding="utf-8"),
+        "SCRIPT": (files / "page.js").read_text(encoding="utf-8"),
         # In a script element only "<" could end it early.
         "DATA": json.dumps(_data(runs, names, differing)).replace("<", "\\u003c"),
     }
-    text = (files / "page.html").read_text()
+    text = (files / "page.html").read_text(encoding="utf-8")
     return re.sub(r"<!--([A-Z]+)-->|/\*([A-Z]+)\*/", lambda m: marks[m[1] or m[2]], text)
 
 

@@ -93,7 +93,7 @@ class Step:
                 weight = part.count / batch.count
                 loss = loss + entropy * weight
                 total += float(entropy.detach()) * weight
-            if isinstance(loss, Tensor):
+            if not isinstance(loss, float):  # which it is with neither of the two
                 loss.backward()
         return self._world.sum(total)[0]
 

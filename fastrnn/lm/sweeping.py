@@ -84,7 +84,7 @@ def _share_out(path: Path, workers: int) -> bool:
         for process in processes:
             process.start()
         while alive := [process for process in processes if process.is_alive()]:
-            with suppress(KeyboardInterrupt):  # the workers have heard it too, and end by themselves
+            with suppress(KeyboardInterrupt):  # the workers have heard it too, and stop
                 wait([process.sentinel for process in alive], timeout=0.5)
             if stop.asked == signal.SIGTERM and not told:  # may have come to this one alone
                 told = True

@@ -73,7 +73,7 @@ def cutter(options: CorpusOptions, training: Iterable[str]) -> tuple[Cut, Any]:
 
     Args:
         options: of the corpus.
-        training: pieces of the training text, from which byte pairs are learnt.
+        training: pieces of the training text, from whose lines byte pairs are learnt.
 
     Returns:
         The function that cuts pieces of one text after another, and the tokenizer (of the package
@@ -96,7 +96,7 @@ def tokens_of(text: Iterable[str], options: CorpusOptions, cut: Cut) -> Iterator
             tokens = cut(piece)
         else:
             tokens = []
-            for line in piece.split("\n")[:-1]:
+            for line in _lines(piece):
                 if begins.search(line):
                     tokens.append(DOCUMENT)
                 tokens += cut(f"{line}\n")
@@ -104,6 +104,10 @@ def tokens_of(text: Iterable[str], options: CorpusOptions, cut: Cut) -> Iterator
             tokens = tokens[1:] if spaced and tokens[0] == " " else tokens
             spaced = tokens[-1] == " " if tokens else spaced
         yield tokens
+
+
+def _lines(piece: str) -> list[str]:
+    return piece.split("\n")[:-1]
 
 
 def letters(text: str) -> list[str]:
@@ -125,14 +129,15 @@ def _learn_pairs(training: Iterable[str], size: int) -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    pairs.train_from_iterator(training, trainer)
+    # As they will be cut: pairs that hold a newline would never be used.
+    pairs.train_from_iterator((line for piece in training for line in _lines(piece)), trainer)
     return pairs
 
 
 def cut_pairs(pairs: Any, text: str) -> list[str]:
     """The pieces that a tokenizer cuts lines into, `<eos>` after every line."""
     found: list[str] = []
-    for line in pairs.encode_batch(text.split("\n")[:-1]):
+    for line in pairs.encode_batch(_lines(text)):
         found += line.tokens
         found.append(EOS)
     return found

@@ -103,7 +103,7 @@ def _cut(run: SavedRun, prompt: str) -> list[str]:
 
     path = run.folder / "tokenizer.json"
     try:
-        pairs = Tokenizer.from_str(path.read_text())
+        pairs = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # the package's own, of no class of its own

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,24 @@ def test_byte_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "tokenizer.json").write_text("{")
     assert generate(["--run", str(run), "--prompt", "x"]) == 2
     assert "tokenizer.json: damaged" in capsys.readouterr().err
+
+
+def test_byte_pairs_do_not_depend_on_the_locale(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    ascii_ = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    own = {"FASTRNN_CACHE": str(tmp_path / "cache"), "PYTHONIOENCODING": "utf-8"}
+
+    def run(program: str, *arguments: str) -> str:
+        command = [sys.executable, "-m", f"fastrnn.{program}", *arguments]
+        done = subprocess.run(command, capture_output=True, env=os.environ | ascii_ | own)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode()
+
+    (tmp_path / "text.txt").write_text(TEXT * 60, encoding="utf-8")
+    given = f"--data {tmp_path / 'text.txt'} --level bpe --bpe-size 300 --hidden-size 8"
+    out = str(tmp_path / "run")
+    run("train", *given.split(), "--batch-size", "4", "--max-steps", "2", "--out", out)
+    assert run("generate", "--run", out, "--prompt", "Der ", "--length", "3").startswith("Der ")
 
 
 def test_pieces_of_characters_wait_for_their_rest() -> None:

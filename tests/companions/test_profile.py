@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastrnn.lm import batches, profiling
+from fastrnn.lm import batches, loop, profiling
 from fastrnn.lm.command_line import parse
 from fastrnn.lm.data import load_corpus
 from fastrnn.lm.model import LanguageModel, build_model
@@ -40,15 +41,16 @@ def test_each_part_is_timed_by_itself(given: list[str], monkeypatch: pytest.Monk
             found[0].register_hook(lambda _: spend(16.0))
             return found
 
-    config = parse([*given, "--clip", "0"])
+    config = parse([*given, "--clip", "0", "--epochs", "9"])
     corpus = load_corpus(config.corpus, 8, 10)
     model = build_model(len(corpus.vocabulary), config.model, 80, torch.device("cpu"))
     model.__class__ = Slow
     model.rnn.register_forward_hook(lambda *_: spend(4.0))
+    # An epoch is one window: a validation lies between any two steps.
+    corpus = dataclasses.replace(corpus, train=corpus.train[:88])
+    monkeypatch.setattr(loop, "evaluate", lambda *_: (spend(32.0), (1.0, 1.0))[1])
     with Stopwatch(model, 3, 0) as watch:
-        # After the stopwatch's own: at the end of an update, and before the next batch is cut.
-        model.decoder.bias.register_post_accumulate_grad_hook(lambda _: None)
-        profiling._train(config, corpus, model)
+        profiling._train(config, corpus, model, watch)
     assert len(watch.steps) == WARMUP + 3
     found = watch.medians()
     assert found == {

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fastrnn.lm import reporting
 from fastrnn.lm.config import ModelOptions
 from fastrnn.lm.counts import Counts, count
 from fastrnn.lm.fragments import short
@@ -21,7 +22,8 @@ from fastrnn.lm.run import CONFIG
 from fastrnn.lm.summary import Summary, find_runs, read_summary
 from fastrnn.report import main
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM, NODE = shutil.which("chromium"), shutil.which("node")
+SCRIPT = Path(reporting.__file__).parent / "page" / "page.js"
 LINE = '{"split": "valid", "step": 3, "epoch": 1, "loss": 2.5, "seconds": 1.0}'
 EVALUATION = "evaluation-test/evaluation.json"
 
@@ -330,3 +332,35 @@ def test_a_browser_has_a_scale_for_each_text(runs: Path, tmp_path: Path) -> None
     for each in paths:
         last = float(each.rsplit(",", 1)[1])
         assert 0 <= last <= 270  # the height of a chart
+
+
+@pytest.mark.skipif(NODE is None, reason="no node")
+@pytest.mark.parametrize("values", [[6.2233], [0.0], [2.5, 2.5, 2.5]])
+def test_a_chart_of_equal_values_has_a_scale(values: list[float]) -> None:
+    """As of the time-steps of a run with --bptt 1, of which there is one."""
+    source = SCRIPT.read_text(encoding="utf-8")
+    functions = [
+        re.search(rf"function {name}\(.*?\n}}\n", source, re.DOTALL)
+        for name in ("ticks", "bounds", "chart")
+    ]
+    program = "".join(found[0] for found in functions if found)
+    program += """
+      const drawn = [], stroke = () => "";
+      const element = (name, attributes, parent, text) => {
+        drawn.push({ name, text, ...attributes });
+        return { addEventListener() {} };
+      };
+      const y = JSON.parse(process.argv[1]), x = y.map((_, i) => i + 1);
+      const [low, high] = bounds(y, false);
+      const series = [{ name: "run", kind: "step", x, y }];
+      chart({ clientWidth: 400 }, series, { x: "time-step", y: "loss", left: 1, low, high });
+      console.log(JSON.stringify(drawn));
+    """
+    command = [str(NODE), "-e", program, "--", json.dumps(values)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    drawn = json.loads(done.stdout)
+    (line,) = (each["d"] for each in drawn if each.get("class") == "line step")
+    heights = [float(point.split(",")[1]) for point in line[1:].split("L")]
+    assert heights == [129] * len(values)  # in the middle: 26 above, 38 below, of 270
+    labels = [each["text"] for each in drawn if each.get("text-anchor") == "middle"]
+    assert len(labels) == len(set(labels)) > 3  # no two places are called the same

@@ -47,7 +47,7 @@ function chart(parent, series, axis) {
   const width = Math.max(parent.clientWidth, 240), height = 270;
   const left = 50, right = 10, top = 26, bottom = 38;
   const all = (key) => series.flatMap((s) => s[key]);
-  const xs = all("x"), x0 = axis.left ?? 0, x1 = Math.max(...xs, x0 + 1e-9);
+  const last = Math.max(...all("x")), x0 = axis.left ?? 0, x1 = last > x0 ? last : x0 + 1;
   const y0 = axis.low, y1 = axis.high;
   const scale = axis.log ? Math.log : (v) => v;
   const px = (x) => left + ((x - x0) / (x1 - x0)) * (width - left - right);
@@ -134,7 +134,8 @@ function labels(runs, group) {
 
 function bounds(values, log) {
   const low = Math.min(...values), high = Math.max(...values);
-  if (!log) return [low - (high - low) * 0.05, high + (high - low) * 0.05 || low + 1];
+  const margin = (high - low) * 0.05 || 0.5; // where all are equal
+  if (!log) return [low - margin, high + margin];
   // The first epochs of a run, or one that diverged, would flatten all that matters.
   return [low * 0.97, Math.max(Math.min(high, low * 8) * 1.03, low * 1.05)];
 }
