@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -34,7 +35,8 @@ class Facts(NamedTuple):
 
 
 _known: dict[int, Facts | str] = {}
-_asked = "auto"
+_asked: list[use_schedule] = []  # the last is followed
+_asking = threading.Lock()
 _tf32 = False  # what the kernels have been told
 
 
@@ -42,6 +44,8 @@ class use_schedule:  # noqa: N801 (reads as a function)
     """Run CUDA recurrences by one schedule from now on, or inside a `with` block.
 
     A schedule that cannot run raises when it is needed. FASTRNN_SCHEDULE sets the first choice.
+    All threads follow it, since autograd runs CUDA kernels on its own ones; of blocks that overlap,
+    the one that began last.
 
     Args:
         name: "cluster", "grid", "step", or "auto" (the fastest that can run).
@@ -51,35 +55,38 @@ class use_schedule:  # noqa: N801 (reads as a function)
     """
 
     def __init__(self, name: str, source: str = "use_schedule") -> None:
-        global _asked
         if name not in (*SCHEDULES, "auto"):
             wanted = (*SCHEDULES, "auto")
             raise ValueError(f"{source}: schedule must be one of {wanted}, got {name!r}")
-        self._previous, _asked = _asked, name
-        _tell(name)
+        self._name = name
+        with _asking:
+            _asked.append(self)
+            del _asked[:-100]  # calls so old have no block
+            _tell()
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, *_: object) -> None:
-        global _asked
-        _asked = self._previous
-        _tell(_asked)
+        with _asking:
+            if self in _asked:
+                _asked.remove(self)
+            _tell()
 
 
-def _tell(name: str) -> None:
+def _tell() -> None:
     if _library.unavailable is None:
-        torch.ops.fastrnn.use_cuda_schedule.default(name)
+        torch.ops.fastrnn.use_cuda_schedule.default(schedule_asked())
+
+
+def schedule_asked() -> str:
+    """The schedule that `use_schedule` or FASTRNN_SCHEDULE asked for."""
+    return _asked[-1]._name if _asked else "auto"
 
 
 if asked := os.environ.get("FASTRNN_SCHEDULE"):
     with _library.environment():
         use_schedule(asked, "FASTRNN_SCHEDULE")
-
-
-def schedule_asked() -> str:
-    """The schedule that `use_schedule` or FASTRNN_SCHEDULE asked for."""
-    return _asked
 
 
 def tf32_allowed() -> bool:
@@ -153,7 +160,8 @@ def plan(
     name = "tf32" if tf32 else str(dtype).removeprefix("torch.")
     on = facts(device)
     assert isinstance(on, Facts)  # or the backend would have been refused
-    options = {"schedule": _asked, "directions": directions, "layers": layers, **on._asdict()}
+    options = {"schedule": schedule_asked(), "directions": directions, "layers": layers}
+    options |= on._asdict()
     options |= {"layer_norm": "layer_norm" in features, "projected": "proj_size" in features}
     failure = torch.ops.fastrnn.cuda_launch_failure.default
     failed = {launch: failure(device, launch) for launch in LAUNCHES}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -43,14 +44,24 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_current = "auto"
-if asked := os.environ.get("FASTRNN_BACKEND"):
-    with _library.environment():
-        _current = _checked(asked, "FASTRNN_BACKEND")
+_calls: list[use_backend] = []  # the last is the process's choice
+
+
+class _Blocks(threading.local):
+    """The names of the `with` blocks that a thread is in."""
+
+    def __init__(self) -> None:  # run by each thread; found faster than a class's default
+        self.names: tuple[str, ...] = ()
+
+
+_blocks = _Blocks()
 
 
 class use_backend:  # noqa: N801 (reads as a function)
     """Run every recurrence on one backend from now on, or inside a `with` block.
+
+    A call by itself is for the whole process; a `with` block for its own thread, whatever calls
+    say meanwhile.
 
     Args:
         name: "native", "triton", "reference", or "auto" (the fastest that can run).
@@ -59,29 +70,53 @@ class use_backend:  # noqa: N801 (reads as a function)
         ValueError: on another name. A backend that cannot run raises when it is needed.
     """
 
-    def __init__(self, name: str) -> None:
-        global _current
-        self._previous, _current = _current, _checked(name, "use_backend")
+    def __init__(self, name: str, source: str = "use_backend") -> None:
+        self._name = _checked(name, source)
+        # A `with` block takes the call back: not by restoring what was before, which may be
+        # another thread's that is being taken back as well. Calls so old stay.
+        _calls.append(self)
+        del _calls[:-100]
 
     def __enter__(self) -> None:
-        return None
+        if self in _calls:
+            _calls.remove(self)
+        _enter(self._name)
 
     def __exit__(self, *_: object) -> None:
-        global _current
-        _current = self._previous
+        _leave()
+
+
+def _enter(name: str) -> None:
+    _blocks.names = (*_blocks.names, name)
+
+
+def _leave() -> None:
+    _blocks.names = _blocks.names[:-1]
+
+
+def asked() -> str:
+    """The backend that this thread's innermost block asks for, or else the process."""
+    names = _blocks.names
+    return names[-1] if names else _calls[-1]._name
+
+
+use_backend("auto")
+if wanted := os.environ.get("FASTRNN_BACKEND"):
+    with _library.environment():
+        use_backend(wanted, "FASTRNN_BACKEND")
 
 
 class AsAskedNow:
-    """A context, for later and any number of times, of the backend that is asked for now."""
+    """A context, for later, any thread and any number of times, of what is asked for now."""
 
     def __init__(self) -> None:
-        self._name, self._entered = _current, list[use_backend]()
+        self._name = asked()
 
     def __enter__(self) -> None:
-        self._entered.append(use_backend(self._name))
+        _enter(self._name)
 
     def __exit__(self, *_: object) -> None:
-        self._entered.pop().__exit__()
+        _leave()
 
 
 def lacking(cell: str) -> str | None:
@@ -118,7 +153,7 @@ def _triton_refusal(input: Tensor, features: Collection[str], lacks: str | None)
     if _kernels.TRITON is None:
         return "the triton package is not installed"
     # Interpreted kernels are for tests: they run on CPU tensors where they are asked for by name.
-    interpreted = _current == "triton" and input.device.type == "cpu" and _kernels.INTERPRETED
+    interpreted = asked() == "triton" and input.device.type == "cpu" and _kernels.INTERPRETED
     if input.device.type != "cuda" and not interpreted:
         return f"the Triton kernels take cuda tensors, got {input.device.type}"
     if input.dtype not in _TRITON_DTYPES:
@@ -159,12 +194,13 @@ def choose(
         "reference": None,
     }
     possible = [name for name, reason in refusals.items() if reason is None]
-    if _current == "auto":
+    name = asked()
+    if name == "auto":
         chosen, reason = possible[0], "slower than {}"
-    elif _current in possible:
-        chosen, reason = _current, "{} was asked for"
+    elif name in possible:
+        chosen, reason = name, "{} was asked for"
     else:
-        raise RuntimeError(f"backend {_current!r} was asked for: {refusals[_current]}")
+        raise RuntimeError(f"backend {name!r} was asked for: {refusals[name]}")
     reason = reason.format(chosen)
     refused = {name: why or reason for name, why in refusals.items() if name != chosen}
     if chosen == "reference":
@@ -226,7 +262,7 @@ def chosen(
 ) -> str:
     """The backend that `choose` picks, found faster; same arguments and errors."""
     lacking = lacks or native_lacks
-    if _current in ("auto", "native") and _native_refusal(input, features, lacking) is None:
+    if asked() in ("auto", "native") and _native_refusal(input, features, lacking) is None:
         return "native"
     return choose(input, lacks, native_lacks, triton_lacks, features).backend
 
@@ -252,5 +288,5 @@ def show_config() -> str:
     lines.append("triton: " + (f"available, Triton {triton}" if triton else "not installed"))
     lines.extend(f"  {line}" for line in _kernels.tuned())
     lines.append("reference: available")
-    lines.append(f"asked for: {_current}")
+    lines.append(f"asked for: {asked()}")
     return "\n".join(lines)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 import fastrnn
 from fastrnn import _library
-from fastrnn.backends import choose
+from fastrnn.backends import AsAskedNow, asked, choose
 
 native = pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
 
@@ -67,6 +69,85 @@ def test_use_backend_is_a_call_and_a_context():
     assert choose(torch.zeros(1)).backend == before
     with pytest.raises(ValueError, match="backend must be one of .*, got 'cuda'"):
         fastrnn.use_backend("cuda")
+
+
+def in_new_thread(function):
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(function).result()
+
+
+def test_a_block_is_for_its_thread_and_leaves_nothing_behind():
+    """Blocks of two threads that overlap, whichever ends first."""
+    before = asked()
+    entered, left = threading.Barrier(2), threading.Event()
+
+    def other():
+        with fastrnn.use_backend("native"):
+            entered.wait()
+            left.wait()
+            return asked()
+
+    with ThreadPoolExecutor(1) as threads:
+        with fastrnn.use_backend("reference"):
+            result = threads.submit(other)
+            entered.wait()
+            assert asked() == "reference"
+            assert in_new_thread(asked) == before
+        left.set()
+        assert result.result() == "native"
+    assert asked() == in_new_thread(asked) == before
+
+
+def test_blocks_that_begin_at_once():
+    before = asked()
+    first, second = fastrnn.use_backend("reference"), fastrnn.use_backend("native")
+    for block in (first, second):
+        block.__enter__()
+    assert in_new_thread(asked) == before
+    for block in (second, first):
+        block.__exit__()
+    assert asked() == before
+
+
+def test_a_call_is_for_every_thread():
+    before = asked()
+    try:
+        in_new_thread(lambda: fastrnn.use_backend("reference"))
+        assert asked() == "reference"
+        with fastrnn.use_backend("native"):
+            assert asked() == "native"
+    finally:
+        fastrnn.use_backend(before)
+
+
+def test_what_was_asked_for_is_asked_again_later_in_any_thread():
+    with fastrnn.use_backend("reference"):
+        later = AsAskedNow()
+
+    def run():
+        with later, fastrnn.use_backend("native"), later:
+            return asked()
+
+    assert run() == in_new_thread(run) == "reference"
+
+
+def test_a_compiled_program_follows_its_thread():
+    def function(x):
+        with fastrnn.use_backend("reference"):
+            inside = asked()
+        return x + (10 if inside == "reference" else 0) + (asked() == "native")
+
+    torch._dynamo.reset()
+    compiled, x = torch.compile(function, fullgraph=True, backend="eager"), torch.zeros(1)
+
+    def in_a_block():
+        with fastrnn.use_backend("native"):
+            return compiled(x).item()
+
+    with fastrnn.use_backend("auto"):
+        assert compiled(x).item() == 10
+        assert in_a_block() == in_new_thread(in_a_block) == 11
+        assert compiled(x).item() == 10
 
 
 @native

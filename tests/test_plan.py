@@ -354,6 +354,14 @@ def test_use_schedule_is_a_call_and_a_context():
         _cuda.use_schedule("fast")
 
 
+def test_schedules_of_blocks_that_overlap_leave_nothing_behind():
+    first, second = _cuda.use_schedule("grid"), _cuda.use_schedule("step")
+    first.__exit__()  # as threads may order it
+    assert _cuda.schedule_asked() == "step"
+    second.__exit__()
+    assert _cuda.schedule_asked() == "auto"
+
+
 def test_the_environment_chooses_or_is_named():
     code = (
         "import fastrnn; fastrnn.explain(fastrnn.RNN(2, 3)); print(fastrnn._cuda.schedule_asked())"
