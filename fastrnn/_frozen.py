@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -13,11 +14,25 @@ from fastrnn.packed import Packed, pack, refusal
 Self = TypeVar("Self", bound="Freezable")
 
 
+class Held(NamedTuple):
+    """What one of a module's registries held when the module was frozen."""
+
+    prefix: str
+    registry: dict[str, Any]
+    then: dict[str, Any]
+    values: list[Any]
+
+
 class Frozen(NamedTuple):
-    """What `freeze` keeps: the weights as it read them, and their packs, by layer and direction."""
+    """What `freeze` keeps: the weights as it read them, and their packs, by layer and direction.
+
+    Also what the weights were made of: parameters, and of those that are parametrized or pruned
+    the originals, masks and modules.
+    """
 
     weights: list[list[Tensor]]
     packs: list[Packed]
+    held: list[Held]
 
 
 class Freezable(Stack):
@@ -32,8 +47,9 @@ class Freezable(Stack):
     def freeze(self: Self) -> Self:
         """Pack the weights once, for calls without gradients; the module goes into evaluation.
 
-        `unfreeze`, `train`, `eval`, loading a state, moving and casting drop the packs, and
-        copies and pickles have none. A change of a weight in place is not seen until then.
+        `unfreeze`, `train`, `eval`, loading a state, moving, casting and initialising drop the
+        packs, and copies and pickles have none. A change of a weight in place is not seen until
+        then; another weight in its place, a parametrization or a mask is an error.
 
         Returns:
             The module itself.
@@ -49,7 +65,12 @@ class Freezable(Stack):
         if reason is not None:
             raise RuntimeError(f"{op}.freeze: the native backend must run the module: {reason}")
         packs = [pack(self.cell_name, **named) for named in self._named(weights)]
-        self._frozen = Frozen(weights, packs)
+        held = [
+            Held(f"{path}." if path else "", registry, dict(registry), list(registry.values()))
+            for path, part in self.named_modules()
+            for registry in (part._parameters, part._buffers, part._modules)
+        ]
+        self._frozen = Frozen(weights, packs, held)
         return self
 
     def unfreeze(self: Self) -> Self:
@@ -73,14 +94,18 @@ class Freezable(Stack):
             )
         if torch.compiler.is_exporting():
             raise RuntimeError(f"{op}: packed weights are for this process: unfreeze() to export")
-        for names, weights in zip(self._all_weights, frozen.weights, strict=True):
-            for name, weight in zip(names, weights, strict=True):
-                # A parametrized weight is none of the parameters.
-                if self._parameters.get(name, weight) is not weight:
-                    raise RuntimeError(
-                        f"{op}: {name} is not the parameter that freeze() packed: "
-                        "call freeze() again"
-                    )
+        for prefix, registry, then, values in frozen.held:
+            if len(registry) != len(values) or not all(map(is_, registry.values(), values)):
+                both = then | registry
+                name = next(n for n in both if registry.get(n, both) is not then.get(n, both))
+                raise RuntimeError(
+                    f"{op}: {prefix}{name} is not what freeze() packed: call freeze() again"
+                )
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew, and drop packed weights."""
+        self._frozen = None
+        super().reset_parameters()
 
     def train(self: Self, mode: bool = True) -> Self:
         """Set training or evaluation mode, and drop packed weights."""

@@ -6,13 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from fastrnn._arguments import number
+from fastrnn._frozen import Freezable
 from fastrnn._recurrent import Recurrent
 
 
 def _parameters(
     op: str, module: nn.Module, kinds: tuple[str, ...], cell: str | None = None
 ) -> list[tuple[int, str, Tensor]]:
-    """H, name and tensor of the parameters of some kinds, such as "weight_hh", in a model."""
+    """H, name and tensor of the parameters of some kinds, such as "weight_hh", in a model.
+
+    They are about to change: modules that hold them packed drop the packs.
+    """
     if not isinstance(module, nn.Module):
         raise TypeError(f"{op}: module must be a torch.nn.Module, got {type(module).__name__}")
     found: list[tuple[int, str, Tensor]] = []
@@ -25,7 +29,10 @@ def _parameters(
             name = "lstm" if isinstance(part, nn.LSTM | nn.LSTMCell) else None
         if cell in (None, name):
             named = part.named_parameters(recurse=False)
-            found += [(part.hidden_size, n, p) for n, p in named if n.startswith(kinds)]
+            own = [(part.hidden_size, n, p) for n, p in named if n.startswith(kinds)]
+            if own and isinstance(part, Freezable):
+                part.unfreeze()
+            found += own
     if not found:
         raise ValueError(
             f"{op}: module must hold {cell or 'recurrent'} modules with {' or '.join(kinds)} among "

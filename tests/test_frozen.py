@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.nn.utils import parametrizations, rnn
+from torch.nn.utils import parametrizations, parametrize, prune, rnn
 
 import fastrnn
 from fastrnn import _library
@@ -101,8 +101,15 @@ def reloaded(module):
         lambda m: (doubled(m), m.freeze()),
         reloaded,
         lambda m: (doubled(m), m.double()),
+        lambda m: m.reset_parameters(),
+        lambda m: fastrnn.init.forget_bias_(m, 5.0),
+        lambda m: fastrnn.init.orthogonal_(m),
+        lambda m: fastrnn.init.uniform_(nn.Sequential(m), 2.0),
     ],
-    ids=["unfreeze", "train", "eval", "freeze", "load", "cast"],
+    ids=[
+        *("unfreeze", "train", "eval", "freeze", "load", "cast"),
+        *("reset", "forget_bias", "orthogonal", "uniform"),
+    ],
 )
 def test_what_may_change_the_weights_drops_the_packs(change):
     module = made(fastrnn.LSTM, {}, torch.float32).freeze()
@@ -135,8 +142,57 @@ def test_another_parameter_in_the_place_of_a_packed_one_is_an_error():
     module = made(fastrnn.GRU, {}).freeze()
     x = torch.zeros(T, B, IN, dtype=torch.float64)
     other = {name: 2 * p for name, p in module.named_parameters()}
-    with torch.no_grad(), pytest.raises(RuntimeError, match="weight_ih_l0 is not the parameter"):
+    with torch.no_grad(), pytest.raises(RuntimeError, match="weight_ih_l0 is not what freeze"):
         functional_call(module, other, x)
+
+
+def renewed(module):
+    original = module.parametrizations.weight_hh_l0
+    original.original0 = nn.Parameter(2 * original.original0)
+
+
+def replaced(module):
+    module.weight_hh_l0 = nn.Parameter(2 * module.weight_hh_l0)
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "name"),
+    [
+        (None, replaced, "weight_hh_l0"),
+        (None, lambda m: prune.random_unstructured(m, "weight_hh_l0", 0.9), "weight_hh_l0"),
+        (None, lambda m: parametrizations.spectral_norm(m, "weight_hh_l0"), "weight_hh_l0"),
+        (parametrizations.weight_norm, renewed, "parametrizations.weight_hh_l0.original0"),
+        (
+            parametrizations.weight_norm,
+            lambda m: parametrizations.spectral_norm(m, "weight_hh_l0"),
+            "parametrizations.weight_hh_l0.1",
+        ),
+        (
+            parametrizations.weight_norm,
+            lambda m: parametrize.remove_parametrizations(m, "weight_hh_l0"),
+            "weight_hh_l0",
+        ),
+        (
+            lambda m, name: prune.l1_unstructured(m, name, 0.1),
+            lambda m: prune.random_unstructured(m, "weight_hh_l0", 0.5),
+            "weight_hh_l0_mask",
+        ),
+    ],
+    ids=["replaced", "prune", "spectral", "original", "another", "removed", "mask"],
+)
+def test_weights_made_of_something_else_are_an_error(before, change, name):
+    module = made(fastrnn.GRU, {})
+    if before is not None:
+        before(module, "weight_hh_l0")
+    module.freeze()
+    x = torch.randn(T, B, IN, dtype=torch.float64)
+    with torch.no_grad():
+        module(x)
+        change(module)
+        with pytest.raises(RuntimeError, match=rf"GRU: {name} is not what freeze\(\) packed: call"):
+            module(x)
+        expected = module.unfreeze()(x)[0]
+        assert torch.equal(module.freeze()(x)[0], expected)
 
 
 def test_copies_and_pickles_are_not_frozen():
