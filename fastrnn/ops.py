@@ -158,7 +158,11 @@ def applied(function: Any, *args: Any) -> Any:
 
     torch's looks at the signature of `forward` in every call, to find defaults: 20 us.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():
+        # Dynamo cannot follow `setup_context` where nothing needs a gradient.
+        needed = any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        return function.apply(*args) if needed else function.forward(*args)
+    if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     return super(torch.autograd.Function, function).apply(*args)
 

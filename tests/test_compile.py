@@ -68,6 +68,21 @@ def test_layers_in_one_graph_with_and_without_hx(name, options):
     assert_equals_eager(module, run, x, make_state(module, stack, B))
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*LAYERS, ("LSTM", {"num_layers": 2, "dropout": 0.5, "weight_dropout": 0.5})],
+)
+def test_with_gradients_on_and_none_needed(name, options):
+    module = build(name, **options).requires_grad_(False)
+    run, _ = compiled(module, dynamic=False)
+    x, found = tensor(T, B, IN).detach(), []
+    for function in (module, run):
+        torch.manual_seed(1)
+        found.append(tensors(function(x)))
+    assert not any(v.requires_grad for v in found[1])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_cells_in_one_graph_for_every_batch_size(name):
     module = build(name)
