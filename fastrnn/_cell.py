@@ -87,6 +87,8 @@ def _checked(name: str, found: object, count: int | None) -> Tensors:
     return found
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def try_out(cell: Cell) -> None:
     """Call a cell's functions once on small tensors.
 

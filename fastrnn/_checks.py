@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Real
 
 import torch
@@ -174,20 +175,26 @@ def sequence_lengths(op: str, lengths: object, input: Tensor, batch_first: bool)
     if input.dim() != 3:
         raise ValueError(f"{op}: lengths need a batched input of 3 axes, got {input.dim()}")
     steps, batch = input.shape[1::-1] if batch_first else input.shape[:2]
+    known = not torch.compiler.is_compiling()  # values are not while tracing
+
+    def within_steps(values: Sequence[int]) -> None:
+        wrong = [n for n in values if not 1 <= n <= steps]
+        if wrong:
+            raise ValueError(f"{op}: lengths must be from 1 to T = {steps}, got {wrong[0]}")
+
     if not isinstance(lengths, Tensor):
-        whole = isinstance(lengths, list | tuple) and all(type(n) is int for n in lengths)
-        if not whole:
+        if not isinstance(lengths, list | tuple) or any(type(n) is not int for n in lengths):
             raise TypeError(f"{op}: lengths must be an int64 tensor or ints, got {lengths!r}")
+        if known:
+            within_steps(lengths)  # some ints are more than a tensor holds
         lengths = torch.tensor(lengths, dtype=torch.int64, device="cpu")
     if lengths.dtype != torch.int64 or lengths.shape != (batch,) or not lengths.is_cpu:
         raise ValueError(
             f"{op}: lengths must be CPU int64 [B] = [{batch}], got {lengths.dtype} "
             f"{list(lengths.shape)} on {lengths.device}"
         )
-    if not torch.compiler.is_compiling():  # values are not known while tracing
-        wrong = [n for n in lengths.tolist() if not 1 <= n <= steps]
-        if wrong:
-            raise ValueError(f"{op}: lengths must be from 1 to T = {steps}, got {wrong[0]}")
+    if known:
+        within_steps(lengths.tolist())
     return lengths
 
 

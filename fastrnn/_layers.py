@@ -70,7 +70,11 @@ class Layers(Freezable):
             ValueError, RuntimeError, TypeError: an argument does not fit, as in torch.nn.
         """
         op = type(self).__name__
-        states = None if hx is None else _checks.as_states("lstm", hx, self._states, RuntimeError)
+        states = (
+            None
+            if hx is None
+            else _checks.as_states(self.cell_name, hx, self._states, RuntimeError)
+        )
         if return_cells and self._states != 2:
             raise ValueError(f"{op}: return_cells needs a cell with a c, got {self.cell_name!r}")
         if isinstance(input, PackedSequence):

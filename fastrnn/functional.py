@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _arguments, _checks, cells, ops, triton_ops, wavefront
 from fastrnn._arguments import Rates
@@ -52,6 +53,10 @@ def run(
         raise ValueError(
             f"recurrence: input must be {'[T, B, I]' if padded else '[N, I]'}, "
             f"got {list(input.shape)}"
+        )
+    if padded and input.size(0) == 0:
+        raise ValueError(
+            f"recurrence: input must be of at least one step, T = 1, got {list(input.shape)}"
         )
     states = state if isinstance(state, tuple) else state.unbind()
     _arguments.tensors(
@@ -191,6 +196,8 @@ def recurrence(
         state = tuple(state)
     for part in state if isinstance(state, tuple) else (state,):
         _arguments.is_tensor("recurrence: state", part)
+    if isinstance(state, Tensor) and state.dim() != 3:
+        raise ValueError(f"recurrence: state must be [S, B, H], got {list(state.shape)}")
     needed = {"input": input, "weight_hh": weight_hh}
     optional = {"weight_ih": weight_ih, "bias_ih": bias_ih, "bias_hh": bias_hh}
     optional |= {"weight_hr": weight_hr, "batch_sizes": batch_sizes}
@@ -222,7 +229,7 @@ def recurrence(
     return (output, state_n, every) if return_cells else (output, state_n)
 
 
-def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
+def explain(module: torch.nn.Module, input: Tensor | PackedSequence | None = None) -> str:
     """Say which backend and schedule a module runs on, and why the others do not.
 
     Args:
@@ -235,6 +242,9 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
     Raises:
         TypeError: `module` is not one of ours, or `input` no tensor.
     """
+    sizes = None
+    if isinstance(input, PackedSequence):
+        sizes, input = input.batch_sizes, input.data
     if input is not None:
         _arguments.is_tensor("explain: input", input)
     if isinstance(projection := getattr(module, "q_proj", None), torch.nn.Linear):
@@ -257,7 +267,9 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
         schedule = triton_ops.schedule(name, int(getattr(module, "hidden_size", 0)), tensor)
     elif tensor.is_cuda:
         steps, batch = 1, 1
-        if input is not None and input.dim() == 3:
+        if sizes is not None:
+            steps, batch = len(sizes), int(sizes[0])
+        elif input is not None and input.dim() == 3:
             steps, batch = input.shape[:2]
             if getattr(module, "batch_first", False):
                 steps, batch = batch, steps
@@ -265,8 +277,8 @@ def explain(module: torch.nn.Module, input: Tensor | None = None) -> str:
         directions = 2 if getattr(module, "bidirectional", False) else 1
         layers, apart = int(getattr(module, "num_layers", 1)), wavefront.refusal(module)
         at_once = layers if apart is None else 1
-        sizes = (steps, batch, hidden_size, directions, at_once)
-        choice = scheduled(choice, name, tensor, *sizes, used)
+        shape = (steps, batch, hidden_size, directions, at_once)
+        choice = scheduled(choice, name, tensor, *shape, used)
         if layers > 1 and apart is not None:
             choice.refused["layers in one launch"] = apart
         schedule = choice.schedule

@@ -102,16 +102,22 @@ class Stream:
                 f"got {x_t.dtype} {list(x_t.shape)} on {x_t.device}"
             )
         if self._module is None:
-            if not x_t.is_contiguous() or x_t.is_neg():
-                x_t = x_t.contiguous().resolve_neg()
+            try:
+                if not x_t.is_contiguous() or x_t.is_neg():
+                    x_t = x_t.contiguous().resolve_neg()
+                read = x_t.data_ptr()
+            except RuntimeError:
+                _expect_storage(x_t)  # not before: it takes a twentieth of a small layer's step
+                raise
             output: Tensor = x_t.new_empty(self._output_shape)
-            at = (self._address, x_t.data_ptr(), output.data_ptr())
+            at = (self._address, read, output.data_ptr())
             traced = _tracing() is not None
             if traced or not _library.take_step(*at):
                 if traced or 0 in at:
                     raise ValueError("step: x_t must hold values, got a traced or a fake tensor")
                 raise MemoryError("step: no memory is left")
             return output
+        _expect_storage(x_t)
         with torch.no_grad():
             sequence = x_t.unsqueeze(1 if self._module.batch_first else 0)
             output, self.state = self._module(sequence, unwrap(self._hx))
@@ -135,10 +141,11 @@ class Stream:
             raise ValueError(
                 f"stream: state must have shapes {shapes}, got {[list(p.shape) for p in given]}"
             )
-        with torch.no_grad():
+        with torch.inference_mode():
             for part, value in zip(self._hx, given, strict=True):
                 part.copy_(value)
 
+    @torch.inference_mode()  # which states that were made under it can only be changed under
     def reset(self, sequences: Tensor | None = None) -> None:
         """Begin anew from states of zero.
 
@@ -161,6 +168,13 @@ class Stream:
             )
         for part in self._hx:
             part.masked_fill_(sequences[:, None], 0)
+
+
+def _expect_storage(x_t: Tensor) -> None:
+    if not torch._C._has_storage(x_t):
+        raise ValueError(
+            "step: x_t must hold values, got a sparse or mkldnn tensor, or one inside torch.func"
+        )
 
 
 def _stacked(tensors: list[Tensor | None]) -> Tensor | None:

@@ -164,6 +164,15 @@ def test_explain_names_every_backend():
         fastrnn.explain(fastrnn.LSTM(3, 4), [1])
 
 
+def test_explain_takes_what_the_module_takes():
+    module, x = fastrnn.GRU(3, 4), torch.zeros(5, 3)
+    packed = torch.nn.utils.rnn.pack_sequence([x, x[:2]])
+    assert fastrnn.explain(module, packed) == fastrnn.explain(module, x.unsqueeze(1))
+    for wrong in (module, fastrnn.MultiHeadAttention(8, 2)):
+        with pytest.raises(TypeError, match="explain: input must be a Tensor, got list"):
+            fastrnn.explain(wrong, [1.0])
+
+
 def test_backends_agree():
     torch.manual_seed(0)
     module, x = fastrnn.LSTM(5, 7, 2, bidirectional=True), torch.randn(6, 3, 5)

@@ -124,6 +124,22 @@ def test_of_a_cell_of_ours_it_is_the_module():
     assert torch.equal(copy.deepcopy(module)(x)[0], ours(x)[0])
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_cell_is_registered_without_gradients(mode):
+    with mode():
+        cells.register("without", OWN["blend"])
+        output = fastrnn.RNNOf("without", IN, H)(torch.ones(T, B, IN))[0]
+    del CELLS["without"]
+    assert not output.requires_grad
+
+
+def test_wrong_states_of_an_own_cell():
+    with pytest.raises(
+        RuntimeError, match="^peephole expects two hidden states: .* got one Tensor"
+    ):
+        build("peephole")(torch.zeros(T, B, IN).double(), torch.zeros(1, B, H).double())
+
+
 def test_layer_norm_of_an_own_cell_is_refused():
     with pytest.raises(ValueError, match="RNNOf: layer_norm needs an LSTM, or a GRU"):
         build("mgu", layer_norm=True)

@@ -131,6 +131,7 @@ def test_compiles_for_any_lengths():
         ([2, 0, 1, 4], ValueError, "lengths must be from 1 to T = 5, got 0"),
         ([2, 6, 1, 4], ValueError, "lengths must be from 1 to T = 5, got 6"),
         ([2, -1, 1, 4], ValueError, "lengths must be from 1 to T = 5, got -1"),
+        ([2, 2**70, 1, 4], ValueError, f"lengths must be from 1 to T = 5, got {2**70}"),
         ([2, 5, 1], ValueError, r"lengths must be CPU int64 \[B\] = \[4\], got torch.int64 \[3\]"),
         (torch.tensor(LENGTHS).int(), ValueError, r"\[B\] = \[4\], got torch.int32 \[4\] on cpu"),
         (torch.ones(4, 1).long(), ValueError, r"\[B\] = \[4\], got torch.int64 \[4, 1\]"),

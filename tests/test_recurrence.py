@@ -288,7 +288,10 @@ def call(**changes):
         ({"bias_hh": torch.zeros(14)}, r"bias_hh must be \[G\*H\] = \[15\], got \[14\]"),
         ({"state": torch.zeros(1, 3, 5)}, r"state must be \[B, H\] = \[2, 5\], got \[3, 5\]"),
         ({"state": torch.zeros(2, 2, 5)}, r"state must hold S = 1 tensors, got 2"),
-        ({"state": torch.zeros(1, 5)}, r"each state must be \[B, H\], got \[5\]"),
+        ({"state": torch.zeros(1, 5)}, r"state must be \[S, B, H\], got \[1, 5\]"),
+        ({"state": torch.tensor(1.0)}, r"state must be \[S, B, H\], got \[\]"),
+        ({"state": (torch.zeros(5),)}, r"each state must be \[B, H\], got \[5\]"),
+        ({"input": torch.zeros(0, 2, 3)}, r"input must be of at least one step, T = 1, got \[0, 2, 3\]"),
         ({"weight_hh": torch.zeros(15, 5).double()}, r"weight_hh must have the input's dtype"),
         ({"bias_ih": torch.zeros(15, device="meta")}, r"bias_ih must be on the input's device cpu"),
         ({"weight_hr": torch.zeros(5, 5)}, r"weight_hr must be None for a cell of one state"),
@@ -296,9 +299,13 @@ def call(**changes):
     ],
 )  # fmt: skip
 def test_errors_name_argument_expected_and_got(changes, message):
-    with pytest.raises(ValueError, match=f"recurrence: {message}") as raised:
-        call(**changes)
-    assert "\n" not in str(raised.value)
+    for backend in ("auto", "reference"):
+        with (
+            fastrnn.use_backend(backend),
+            pytest.raises(ValueError, match=f"recurrence: {message}") as raised,
+        ):
+            call(**changes)
+        assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

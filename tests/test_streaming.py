@@ -168,6 +168,52 @@ def test_mistakes():
         stream.state = None
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("copied", [lambda s: s, copy.deepcopy])
+def test_what_began_in_inference_mode_goes_on_outside(copied, backend):
+    module, x = made(fastrnn.LSTM, {"num_layers": 2}), torch.randn(B, IN, dtype=torch.float64)
+    with fastrnn.use_backend(backend):
+        first = module.stream(B).step(x)
+        with torch.inference_mode():
+            stream = copied(module.stream(B))
+            before = stream.state
+            assert torch.equal(stream.step(x), first)
+        second = stream.step(x)
+        stream.reset()
+        assert torch.equal(stream.step(x), first)
+        assert torch.equal(stream.step(x), second)
+        stream.reset(torch.arange(B) < 2)
+        assert torch.equal(stream.step(x)[:2], first[:2])
+        stream.state = before
+        assert torch.equal(stream.step(x), first)
+        with torch.inference_mode():
+            stream.reset()
+            assert torch.equal(stream.step(x), first)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_tensors_without_memory_are_refused(backend):
+    with fastrnn.use_backend(backend):
+        stream, x = made(fastrnn.GRU, {}).stream(B), torch.randn(B, IN, dtype=torch.float64)
+        for refused in (
+            lambda: torch.func.vmap(stream.step)(torch.stack([x, x])),
+            lambda: torch.func.grad(lambda x: stream.step(x).sum())(x),
+            lambda: torch.func.jvp(stream.step, (x,), (x,)),
+            lambda: stream.step(x.to_sparse()),
+            lambda: stream.step(x.to_sparse_csr()),
+        ):
+            with (
+                warnings.catch_warnings(),
+                pytest.raises(ValueError, match="hold values, got a sp"),
+            ):
+                warnings.simplefilter("ignore")
+                refused()
+        stream.reset()
+        with pytest.raises(ValueError, match="hold values, got a sp"):
+            made(fastrnn.GRU, {}).float().stream(B).step(x.float().to_mkldnn())
+        assert stream.state.count_nonzero() == 0
+
+
 def test_what_holds_no_values_is_refused():
     """Traced, fake, or zeros without memory: nothing that could be read."""
     stream, x = made(fastrnn.LSTM, {}).stream(B), torch.zeros(B, IN, dtype=torch.float64)
