@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Lowest floor first; a floor may import itself and those before it. "fastrnn" is __init__.py.
 FLOORS = (
-    ("_version", "_library", "_C", "_kernels"),
+    ("_version", "_library", "_C", "_kernels", "_suggest"),
     ("kernels",),
     ("regularisers", "_cell"),
     ("cells",),
@@ -21,9 +21,18 @@ FLOORS = (
     ("backends",),
     ("batching", "_attention_batching", "_attention", "ops"),
     ("triton_ops", "triton_attention", "_dropout"),
-    ("_arguments", "_autocast", "attention", "functional", "loss", "packed", "wavefront"),
-    ("bidirectional", "_checks", "_recurrent", "_rows", "_stack", "_swap", "init"),
-    ("_frozen", "streaming", "_layers", "single_step", "custom"),
+    (
+        "_arguments",
+        "_autocast",
+        "_checks",
+        "attention",
+        "functional",
+        "loss",
+        "packed",
+        "wavefront",
+    ),
+    ("bidirectional", "_recurrent", "_rows", "_stack", "_swap"),
+    ("_frozen", "streaming", "_layers", "single_step", "custom", "init"),
     ("modules", "multihead"),
     ("_onnx_nodes", "onnx"),
     ("fastrnn",),
