@@ -202,7 +202,6 @@ constexpr Index sum_slice = 1024, gradient_slice = 192;
 
 // tile[rows][NV * width] = a[rows, k] panel, over the first `used` vectors; a's rows are `lda`
 // apart and `among` others.
-
 template <class T, int NV>
 FASTRNN_INLINE void panel_product(int used, Index rows, const T* a, Index lda, const T* panel,
                                   Index k, Value<T>* tile, Index among = 0) {

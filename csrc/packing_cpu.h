@@ -2,7 +2,7 @@
 // Of Bf16, pairs: [panels][ceil(K / 2)][NV * width][2].
 #pragma once
 
-#include "simd.h"
+#include "lanes.h"
 #include "team.h"
 
 namespace fastrnn::FASTRNN_ISA {

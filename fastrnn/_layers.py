@@ -69,14 +69,10 @@ class Layers(Freezable):
         Raises:
             ValueError, RuntimeError, TypeError: an argument does not fit, as in torch.nn.
         """
-        op = type(self).__name__
-        states = (
-            None
-            if hx is None
-            else _checks.as_states(self.cell_name, hx, self._states, RuntimeError)
-        )
+        op, cell = type(self).__name__, self.cell_name
+        states = None if hx is None else _checks.as_states(cell, hx, self._states, RuntimeError)
         if return_cells and self._states != 2:
-            raise ValueError(f"{op}: return_cells needs a cell with a c, got {self.cell_name!r}")
+            raise ValueError(f"{op}: return_cells needs a cell with a c, got {cell!r}")
         if isinstance(input, PackedSequence):
             _checks.no_lengths(op, lengths)
             form: Callable[..., Results] = self._packed
