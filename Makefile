@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BUILD_FILES := pyproject.toml setup.py $(wildcard build_tools/*.py)
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu)
-FORMATTED := $(SOURCES) $(wildcard csrc/emulator/*.h csrc/emulator/*.cpp tests/*.cu tests/*.cpp)
+FORMATTED := $(SOURCES) $(wildcard csrc/emulator/*.h csrc/emulator/*.cpp \
+	csrc/emulator/avx512/*.h tests/*.cu tests/*.cpp)
 
 .PHONY: train test test-deep bench lint format install-check abi-check \
 	cuda-check cuda-load-check gpu clean
