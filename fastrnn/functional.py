@@ -117,7 +117,7 @@ def run(
             output, state_n, every, _ = ops.applied(function, *args)
         else:
             output, state_n, every, _ = ops.below_autograd(op, *args, return_cells)
-        if weight_hr is not None:
+        if weight_hr is not None and isinstance(state, tuple):
             state_n = cells.narrowed(state_n, weight_hr.size(0))
     else:
         sizes = [input.size(1)] * steps if padded else batch_sizes.tolist()

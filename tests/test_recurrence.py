@@ -246,6 +246,20 @@ def test_strided_arguments():
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=native)])
+def test_last_states_come_as_the_first_ones(backend):
+    layer = random_layer("lstm", [4] * 3, 6, 5, proj_size=5)
+    x, state, w_ih, w_hh, b_ih, b_hh, w_hr = layer.present
+    weights = (w_ih, w_hh, b_ih, b_hh)
+    with fastrnn.use_backend(backend):
+        x = x.unflatten(0, (3, 4))
+        _, stacked = fastrnn.recurrence("lstm", x, state, *weights, weight_hr=w_hr)
+        _, pair = fastrnn.recurrence("lstm", x, tuple(state), *weights, weight_hr=w_hr)
+    assert isinstance(pair, tuple)
+    assert stacked.shape == state.shape
+    assert torch.equal(stacked, torch.stack(pair))
+
+
 @native
 def test_one_pool_of_threads_of_one_dtype_at_a_time():
     """Calls from several Python threads at once do not share scratch memory."""
