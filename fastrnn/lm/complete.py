@@ -6,10 +6,13 @@ import math
 import re
 from pathlib import Path
 
+import torch
+
 from fastrnn.lm.config import Config, ModelOptions, OptimizerOptions
 from fastrnn.lm.datasets import DATASETS, DEFAULT
 from fastrnn.lm.errors import UserError
 
+LARGEST = torch.finfo(torch.float32).max
 _RATES = {"sgd": 20.0, "nt-asgd": 30.0, "adam": 0.006, "adamw": 0.006}
 _SCHEDULES = {"sgd": "plateau", "nt-asgd": "constant", "adam": "cosine", "adamw": "cosine"}
 _FACTORS = {"plateau": 0.25, "decay": 0.5}
@@ -78,8 +81,8 @@ def _check_ranges(config: Config) -> None:
             raise UserError(f"{flag(name)} must be at least 0 and below 1, got {value}")
     for group, name in ((optimizer, "lr"), (model, "init_range"), (optimizer, "decay_factor")):
         value = getattr(group, name)
-        if not 0 < value < math.inf:
-            raise UserError(f"{flag(name)} must be above 0 and finite, got {value}")
+        if not 0 < value <= LARGEST:
+            raise UserError(f"{flag(name)} must be above 0 and finite in float32, got {value}")
     for group, names in ((optimizer, "clip weight_decay"), (training, "ar tar explosion")):
         for name in names.split():
             value = getattr(group, name)

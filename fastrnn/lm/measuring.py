@@ -14,6 +14,7 @@ import tyro
 from torch import Tensor
 
 from fastrnn.lm.checkpoint import write_file
+from fastrnn.lm.complete import LARGEST
 from fastrnn.lm.corpus import SPLITS
 from fastrnn.lm.data import Corpus
 from fastrnn.lm.dynamic import Adaptation, evaluate_dynamically
@@ -206,8 +207,8 @@ def _adaptation(options: MeasuringOptions) -> Adaptation | None:
         rate = 5e-5 if options.rule == "rms" else 0.1
     if not options.run:
         raise UserError("--run needs the folder of a run")
-    if not 0 < rate < math.inf:
-        raise UserError(f"--rate must be above 0 and finite, got {rate}")
+    if not 0 < rate <= LARGEST:
+        raise UserError(f"--rate must be above 0 and finite in float32, got {rate}")
     if not 0 <= options.decay <= 1:
         raise UserError(f"--decay must be in [0, 1], got {options.decay}")
     if options.window < 1:

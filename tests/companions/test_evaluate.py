@@ -310,7 +310,8 @@ def test_results_go_beside_the_run(runs: Path) -> None:
     [
         ("--split dev", "'dev'"),
         ("--rule adam", "'adam'"),
-        ("--rate 0", "--rate must be above 0 and finite, got 0.0"),
+        ("--rate 0", "--rate must be above 0 and finite in float32, got 0.0"),
+        ("--rate 1e39", "--rate must be above 0 and finite in float32, got 1e+39"),
         ("--decay 2", "--decay must be in [0, 1], got 2.0"),
         ("--window 0", "--window must be at least 1, got 0"),
         ("--dinamic", "unknown option '--dinamic', did you mean '--dynamic'?"),
