@@ -70,6 +70,7 @@ def test_a_file_goes_over_a_preset_and_the_command_line_over_both(tmp_path: Path
         ("--dropout-words 0.1 --emb-size 0 --no-tied", "--dropout-words needs an embedding"),
         ("--dropout-weights 1", "--dropout-weights must be at least 0 and below 1, got 1.0"),
         ("--zoneout-cell -1", "--zoneout-cell must be at least 0 and below 1, got -1.0"),
+        ("--zoneout-cell 0.1 --cell gru", "--zoneout-cell needs --cell lstm, got gru"),
         ("--precision tf32", "--precision tf32 needs a CUDA device, got --device cpu"),
         ("--precision float16", "'float16'"),
         ("--explosion nan", "--explosion must be at least 0 and finite, got nan"),

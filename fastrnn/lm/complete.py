@@ -140,6 +140,8 @@ def _check_model(model: ModelOptions) -> None:
         _check_transformer(model)
     if model.layer_norm and model.cell not in ("lstm", "gru"):
         raise UserError(f"--layer-norm needs --cell lstm or gru, got {model.cell}")
+    if model.zoneout_cell and model.cell != "lstm":
+        raise UserError(f"--zoneout-cell needs --cell lstm, got {model.cell}")
     if model.dropout_words and not model.emb_size:
         raise UserError("--dropout-words needs an embedding, got --emb-size 0")
 
@@ -154,9 +156,12 @@ def _check_transformer(model: ModelOptions) -> None:
             f"--cell transformer needs --emb-size and --output-size equal to --hidden-size = "
             f"{model.hidden_size}, got {model.emb_size} and {model.top_size}"
         )
-    for name in ("zoneout", "zoneout_cell", "dropout_weights", "residual", "dropout_input"):
+    recurrent = "zoneout", "zoneout_cell", "dropout_weights", "residual", "dropout_input"
+    for name in (*recurrent, "variational"):
         if getattr(model, name):
             raise UserError(f"{flag(name)} needs a recurrent --cell, got transformer")
+    if model.init == "zaremba":
+        raise UserError("--init zaremba needs a recurrent --cell, got transformer")
 
 
 def _check_run(config: Config) -> None:
