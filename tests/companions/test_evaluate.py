@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fastrnn import train
 from fastrnn.evaluate import main
-from fastrnn.lm import memory
+from fastrnn.lm import measuring, memory
 from fastrnn.lm.config import ModelOptions
 from fastrnn.lm.dynamic import Adaptation, decay_shares, evaluate_dynamically, gradient_roots
 from fastrnn.lm.evaluate import evaluate
@@ -303,6 +303,19 @@ def test_results_go_beside_the_run(runs: Path) -> None:
     assert main(["--run", str(runs / "words")]) == 0
     found = json.loads((runs / "words" / "evaluation-test" / "evaluation.json").read_text())
     assert found["split"] == "test" and "dynamic" not in found["runs"][0]
+
+
+def test_pictures_of_an_evaluation_before_do_not_stay(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["--run", str(runs / "words"), "--out", str(tmp_path)]
+    assert main(given) == 0
+    (tmp_path / "notes").touch()
+    monkeypatch.setattr(measuring, "gradient_norm_per_step", lambda *_: [])
+    assert main(given) == 0
+    made = ["evaluation.json", "loss-per-step.png", "loss-per-step.svg"]
+    assert capsys.readouterr().out.splitlines()[-1] == f"in {tmp_path}: {', '.join(made)}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*made, "notes"]
 
 
 @pytest.mark.parametrize(
