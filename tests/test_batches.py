@@ -66,6 +66,14 @@ def test_a_mark_that_the_text_holds_is_a_word(tmp_path: Path, documents: str | N
     assert vocabulary.document != vocabulary.numbers["<doc>"]
 
 
+def test_a_mark_is_kept_however_few_documents_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("= a\n" + "b b\n" * 40)  # words seen once are dropped
+    corpus = load_corpus(CorpusOptions(str(path), documents="^="), 1, 2)
+    assert corpus.vocabulary.tokens == ["b", "<eos>", DOCUMENT, "<unk>"]
+    assert corpus.train[0] == corpus.vocabulary.document
+
+
 def short(text: Path, out: Path, options: str) -> list[str]:
     given = f"--data {text} --out {out} --hidden-size 6 --dropout 0 --bptt 1 --cell lstm"
     return [*given.split(), "--documents", ".", "--max-steps", "21", *options.split()]

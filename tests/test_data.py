@@ -215,9 +215,32 @@ def test_a_corpus_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert again.train.tolist() == numbers and again.fingerprint == first.fingerprint
     other = load_corpus(CorpusOptions(str(path), level="char"), 1, 2)
     assert other.fingerprint != first.fingerprint
-    (kept / "train.int32").write_bytes(b"half")  # as a crash of the system might leave it
-    mended = load_corpus(CorpusOptions(str(path)), 1, 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["train.int32", "counts.json", "vocabulary.json", "tokenizer.json"]
+)
+@pytest.mark.parametrize("content", [b"", b"[1", None])
+def test_what_a_crash_has_left_of_an_encoded_text_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes | None
+) -> None:
+    monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "text.txt"
+    path.write_text("a b c b\n" * 60)
+    options = CorpusOptions(str(path))
+    if name == "tokenizer.json":
+        pytest.importorskip("tokenizers")
+        options.level = "bpe"
+    first = load_corpus(options, 1, 2)
+    (kept,) = (tmp_path / "cache" / "encoded").iterdir()
+    whole, numbers = (kept / name).read_bytes(), first.train.tolist()
+    (kept / name).unlink()
+    if content is not None:
+        (kept / name).write_bytes(content)
+    mended = load_corpus(options, 1, 2)
     assert mended.train.tolist() == numbers
+    assert mended.vocabulary.tokens == first.vocabulary.tokens
+    assert (kept / name).read_bytes() == whole
 
 
 def test_cache_that_cannot_be_written_says_what_to_set(

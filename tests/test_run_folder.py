@@ -166,12 +166,16 @@ def test_validations_within_an_epoch_are_no_epochs(text: Path, tmp_path: Path) -
 
 def test_an_evaluation_of_other_weights_is_dropped(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    paths = [out / f"evaluation-{split}" / "evaluation.json" for split in ("valid", "test")]
+    folders = [out / f"evaluation-{split}" for split in ("valid", "test")]
+    paths = [folder / "evaluation.json" for folder in folders]
 
     def evaluated() -> None:
         for path in paths:
             path.parent.mkdir(exist_ok=True)
             path.write_text('{"runs": [{"perplexity": 2.0}]}')
+            for name in ("loss-per-step", "gradient-per-step"):
+                path.with_name(f"{name}.png").touch()
+                path.with_name(f"{name}.svg").touch()
 
     assert main(small(text, out, "--max-steps 1")) == 0
     evaluated()
@@ -180,7 +184,7 @@ def test_an_evaluation_of_other_weights_is_dropped(text: Path, tmp_path: Path) -
     for more in ("--resume --max-steps 2", "--force --max-steps 1"):
         evaluated()
         assert main(small(text, out, more)) == 0
-        assert not any(path.exists() for path in paths), more
+        assert not any(any(folder.iterdir()) for folder in folders), more
 
 
 def test_a_result_that_is_not_finite_is_json(

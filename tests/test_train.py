@@ -358,8 +358,9 @@ def error_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ("--emb-size 100", "--tied needs --emb-size equal to --hidden-size, got 100 and 16"),
         ("--dropout 1", "--dropout must be at least 0 and below 1, got 1.0"),
         ("--dropout nan", "--dropout must be"),
-        ("--lr 0", "--lr must be above 0 and finite, got 0.0"),
-        ("--lr inf", "--lr must be above 0 and finite, got inf"),
+        ("--lr 0", "--lr must be above 0 and finite in float32, got 0.0"),
+        ("--lr inf", "--lr must be above 0 and finite in float32, got inf"),
+        ("--lr 1e39", "--lr must be above 0 and finite in float32, got 1e+39"),
         ("--clip -1", "--clip must be at least 0 and finite, got -1.0"),
         (
             "--level bpe --min-count 3",

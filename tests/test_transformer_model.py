@@ -131,6 +131,8 @@ def test_it_follows_the_text_it_is_scored_on(rule: str) -> None:
         ("--heads 0", "--heads must be at least 1, got 0"),
         ("--emb-size 100 --no-tied", "--cell transformer needs --emb-size and --output-size equal"),
         ("--zoneout 0.1", "--zoneout needs a recurrent --cell, got transformer"),
+        ("--variational", "--variational needs a recurrent --cell, got transformer"),
+        ("--init zaremba", "--init zaremba needs a recurrent --cell, got transformer"),
         ("--residual", "--residual needs a recurrent --cell, got transformer"),
         ("--documents x", "--documents needs a recurrent --cell, got transformer"),
         ("--layer-norm", "--layer-norm needs --cell lstm or gru, got transformer"),

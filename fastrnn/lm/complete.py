@@ -6,10 +6,13 @@ import math
 import re
 from pathlib import Path
 
+import torch
+
 from fastrnn.lm.config import Config, ModelOptions, OptimizerOptions
 from fastrnn.lm.datasets import DATASETS, DEFAULT
 from fastrnn.lm.errors import UserError
 
+LARGEST = torch.finfo(torch.float32).max
 _RATES = {"sgd": 20.0, "nt-asgd": 30.0, "adam": 0.006, "adamw": 0.006}
 _SCHEDULES = {"sgd": "plateau", "nt-asgd": "constant", "adam": "cosine", "adamw": "cosine"}
 _FACTORS = {"plateau": 0.25, "decay": 0.5}
@@ -78,8 +81,8 @@ def _check_ranges(config: Config) -> None:
             raise UserError(f"{flag(name)} must be at least 0 and below 1, got {value}")
     for group, name in ((optimizer, "lr"), (model, "init_range"), (optimizer, "decay_factor")):
         value = getattr(group, name)
-        if not 0 < value < math.inf:
-            raise UserError(f"{flag(name)} must be above 0 and finite, got {value}")
+        if not 0 < value <= LARGEST:
+            raise UserError(f"{flag(name)} must be above 0 and finite in float32, got {value}")
     for group, names in ((optimizer, "clip weight_decay"), (training, "ar tar explosion")):
         for name in names.split():
             value = getattr(group, name)
@@ -137,6 +140,8 @@ def _check_model(model: ModelOptions) -> None:
         _check_transformer(model)
     if model.layer_norm and model.cell not in ("lstm", "gru"):
         raise UserError(f"--layer-norm needs --cell lstm or gru, got {model.cell}")
+    if model.zoneout_cell and model.cell != "lstm":
+        raise UserError(f"--zoneout-cell needs --cell lstm, got {model.cell}")
     if model.dropout_words and not model.emb_size:
         raise UserError("--dropout-words needs an embedding, got --emb-size 0")
 
@@ -151,9 +156,12 @@ def _check_transformer(model: ModelOptions) -> None:
             f"--cell transformer needs --emb-size and --output-size equal to --hidden-size = "
             f"{model.hidden_size}, got {model.emb_size} and {model.top_size}"
         )
-    for name in ("zoneout", "zoneout_cell", "dropout_weights", "residual", "dropout_input"):
+    recurrent = "zoneout", "zoneout_cell", "dropout_weights", "residual", "dropout_input"
+    for name in (*recurrent, "variational"):
         if getattr(model, name):
             raise UserError(f"{flag(name)} needs a recurrent --cell, got transformer")
+    if model.init == "zaremba":
+        raise UserError("--init zaremba needs a recurrent --cell, got transformer")
 
 
 def _check_run(config: Config) -> None:

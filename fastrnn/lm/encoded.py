@@ -23,7 +23,7 @@ from fastrnn.lm.tokens import DOCUMENT, Vocabulary, cutter, tokens_of, vocabular
 
 # Counted up when the same text and options give other numbers; those of other levels are kept.
 _FORMAT = {"word": 1, "char": 1, "bpe": 2}
-_VOCABULARY, _TOKENIZER = "vocabulary.json", "tokenizer.json"
+_VOCABULARY, _TOKENIZER, _COUNTS = "vocabulary.json", "tokenizer.json", "counts.json"
 
 
 def encoded(
@@ -46,7 +46,8 @@ def encoded(
     """
     key = _key(texts, options)
     folder = cache / key[:32]
-    if not _complete(folder):
+    found = _read(folder, options)
+    if found is None:
         try:
             cache.mkdir(parents=True, exist_ok=True)
             # Beside its place and renamed: another process may be making the same.
@@ -55,22 +56,19 @@ def encoded(
             raise _unwritable(cache, error) from error
         try:
             _encode(texts, options, made)
-            if not _complete(folder):
+            found = _read(folder, options)
+            if found is None:
                 shutil.rmtree(folder, ignore_errors=True)
-            made.rename(folder)
+                made.rename(folder)
+                found = _read(folder, options)
         except OSError as error:
-            if not _complete(folder):
+            found = _read(folder, options)
+            if found is None:
                 raise _unwritable(cache, error) from error
         finally:
             shutil.rmtree(made, ignore_errors=True)
-    counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-    vocabulary = Vocabulary(json.loads((folder / _VOCABULARY).read_text(encoding="utf-8")))
-    tensors = [
-        torch.from_file(str(folder / f"{split}.int32"), size=count, dtype=torch.int32)
-        for split, count in zip(SPLITS, counts, strict=True)
-    ]
-    tokenizer = folder / _TOKENIZER
-    return key, vocabulary, tensors, tokenizer if tokenizer.is_file() else None
+    assert found is not None
+    return key, *found
 
 
 def _unwritable(cache: Path, error: OSError) -> UserError:
@@ -87,13 +85,27 @@ def _key(texts: tuple[Text, Text, Text], options: CorpusOptions) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _complete(folder: Path) -> bool:
+def _read(
+    folder: Path, options: CorpusOptions
+) -> tuple[Vocabulary, list[Tensor], Path | None] | None:
+    """What a folder of the cache holds; None if it is not there, or not whole after a crash."""
+    tokenizer = [folder / _TOKENIZER] if options.level == "bpe" else []
     try:
-        counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-        sizes = [(folder / f"{split}.int32").stat().st_size for split in SPLITS]
-    except (OSError, ValueError):
-        return False
-    return sizes == [4 * count for count in counts]
+        counts, tokens, *_ = (
+            json.loads(file.read_text(encoding="utf-8"))
+            for file in (folder / _COUNTS, folder / _VOCABULARY, *tokenizer)
+        )
+        files = [folder / f"{split}.int32" for split in SPLITS]
+        if [file.stat().st_size for file in files] != [4 * count for count in counts]:
+            return None
+        vocabulary = Vocabulary(tokens)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    tensors = [
+        torch.from_file(str(file), size=count, dtype=torch.int32)
+        for file, count in zip(files, counts, strict=True)
+    ]
+    return vocabulary, tensors, tokenizer[0] if tokenizer else None
 
 
 def _encode(texts: tuple[Text, Text, Text], options: CorpusOptions, folder: Path) -> None:
@@ -119,4 +131,4 @@ def _encode(texts: tuple[Text, Text, Text], options: CorpusOptions, folder: Path
     (folder / _VOCABULARY).write_text(json.dumps(vocabulary.tokens), encoding="utf-8")
     if tokenizer is not None:
         (folder / _TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
-    (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+    (folder / _COUNTS).write_text(json.dumps(counts), encoding="utf-8")

@@ -14,14 +14,15 @@ import tyro
 from torch import Tensor
 
 from fastrnn.lm.checkpoint import write_file
+from fastrnn.lm.complete import LARGEST
 from fastrnn.lm.corpus import SPLITS
 from fastrnn.lm.data import Corpus
 from fastrnn.lm.dynamic import Adaptation, evaluate_dynamically
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.evaluate import evaluate
 from fastrnn.lm.figures import finite, perplexity
-from fastrnn.lm.pictures import draw_lines
-from fastrnn.lm.run import CONFIG, EVALUATIONS
+from fastrnn.lm.pictures import ENDINGS, draw_lines
+from fastrnn.lm.run import CONFIG, EVALUATIONS, GRADIENTS, LOSSES
 from fastrnn.lm.saved import SavedRun, open_run, read_text_of
 from fastrnn.lm.time_steps import gradient_norm_per_step, loss_per_step
 from fastrnn.lm.tokens import DOCUMENT, EOS, Vocabulary
@@ -84,15 +85,20 @@ def measure(options: MeasuringOptions) -> None:
         except OSError as error:  # the first run's folder has it all the same
             print(f"{other}: cannot be written: {error.strerror}")
     _write(path, options.split, found)
-    folder = path.parent
+    folder, made = path.parent, [path.name]
     for name, key, label in (
-        ("loss-per-step", "loss_per_step", "loss (nats a token)"),
-        ("gradient-per-step", "gradient_norm_per_step", "norm of d loss(T) / d h(t), largest = 1"),
+        (GRADIENTS, "gradient_norm_per_step", "norm of d loss(T) / d h(t), largest = 1"),
+        (LOSSES, "loss_per_step", "loss (nats a token)"),
     ):
         lines = {each["run"]: each[key] for each in found if each.get(key)}
+        pictures = [folder / f"{name}.{ending}" for ending in ENDINGS]
         if lines:
             draw_lines(lines, "time-step t", label, folder / name)
-    print(f"in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+            made += [picture.name for picture in pictures]
+        else:  # those of an evaluation before are of other runs
+            for picture in pictures:
+                picture.unlink(missing_ok=True)
+    print(f"in {folder}: {', '.join(made)}")
 
 
 def _write(path: Path, split: str, found: list[dict[str, Any]]) -> None:
@@ -206,8 +212,8 @@ def _adaptation(options: MeasuringOptions) -> Adaptation | None:
         rate = 5e-5 if options.rule == "rms" else 0.1
     if not options.run:
         raise UserError("--run needs the folder of a run")
-    if not 0 < rate < math.inf:
-        raise UserError(f"--rate must be above 0 and finite, got {rate}")
+    if not 0 < rate <= LARGEST:
+        raise UserError(f"--rate must be above 0 and finite in float32, got {rate}")
     if not 0 <= options.decay <= 1:
         raise UserError(f"--decay must be in [0, 1], got {options.decay}")
     if options.window < 1:

@@ -8,6 +8,8 @@ from typing import Any
 
 from fastrnn.lm.checkpoint import write_file
 
+ENDINGS = ("png", "svg")
+
 
 def draw_lines(lines: dict[str, list[float]], across: str, up: str, path: Path) -> None:
     """Draw one line of values for each name, over 1, 2, 3 ...
@@ -41,7 +43,7 @@ def new_figure(width: float, height: float) -> tuple[Any, Any]:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as PNG and SVG; `path` lacks the ending."""
-    for ending in ("png", "svg"):
+    for ending in ENDINGS:
         content = io.BytesIO()
         # No date in the SVG: the same values give the same file.
         metadata = {"Date": None} if ending == "svg" else {}

@@ -19,12 +19,18 @@ from fastrnn.lm.data import Corpus
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.figures import Metrics, finite, is_figure, parse_metrics, perplexity
 from fastrnn.lm.lock import try_lock
+from fastrnn.lm.pictures import ENDINGS
 from fastrnn.lm.settings import to_toml
 
 CONFIG, METRICS, RESULT, LOG = "config.toml", "metrics.jsonl", "result.json", "log.txt"
 LAST, BEST, LOCK = "last", "best", ".lock"
-# What `fastrnn.evaluate` finds of the best model, by split.
+# What `fastrnn.evaluate` finds of the best model, by split, and the pictures that it draws beside.
 EVALUATIONS = {split: f"evaluation-{split}/evaluation.json" for split in SPLITS}
+LOSSES, GRADIENTS = "loss-per-step", "gradient-per-step"
+_EVALUATED = (
+    *EVALUATIONS.values(),
+    *(f"evaluation-{s}/{p}.{e}" for s in SPLITS for p in (LOSSES, GRADIENTS) for e in ENDINGS),
+)
 _FILES = (
     CONFIG,
     METRICS,
@@ -34,7 +40,7 @@ _FILES = (
     "tokenizer.json",
     "curves.png",
     "curves.svg",
-    *EVALUATIONS.values(),
+    *_EVALUATED,
 )
 _FOLDERS = tuple(name + end for name in (LAST, BEST) for end in ("", ".new", ".old"))
 
@@ -161,7 +167,7 @@ class Run:
         self.metrics = parse_metrics(path, text)
         self.keep_metrics(lines)
         if self.writes:
-            for name in (RESULT, *EVALUATIONS.values()):
+            for name in (RESULT, *_EVALUATED):
                 (self.folder / name).unlink(missing_ok=True)
             write_file(self.folder / CONFIG, to_toml(config).encode())
 

@@ -171,7 +171,8 @@ def vocabulary_of(options: CorpusOptions, counts: Counter[str], known: Iterable[
     Raises:
         UserError: it has nothing but special tokens.
     """
-    special = (" " if options.charset == "letters" else EOS, UNKNOWN, *known)
+    mark = [DOCUMENT] if DOCUMENT in counts else []  # however few documents there are
+    special = (" " if options.charset == "letters" else EOS, UNKNOWN, *mark, *known)
     if not set(counts) - {EOS, UNKNOWN, DOCUMENT, " "}:
         raise UserError(f"--data {options.data}: the training text has no tokens")
     return Vocabulary.counted(counts, least_count(options, counts), special)

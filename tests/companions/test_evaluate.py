@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fastrnn import train
 from fastrnn.evaluate import main
-from fastrnn.lm import memory
+from fastrnn.lm import measuring, memory
 from fastrnn.lm.config import ModelOptions
 from fastrnn.lm.dynamic import Adaptation, decay_shares, evaluate_dynamically, gradient_roots
 from fastrnn.lm.evaluate import evaluate
@@ -305,12 +305,26 @@ def test_results_go_beside_the_run(runs: Path) -> None:
     assert found["split"] == "test" and "dynamic" not in found["runs"][0]
 
 
+def test_pictures_of_an_evaluation_before_do_not_stay(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["--run", str(runs / "words"), "--out", str(tmp_path)]
+    assert main(given) == 0
+    (tmp_path / "notes").touch()
+    monkeypatch.setattr(measuring, "gradient_norm_per_step", lambda *_: [])
+    assert main(given) == 0
+    made = ["evaluation.json", "loss-per-step.png", "loss-per-step.svg"]
+    assert capsys.readouterr().out.splitlines()[-1] == f"in {tmp_path}: {', '.join(made)}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*made, "notes"]
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
         ("--split dev", "'dev'"),
         ("--rule adam", "'adam'"),
-        ("--rate 0", "--rate must be above 0 and finite, got 0.0"),
+        ("--rate 0", "--rate must be above 0 and finite in float32, got 0.0"),
+        ("--rate 1e39", "--rate must be above 0 and finite in float32, got 1e+39"),
         ("--decay 2", "--decay must be in [0, 1], got 2.0"),
         ("--window 0", "--window must be at least 1, got 0"),
         ("--dinamic", "unknown option '--dinamic', did you mean '--dynamic'?"),
