@@ -42,6 +42,11 @@ def added(*free):
     return draw
 
 
+def transposed(generator, batch, heads, queries, keys):
+    """An additive mask whose columns lie side by side."""
+    return added(0, 1, 2, 3)(generator, batch, heads, keys, queries).mT
+
+
 # B, heads, Lq, Lk, E, D, then the mask, causality and dropout.
 CASES = {
     "plain": ((2, 2, 40, 70, 20, 33), None, False, 0.0),
@@ -50,6 +55,7 @@ CASES = {
     "added": ((2, 2, 37, 40, 8, 16), added(0, 1, 2, 3), True, 0.2),
     "added to keys": ((2, 2, 37, 40, 8, 16), added(3), False, 0.0),
     "added to heads": ((2, 2, 20, 12, 8, 16), added(1, 3), False, 0.2),
+    "added by columns": ((1, 2, 20, 12, 7, 9), transposed, False, 0.0),
 }
 
 
