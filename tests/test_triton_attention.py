@@ -150,6 +150,18 @@ def test_no_queries_or_keys(device):
 
 
 @on_devices
+def test_a_mask_that_is_not_a_number_shows(device):
+    query, mask = torch.ones(1, 1, 4, 8, device=device), torch.zeros(1, 1, 4, 4, device=device)
+    mask[0, 0, 1, 2] = math.nan
+    attention = _kernels.module("attention")
+    for is_causal in (False, True):  # by which nobody attends there
+        found = attention.masked_attention(query, query, query, mask, None, is_causal, 0.0, 1.0)
+        for result in found:
+            rows = result.reshape(4, -1).isnan().any(-1)
+            assert rows.tolist() == [False, not is_causal, False, False]
+
+
+@on_devices
 def test_errors_name_argument_expected_and_got(device):
     attention = _kernels.module("attention")
     query, rest = torch.ones(1, 1, 3, 8, device=device), (None, None, False, 0.0, 1.0)
