@@ -356,6 +356,7 @@ def test_the_checks_for_a_gpu_can_fail(monkeypatch):
         monkeypatch.setattr(_attention, "MaskedAttention", Off)
         gpu_attention.attention_agrees(torch.float64, 1e-12, "small", "added")
     names = gpu_checks.checks()
+    assert next(iter(names)) == "they-run"  # or a device that refuses everything might pass
     assert {"cluster-lstm-bfloat16-padded", "grid-gru-graph", "they-run", "devices"} <= set(names)
 
     right = ops.Recurrence
