@@ -192,7 +192,7 @@ def masked_attention_backward(
     delta = (grad_output.to(math) * output.to(math)).sum(-1)
     read, strides = call.expanded_mask
     results = [torch.empty_like(t) for t in (call.query, call.key, call.value)]
-    to_mask = torch.empty_like(mask) if mask_grad else query.new_empty(0)
+    to_mask = query.new_empty(mask.shape if mask_grad else 0)  # contiguous, whatever the mask is
     config = tile(max(size, width), query.dtype, backward=True)
     tensors = (*call[:3], read, call.seed, grad_output, logsumexp.contiguous(), delta)
     rest = (query.size(1), *call.lengths, *call.numbers)

@@ -59,7 +59,7 @@ def masks(
             allowed = allowed & (tl.load(place, mask=allowed, other=0) != 0)
         else:
             added = tl.load(place, mask=allowed, other=float("-inf")).to(MATH)
-            allowed = allowed & (added > float("-inf"))
+            allowed = allowed & (added != float("-inf"))  # NaN stays
     if CAUSAL:
         allowed = allowed & (j[None, :] <= i[:, None])
     return allowed, added

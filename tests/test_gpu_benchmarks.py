@@ -207,6 +207,8 @@ def test_command_line(capsys):
     for arguments, message in (
         (["--only", "transformer"], "no case's name holds 'transformer'"),
         (["--minutes", "0"], "--minutes must be positive"),
+        (["--minutes", "nan"], "--minutes must be positive"),
+        (["--results", "/"], "--results must be a file, got the folder /"),
         (["--rounds", "1"], "--rounds at least 5"),
     ):
         with pytest.raises(SystemExit):
@@ -269,6 +271,14 @@ def test_nothing_runs_on_a_library_that_does_not(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(library, "build", lambda *_: "the build broke")
     assert program.main() == 2
     assert capsys.readouterr().err == "gpu: the build broke\n"
+
+
+def test_results_that_cannot_be_kept_are_told_before_anything_runs(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["gpu", "--results", str(tmp_path / "file" / "gpu.jsonl")])
+    assert program.main() == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith("gpu: --results: ") and "file" in told[0]
 
 
 def test_a_whole_run(monkeypatch, tmp_path, capsys):
@@ -346,6 +356,7 @@ def test_the_checks_for_a_gpu_can_fail(monkeypatch):
         monkeypatch.setattr(_attention, "MaskedAttention", Off)
         gpu_attention.attention_agrees(torch.float64, 1e-12, "small", "added")
     names = gpu_checks.checks()
+    assert next(iter(names)) == "they-run"  # or a device that refuses everything might pass
     assert {"cluster-lstm-bfloat16-padded", "grid-gru-graph", "they-run", "devices"} <= set(names)
 
     right = ops.Recurrence

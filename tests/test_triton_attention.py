@@ -42,6 +42,11 @@ def added(*free):
     return draw
 
 
+def transposed(generator, batch, heads, queries, keys):
+    """An additive mask whose columns lie side by side."""
+    return added(0, 1, 2, 3)(generator, batch, heads, keys, queries).mT
+
+
 # B, heads, Lq, Lk, E, D, then the mask, causality and dropout.
 CASES = {
     "plain": ((2, 2, 40, 70, 20, 33), None, False, 0.0),
@@ -50,6 +55,7 @@ CASES = {
     "added": ((2, 2, 37, 40, 8, 16), added(0, 1, 2, 3), True, 0.2),
     "added to keys": ((2, 2, 37, 40, 8, 16), added(3), False, 0.0),
     "added to heads": ((2, 2, 20, 12, 8, 16), added(1, 3), False, 0.2),
+    "added by columns": ((1, 2, 20, 12, 7, 9), transposed, False, 0.0),
 }
 
 
@@ -141,6 +147,18 @@ def test_no_queries_or_keys(device):
         )
         for grad, of in zip(grads[:3], args, strict=True):
             assert torch.equal(grad, torch.zeros_like(of))
+
+
+@on_devices
+def test_a_mask_that_is_not_a_number_shows(device):
+    query, mask = torch.ones(1, 1, 4, 8, device=device), torch.zeros(1, 1, 4, 4, device=device)
+    mask[0, 0, 1, 2] = math.nan
+    attention = _kernels.module("attention")
+    for is_causal in (False, True):  # by which nobody attends there
+        found = attention.masked_attention(query, query, query, mask, None, is_causal, 0.0, 1.0)
+        for result in found:
+            rows = result.reshape(4, -1).isnan().any(-1)
+            assert rows.tolist() == [False, not is_causal, False, False]
 
 
 @on_devices

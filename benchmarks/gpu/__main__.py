@@ -61,8 +61,10 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
         "--results", type=Path, default=ROOT / "benchmarks" / "results" / "gpu.jsonl"
     )
     options = parser.parse_args(arguments)
-    if options.minutes <= 0 or options.rounds < 5:
+    if not options.minutes > 0 or options.rounds < 5:
         parser.error("--minutes must be positive, and --rounds at least 5")
+    if options.results.is_dir():
+        parser.error(f"--results must be a file, got the folder {options.results}")
     if not chosen(options.only):
         parser.error(f"--only: no case's name holds {options.only!r}")
     return options
@@ -73,8 +75,12 @@ def main() -> int:
     options = parsed()
     budget = Budget(options.minutes * 60)
     log = options.results.with_name(f"{options.results.name}.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("")
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("")
+    except OSError as error:
+        print(f"gpu: --results: {error}", file=sys.stderr)
+        return 2
     why = library.refusal(log)
     if why and why != library.NO_GPU:
         print(f"the library that is here does not do: {why}; building", flush=True)
