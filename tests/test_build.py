@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,23 @@ def test_a_failed_command_is_named(tmp_path: Path) -> None:
         _build(tmp_path)
 
 
+@needs_ninja
+def test_a_command_that_names_no_error_is_quoted(tmp_path: Path) -> None:
+    steps = [
+        Step(Path(f"{name}.o"), (), ("sh", "-c", "echo it is lost; exit 3"), Path(f"{name}.d"))
+        for name in "ab"
+    ]
+    with pytest.raises(toolchain.BuildError, match=r"building .*\.o failed: it is lost$"):
+        runner.run(steps, tmp_path, Path(), 2)
+
+
+@needs_ninja
+def test_a_path_of_another_encoding(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.o")
+    runner.run([Step(Path(name), (), ("touch", name), Path("d"))], tmp_path, Path(), 1)
+    assert (tmp_path / name).exists()
+
+
 @needs_compiler
 def test_the_module_is_compiled_without_the_stable_abi(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -235,17 +253,32 @@ def test_no_compiler_leaves_the_reason(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "says"),
+    ("name", "value", "read", "says"),
     [
-        ("FASTRNN_CUDA", "yes", "FASTRNN_CUDA must be 0 or 1, got 'yes'"),
-        ("MAX_JOBS", "0", "MAX_JOBS must be a positive integer, got '0'"),
+        ("FASTRNN_CUDA", "yes", toolchain.cuda, "FASTRNN_CUDA must be 0 or 1, got 'yes'"),
+        ("MAX_JOBS", "0", toolchain.jobs, "MAX_JOBS must be a positive integer, got '0'"),
+        ("CXX", 'g++ "', toolchain.compiler, "CXX must be a command, got 'g\\+\\+ \"': No closing"),
     ],
 )
-def test_wrong_settings(monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:
+def test_wrong_settings(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, read: Callable[[], object], says: str
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(toolchain.SettingError, match=says):
-        toolchain.jobs()
-        toolchain.switch(name)
+        read()
+
+
+def test_a_program_that_does_not_start_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ninja", "nvcc", "nvidia-smi"):
+        (tmp_path / name).write_bytes(b"\x7fELF of another machine")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runner.find_ninja() in (None, [sys.executable, "-m", "ninja"])
+    assert toolchain._toolkit_roots()[1:] == [tmp_path.parent] * 2
+    assert toolchain._visible_archs() == []
 
 
 def test_cuda_is_found_by_its_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
