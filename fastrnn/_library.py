@@ -105,7 +105,7 @@ def _load() -> str | None:
     library = _FOLDER / "libfastrnn.so"
     reason = _FOLDER / "libfastrnn.reason"  # left by a build that failed
     if not library.exists():
-        why = reason.read_text().strip() if reason.exists() else "they have not been built"
+        why = reason.read_text("utf-8").strip() if reason.exists() else "they have not been built"
         return f"no compiled kernels: {why}"
     try:
         torch.ops.load_library(str(library))

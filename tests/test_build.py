@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -252,6 +254,38 @@ def test_no_compiler_leaves_the_reason(tmp_path: Path, monkeypatch: pytest.Monke
         native.install(tmp_path, package)
 
 
+def test_any_failure_leaves_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in native.REQUIRED:
+        monkeypatch.delenv(name, raising=False)
+
+    def full(root: Path) -> list[Path]:
+        raise OSError(28, "No space left on device", "caf\udce9")
+
+    monkeypatch.setattr(native, "build", full)
+    assert native.install(tmp_path, tmp_path) == [native.REASON]
+    said = (tmp_path / native.REASON).read_text("utf-8")
+    assert said.startswith("[Errno 28] No space left on device")
+    monkeypatch.setenv("FASTRNN_REQUIRE_EXT", "1")
+    with pytest.raises(OSError, match="No space left"):
+        native.install(tmp_path, tmp_path)
+
+
+def test_builds_of_one_tree_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def build(root: Path) -> list[Path]:
+        told.append("begins")
+        time.sleep(0.2)
+        told.append("ends")
+        return []
+
+    monkeypatch.setattr(native, "build", build)
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(native.install, tmp_path, tmp_path / name) for name in "ab"]:
+            done.result()
+    assert told == ["begins", "ends"] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "value", "read", "says"),
     [
@@ -266,6 +300,18 @@ def test_wrong_settings(
     monkeypatch.setenv(name, value)
     with pytest.raises(toolchain.SettingError, match=says):
         read()
+
+
+@needs_compiler
+def test_a_wrong_setting_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("FASTRNN_REQUIRE_EXT", raising=False)
+    monkeypatch.setenv("MAX_JOBS", "0")
+    _tree(tmp_path)
+    with pytest.raises(toolchain.SettingError, match="MAX_JOBS"):
+        native._carry_out(_plan(tmp_path))
+    assert "left out" not in capfd.readouterr().err
 
 
 def test_a_program_that_does_not_start_is_not_there(
