@@ -29,7 +29,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 @needs_build
 def test_build_info() -> None:
-    from fastrnn import _C
+    from fastrnn import _C, _schemas
 
     info = _C.build_info()
     assert re.match(r"(gcc|clang) \d+\.\d+", info["compiler"])
@@ -38,6 +38,7 @@ def test_build_info() -> None:
     assert int(info["torch"].split(".")[0]) >= 2
     sets = ["portable", "avx2", "avx512", "avx512_bf16"]
     assert info["instruction_sets"] == (sets if X86 else sets[:1])
+    assert info["schemas"] == _schemas.DIGEST
     # Exactly one of the two: architectures, or why there are none.
     assert bool(info["cuda_archs"]) != bool(info["cuda_reason"])
 
@@ -116,6 +117,8 @@ def _tree(root: Path) -> None:
     """A small source tree with one of each kind of unit, and a header between two of them."""
     csrc = root / "csrc"
     csrc.mkdir()
+    (root / "fastrnn").mkdir()
+    (root / "fastrnn" / "_schemas.py").write_text('DIGEST = ""\n')
     (csrc / "shared.h").write_text("int shared();\n")
     (csrc / "one.cpp").write_text('#include "shared.h"\nint one() { return shared(); }\n')
     (csrc / "two.cpp").write_text('#include "shared.h"\nint shared() { return 2; }\n')
