@@ -289,6 +289,20 @@ def test_builds_of_one_tree_take_turns(tmp_path: Path, monkeypatch: pytest.Monke
     assert told == ["begins", "ends"] * 2
 
 
+def test_a_wheel_takes_nothing_from_earlier_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("setuptools")
+    from build_tools import backend
+
+    left = tmp_path / "build" / "lib.linux" / "fastrnn" / "removed.py"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(backend.build_meta, "build_wheel", lambda *_: str(left.exists()))
+    assert backend.build_wheel("dist") == "False"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "read", "says"),
     [
