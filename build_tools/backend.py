@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from setuptools import build_meta
 
 from build_tools import toolchain, torch_location
 
-build_wheel = build_meta.build_wheel
 build_editable = build_meta.build_editable
 build_sdist = build_meta.build_sdist
 prepare_metadata_for_build_wheel = build_meta.prepare_metadata_for_build_wheel
@@ -34,6 +34,17 @@ def _native_requirements() -> list[str]:
         major, minor = torch_location.OLDEST
         requirements.append(f"torch>={major}.{minor}")
     return requirements
+
+
+def build_wheel(
+    wheel_directory: str,
+    config_settings: Config = None,
+    metadata_directory: str | None = None,
+) -> str:
+    """A wheel of the sources as they are: setuptools' own packs what earlier builds left, too."""
+    for left in Path("build").glob("lib*"):
+        shutil.rmtree(left)
+    return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
 
 
 def get_requires_for_build_wheel(config_settings: Config = None) -> list[str]:

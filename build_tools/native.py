@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from build_tools import toolchain, torch_location
@@ -29,10 +32,10 @@ def _carry_out(plan: Plan) -> list[Path]:
     # Written only when it differs, or module.cpp would be compiled every time.
     if not header.is_file() or header.read_text() != text:
         header.write_text(text)
-    steps, module = plan.library(), list[Step]()
+    steps, module, jobs = plan.library(), list[Step](), toolchain.jobs()
     try:
         module = plan.module()
-        run([*steps, *module], plan.root, plan.build_dir, toolchain.jobs())
+        run([*steps, *module], plan.root, plan.build_dir, jobs)
         steps += module
     except BuildError as error:
         # The kernels do not need it: without its headers, or with some that do not compile, they
@@ -41,7 +44,7 @@ def _carry_out(plan: Plan) -> list[Path]:
         if toolchain.switch("FASTRNN_REQUIRE_EXT") or not of_module.issuperset(error.outputs):
             raise
         _warn(f"fastrnn._C is left out: {error}")
-        run(steps, plan.root, plan.build_dir, toolchain.jobs())
+        run(steps, plan.root, plan.build_dir, jobs)
     return [plan.root / step.output for step in steps if step.depfile is None]
 
 
@@ -85,11 +88,25 @@ def build(root: Path) -> list[Path]:
     return _carry_out(Plan(root, torch, cxx, cuda))
 
 
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Builds of one tree take turns: two at once would link each other's unfinished objects."""
+    folder = root / "build"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _replace(source: Path, folder: Path) -> None:
     # Never written over in place: a process that has the old file mapped would crash.
     fresh = folder / f".{source.name}.{os.getpid()}"
-    shutil.copy2(source, fresh)
-    fresh.replace(folder / source.name)
+    try:
+        shutil.copy2(source, fresh)
+        fresh.replace(folder / source.name)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def install(root: Path, folder: Path) -> list[str]:
@@ -103,23 +120,24 @@ def install(root: Path, folder: Path) -> list[str]:
         Names of the files put there.
 
     Raises:
-        BuildError: the build failed and FASTRNN_REQUIRE_EXT=1 or FASTRNN_CUDA=1 is set, or a
-            setting is wrong.
+        BuildError, OSError: the build failed and FASTRNN_REQUIRE_EXT=1 or FASTRNN_CUDA=1 is set.
+        SettingError: a setting is wrong.
     """
     folder.mkdir(parents=True, exist_ok=True)
     required = [name for name in REQUIRED if toolchain.switch(name)]
     try:
-        built = build(root)
-    except BuildError as error:
+        with _alone(root):
+            built = build(root)
+            for path in built:
+                _replace(path, folder)
+    except (BuildError, OSError) as error:
         if required or isinstance(error, SettingError):
             raise
         built = []
         _warn(f"no compiled kernels, the reference backend will run: {error}")
-        (folder / REASON).write_text(f"{error}\n")
+        (folder / REASON).write_text(f"{error}\n", "utf-8", "backslashreplace")
     else:
         (folder / REASON).unlink(missing_ok=True)
-    for path in built:
-        _replace(path, folder)
     names = [path.name for path in built]
     for stale in {LIBRARY, MODULE}.difference(names):
         (folder / stale).unlink(missing_ok=True)

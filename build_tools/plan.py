@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import runpy
 import shlex
 import sys
 import sysconfig
@@ -142,11 +143,13 @@ class Plan:
     def facts(self) -> str:
         """Text of build_facts.h, which module.cpp includes."""
         archs, reason = (self.cuda.archs, "") if isinstance(self.cuda, Cuda) else ((), self.cuda)
+        schemas = runpy.run_path(str(self.root / "fastrnn" / "_schemas.py"))
         rows = {
             "FLAGS": json.dumps(shlex.join([*COMMON, *FLOATING_POINT])),
             "TORCH_VERSION": json.dumps(self.torch.version),
             "INSTRUCTION_SETS": json.dumps(",".join(self.sets)),
             "CUDA_ARCHS": json.dumps(",".join(archs)),
             "CUDA_REASON": json.dumps(reason),
+            "SCHEMAS": json.dumps(schemas["DIGEST"]),
         }
         return "".join(f"#define FASTRNN_{name} {text}\n" for name, text in rows.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from build_tools.toolchain import BuildError
+from build_tools.toolchain import BuildError, told
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,7 @@ def find_ninja() -> list[str] | None:
         candidates.append([sys.executable, "-m", "ninja"])
     for command in candidates:
         # A version manager's shim can be on PATH with no ninja behind it.
-        if (
-            subprocess.run([*command, "--version"], capture_output=True, check=False).returncode
-            == 0
-        ):
+        if told(*command, "--version").returncode == 0:
             return command
     return None
 
@@ -70,22 +68,28 @@ def ninja_file(steps: Sequence[Step], build_dir: Path) -> str:
 def _failure(output: str, failed: Sequence[str]) -> BuildError:
     """The failed commands' outputs and the first line that names an error."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    told = next(
+    reason = next(
         (line for line in lines if re.search(r"\b(fatal|error|undefined reference)\b", line)),
         lines[-1] if lines else "no output",
     )
-    return BuildError(f"building {', '.join(failed)} failed: {told}", tuple(failed))
+    return BuildError(f"building {', '.join(failed)} failed: {reason}", tuple(failed))
 
 
 def _run_ninja(
     ninja: list[str], steps: Sequence[Step], root: Path, build_dir: Path, jobs: int
 ) -> None:
     script = build_dir / "build.ninja"
-    (root / script).write_text(ninja_file(steps, build_dir))
+    # Paths are bytes to the system, whatever they mean in this locale.
+    (root / script).write_bytes(os.fsencode(ninja_file(steps, build_dir)))
     command = [*ninja, "-f", str(script), "-j", str(jobs)]
     lines = []
     with subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="backslashreplace",
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -94,14 +98,24 @@ def _run_ninja(
     if process.returncode:
         text = "".join(lines)
         named = re.findall(r"^FAILED: (?:\[.*?\] )?(.+?)\s*$", text, re.M)
-        # What the failing command printed comes after ninja's line that repeats the command.
-        said = re.split(r"^FAILED: .*\n.*\n", text, maxsplit=1, flags=re.M)[-1]
+        # What the failing command printed lies between ninja's line that repeats the command and
+        # the next of ninja's own.
+        own = r"FAILED: |ninja: |\[\d+/\d+\] "
+        printed = re.search(rf"^FAILED: .*\n.*\n((?:(?!{own}).*\n)*)", text, re.M)
+        said = printed[1] if printed else text
         raise _failure(said, [Path(name).name for name in named] or ["build.ninja"])
 
 
 def _run_step(step: Step, root: Path) -> None:
     print(f"{step.output}", flush=True)
-    done = subprocess.run(step.command, cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        step.command,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        errors="backslashreplace",
+        check=False,
+    )
     said = done.stdout + done.stderr
     print(said, end="", flush=True)
     if done.returncode:

@@ -49,6 +49,21 @@ class Cuda:
     archs: tuple[str, ...]
 
 
+def told(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    """What a program prints; one that cannot be started has failed as any other may."""
+    try:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="backslashreplace",
+            check=False,
+            timeout=60,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 127, "", str(error))
+
+
 def switch(name: str) -> bool | None:
     """A 0|1 environment variable; None when unset or empty."""
     text = os.environ.get(name, "")
@@ -70,7 +85,11 @@ def jobs() -> int:
 
 def compiler() -> list[str]:
     """The C++ compiler's command: CXX, else the first of g++, c++, clang++ on PATH."""
-    asked = shlex.split(os.environ.get("CXX", ""))
+    text = os.environ.get("CXX", "")
+    try:
+        asked = shlex.split(text)
+    except ValueError as error:
+        raise SettingError(f"CXX must be a command, got {text!r}: {error}") from error
     if asked:
         if shutil.which(asked[0]) is None:
             raise BuildError(f"no C++ compiler: CXX={shlex.join(asked)} was not found")
@@ -100,10 +119,8 @@ def _toolkit_roots() -> list[Path]:
         # The nvcc on PATH may be a link into the toolkit, or a script that only calls it: then
         # its own dry run names the folder.
         roots += [Path(nvcc).parent.parent, Path(nvcc).resolve().parent.parent]
-        said = subprocess.run(
-            [nvcc, "--dryrun", "-c", "none.cu"], capture_output=True, text=True, check=False
-        )
-        roots += [Path(top).resolve() for top in re.findall(r"\bTOP=(\S+)", said.stderr)]
+        said = told(nvcc, "--dryrun", "-c", "none.cu").stderr
+        roots += [Path(top).resolve() for top in re.findall(r"\bTOP=(\S+)", said)]
     return roots
 
 
@@ -129,20 +146,13 @@ def _toolkit() -> tuple[Path, Path, Path]:
 
 def _known_archs(nvcc: Path) -> list[str]:
     """What this nvcc compiles for, without the a or f of a specific variant."""
-    told = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=False)
-    return re.findall(r"\bsm_(\d+)", told.stdout)
+    return re.findall(r"\bsm_(\d+)", told(nvcc, "--list-gpu-code").stdout)
 
 
 def _visible_archs() -> list[str]:
     """Architectures of the GPUs here."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        told = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
-    except subprocess.TimeoutExpired:
-        return []
-    archs = [found.replace(".", "") for found in re.findall(r"^\d+\.\d+$", told.stdout, re.M)]
+    listed = told("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader").stdout
+    archs = [found.replace(".", "") for found in re.findall(r"^\d+\.\d+$", listed, re.M)]
     # Hopper's own instructions exist under the name 90a alone.
     return ["90a" if arch == "90" else arch for arch in archs]
 

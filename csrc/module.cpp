@@ -39,6 +39,7 @@ py::dict build_info() {
   info["instruction_sets"] = split(FASTRNN_INSTRUCTION_SETS);
   info["cuda_archs"] = split(FASTRNN_CUDA_ARCHS);
   info["cuda_reason"] = FASTRNN_CUDA_REASON;
+  info["schemas"] = FASTRNN_SCHEMAS;
   return info;
 }
 

@@ -1,4 +1,4 @@
-// The operators on CPU tensors, on torch's stable ABI; `fastrnn/ops.py` holds their schemas.
+// The operators on CPU tensors, on torch's stable ABI; `fastrnn/_schemas.py` holds their schemas.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>

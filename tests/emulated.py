@@ -10,7 +10,7 @@ import torch
 
 from build_tools import runner, toolchain, torch_location
 from build_tools.plan import STABLE_ABI
-from fastrnn import _attention, _library, bidirectional, ops, wavefront
+from fastrnn import _attention, _schemas, bidirectional, ops, wavefront
 from tests import emulator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ def operators() -> Any:
     names += ("recurrence_stack", "recurrence_stack_backward")
     names += ("masked_attention", "masked_attention_backward")
     wanted = tuple(f"{n}(" for n in (*names, "use_cuda_schedule", "use_cuda_tf32", "cuda_barriers"))
-    for schema in _library._SCHEMAS:
+    for schema in _schemas.SCHEMAS:
         if schema.startswith(wanted):
             definitions.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     definitions.define("refuse_launch(str name, bool refuse) -> ()")

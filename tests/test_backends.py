@@ -217,6 +217,20 @@ def test_an_empty_environment_chooses_nothing():
     assert found.stdout.splitlines()[-1] == "asked for: auto"
 
 
+@native
+def test_kernels_of_another_version_are_not_loaded():
+    found = in_new_process(
+        "import sys, types\n"
+        "facts = {'schemas': 'of another version'}\n"
+        "sys.modules['fastrnn._C'] = types.SimpleNamespace(build_info=lambda: facts)\n"
+        "import fastrnn; print(fastrnn.explain(fastrnn.RNN(2, 3)))\n"
+        "print('libfastrnn.so' in open('/proc/self/maps').read())\n"
+    )
+    assert "the compiled kernels are of another version of fastrnn" in found.stdout
+    assert found.stdout.startswith("reference: runs") and found.stdout.endswith("False\n")
+    assert found.stderr.count("RuntimeWarning: fastrnn runs on the reference backend") == 1
+
+
 def test_environment_chooses():
     code = "import fastrnn; print(fastrnn.explain(fastrnn.RNN(2, 3)))"
     found = in_new_process(code, FASTRNN_BACKEND="reference")

@@ -8,6 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,7 +29,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 @needs_build
 def test_build_info() -> None:
-    from fastrnn import _C
+    from fastrnn import _C, _schemas
 
     info = _C.build_info()
     assert re.match(r"(gcc|clang) \d+\.\d+", info["compiler"])
@@ -35,6 +38,7 @@ def test_build_info() -> None:
     assert int(info["torch"].split(".")[0]) >= 2
     sets = ["portable", "avx2", "avx512", "avx512_bf16"]
     assert info["instruction_sets"] == (sets if X86 else sets[:1])
+    assert info["schemas"] == _schemas.DIGEST
     # Exactly one of the two: architectures, or why there are none.
     assert bool(info["cuda_archs"]) != bool(info["cuda_reason"])
 
@@ -113,6 +117,8 @@ def _tree(root: Path) -> None:
     """A small source tree with one of each kind of unit, and a header between two of them."""
     csrc = root / "csrc"
     csrc.mkdir()
+    (root / "fastrnn").mkdir()
+    (root / "fastrnn" / "_schemas.py").write_text('DIGEST = ""\n')
     (csrc / "shared.h").write_text("int shared();\n")
     (csrc / "one.cpp").write_text('#include "shared.h"\nint one() { return shared(); }\n')
     (csrc / "two.cpp").write_text('#include "shared.h"\nint shared() { return 2; }\n')
@@ -183,6 +189,23 @@ def test_a_failed_command_is_named(tmp_path: Path) -> None:
         _build(tmp_path)
 
 
+@needs_ninja
+def test_a_command_that_names_no_error_is_quoted(tmp_path: Path) -> None:
+    steps = [
+        Step(Path(f"{name}.o"), (), ("sh", "-c", "echo it is lost; exit 3"), Path(f"{name}.d"))
+        for name in "ab"
+    ]
+    with pytest.raises(toolchain.BuildError, match=r"building .*\.o failed: it is lost$"):
+        runner.run(steps, tmp_path, Path(), 2)
+
+
+@needs_ninja
+def test_a_path_of_another_encoding(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.o")
+    runner.run([Step(Path(name), (), ("touch", name), Path("d"))], tmp_path, Path(), 1)
+    assert (tmp_path / name).exists()
+
+
 @needs_compiler
 def test_the_module_is_compiled_without_the_stable_abi(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -234,18 +257,91 @@ def test_no_compiler_leaves_the_reason(tmp_path: Path, monkeypatch: pytest.Monke
         native.install(tmp_path, package)
 
 
+def test_any_failure_leaves_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in native.REQUIRED:
+        monkeypatch.delenv(name, raising=False)
+
+    def full(root: Path) -> list[Path]:
+        raise OSError(28, "No space left on device", "caf\udce9")
+
+    monkeypatch.setattr(native, "build", full)
+    assert native.install(tmp_path, tmp_path) == [native.REASON]
+    said = (tmp_path / native.REASON).read_text("utf-8")
+    assert said.startswith("[Errno 28] No space left on device")
+    monkeypatch.setenv("FASTRNN_REQUIRE_EXT", "1")
+    with pytest.raises(OSError, match="No space left"):
+        native.install(tmp_path, tmp_path)
+
+
+def test_builds_of_one_tree_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def build(root: Path) -> list[Path]:
+        told.append("begins")
+        time.sleep(0.2)
+        told.append("ends")
+        return []
+
+    monkeypatch.setattr(native, "build", build)
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(native.install, tmp_path, tmp_path / name) for name in "ab"]:
+            done.result()
+    assert told == ["begins", "ends"] * 2
+
+
+def test_a_wheel_takes_nothing_from_earlier_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("setuptools")
+    from build_tools import backend
+
+    left = tmp_path / "build" / "lib.linux" / "fastrnn" / "removed.py"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(backend.build_meta, "build_wheel", lambda *_: str(left.exists()))
+    assert backend.build_wheel("dist") == "False"
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "says"),
+    ("name", "value", "read", "says"),
     [
-        ("FASTRNN_CUDA", "yes", "FASTRNN_CUDA must be 0 or 1, got 'yes'"),
-        ("MAX_JOBS", "0", "MAX_JOBS must be a positive integer, got '0'"),
+        ("FASTRNN_CUDA", "yes", toolchain.cuda, "FASTRNN_CUDA must be 0 or 1, got 'yes'"),
+        ("MAX_JOBS", "0", toolchain.jobs, "MAX_JOBS must be a positive integer, got '0'"),
+        ("CXX", 'g++ "', toolchain.compiler, "CXX must be a command, got 'g\\+\\+ \"': No closing"),
     ],
 )
-def test_wrong_settings(monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:
+def test_wrong_settings(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, read: Callable[[], object], says: str
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(toolchain.SettingError, match=says):
-        toolchain.jobs()
-        toolchain.switch(name)
+        read()
+
+
+@needs_compiler
+def test_a_wrong_setting_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("FASTRNN_REQUIRE_EXT", raising=False)
+    monkeypatch.setenv("MAX_JOBS", "0")
+    _tree(tmp_path)
+    with pytest.raises(toolchain.SettingError, match="MAX_JOBS"):
+        native._carry_out(_plan(tmp_path))
+    assert "left out" not in capfd.readouterr().err
+
+
+def test_a_program_that_does_not_start_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ninja", "nvcc", "nvidia-smi"):
+        (tmp_path / name).write_bytes(b"\x7fELF of another machine")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runner.find_ninja() in (None, [sys.executable, "-m", "ninja"])
+    assert toolchain._toolkit_roots()[1:] == [tmp_path.parent] * 2
+    assert toolchain._visible_archs() == []
 
 
 def test_cuda_is_found_by_its_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Lowest floor first; a floor may import itself and those before it. "fastrnn" is __init__.py.
 FLOORS = (
-    ("_version", "_library", "_C", "_kernels", "_suggest"),
+    ("_version", "_schemas", "_library", "_C", "_kernels", "_suggest"),
     ("kernels",),
     ("regularisers", "_cell"),
     ("cells",),
