@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fastrnn import _library
 from fastrnn._library import LIBRARY
-from fastrnn.ops import applied
+from fastrnn.ops import applied, by_functions
 from fastrnn.regularisers import random_words
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -42,7 +42,8 @@ def dropout(input: Tensor, p: float, training: bool = True) -> Tensor:
     if not training or not ours or not 0 < p < 1 or forward_ad._current_level >= 0:
         return F.dropout(input, p, training)
     seed = torch.randint(2**63 - 1, (1,), device="cpu")
-    found: Tensor = applied(Dropout, input, seed, p)
+    args = (input, seed, p)
+    found: Tensor = applied(Dropout, *args) if by_functions() else _below(*args)
     return found
 
 

@@ -197,10 +197,7 @@ def run_both(
         *(way.get("seed") for way in ways),
         *(ways[0].get("sequences"), list(rates or ()), cell),
     )
-    if torch.is_grad_enabled():
-        found = _apply(*args)
-    else:
-        found = ops.below_autograd(_BOTH, *args, return_cells)
+    found = _apply(*args) if ops.by_functions() else ops.below_autograd(_BOTH, *args, return_cells)
     results = []
     for output, state_n, cells_, _ in (found[:4], found[4:]):
         every = cells_[0] if return_cells else None

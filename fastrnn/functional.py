@@ -113,7 +113,7 @@ def run(
             *(extras.resets, extras.seed, extras.sequences, list(extras.zoneout or ())),
             *(cell, reverse),
         )
-        if torch.is_grad_enabled():
+        if ops.by_functions():
             output, state_n, every, _ = ops.applied(function, *args)
         else:
             output, state_n, every, _ = ops.below_autograd(op, *args, return_cells)

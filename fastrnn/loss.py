@@ -13,7 +13,7 @@ from fastrnn._arguments import are_tensors, number
 from fastrnn._autocast import lower_dtype
 from fastrnn._library import LIBRARY
 from fastrnn.backends import choose
-from fastrnn.ops import applied
+from fastrnn.ops import applied, by_functions
 
 
 def reference(
@@ -35,13 +35,14 @@ def reference(
     )
 
 
-def _default(
+def _in_torch(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *options: Any
 ) -> tuple[Tensor, ...]:
+    """The operator in torch, its losses differentiable."""
     ignore_index, smoothing, mean, bfloat16, gradients = options
     if bfloat16:
         hidden, weight = hidden.bfloat16().float(), weight.bfloat16().float()
-    logits = F.linear(hidden, weight, bias).detach()
+    logits = F.linear(hidden, weight, bias)
     losses = F.cross_entropy(
         logits, target, ignore_index=ignore_index, label_smoothing=smoothing, reduction="none"
     )
@@ -53,13 +54,26 @@ def _default(
         return losses, empty, empty.clone(), empty.clone()
     classes = logits.size(1)
     onehot = F.one_hot(target.where(counted, 0), classes).to(logits.dtype)
-    grad = logits.softmax(1) - (1 - smoothing) * onehot - smoothing / classes
+    grad = logits.detach().softmax(1) - (1 - smoothing) * onehot - smoothing / classes
     grad = grad.where(counted.unsqueeze(1), 0) * scale.to(logits.dtype).unsqueeze(1)
     grad_bias = empty.clone() if bias is None else grad.sum(0)
     return losses, grad @ weight.detach(), grad.T @ hidden.detach(), grad_bias
 
 
+def _default(*args: Any) -> tuple[Tensor, ...]:
+    return _in_torch(*(a.detach() if isinstance(a, Tensor) else a for a in args))
+
+
+def _differentiable(*args: Any) -> tuple[Tensor, ...]:
+    """The operator by itself, as exported and traced programs call it: gradients flow too."""
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        return _in_torch(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return tuple(torch.ops.fastrnn.linear_cross_entropy.default(*args))
+
+
 LIBRARY.impl("linear_cross_entropy", _default, "CompositeExplicitAutograd")
+LIBRARY.impl("linear_cross_entropy", _differentiable, "Autograd")
 
 
 @torch.library.register_fake("fastrnn::linear_cross_entropy")
@@ -215,7 +229,7 @@ def _widened(tensor: Tensor) -> Tensor:
 
 
 def _native(*args: Any) -> Tensor:
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:3]):
+    if by_functions() and any(t is not None and t.requires_grad for t in args[:3]):
         loss: Tensor = applied(LinearCrossEntropy, *args)[0]
         return loss
     losses: Tensor = torch.ops.fastrnn.linear_cross_entropy.default(*args, False)[0]

@@ -153,6 +153,17 @@ def below_autograd(op: Any, *args: Any) -> tuple[Tensor, ...]:
         return tuple(op(*args))
 
 
+def by_functions() -> bool:
+    """Whether gradients flow through Functions, rather than through the operators by themselves.
+
+    Programs of `torch.export` and `torch.jit.trace` hold the operators; a Function would end the
+    gradients in the one (with `strict=True`) and is refused by the other.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return False
+    return torch._C._get_tracing_state() is None
+
+
 def applied(function: Any, *args: Any) -> Any:
     """`function.apply(*args)` of a Function whose `forward` has no defaults.
 

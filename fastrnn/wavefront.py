@@ -252,7 +252,7 @@ def run_stack(
     ]
     args = (batch_sizes, None if resets is None else resets.flatten(), cell, len(weights[0]) > 2)
     input = rows.flatten(0, 1) if padded else rows
-    if torch.is_grad_enabled():
+    if ops.by_functions():
         found = ops.applied(Stack, input, *args, *layers)
     else:
         found = ops.below_autograd(_STACK, input, layers, *args, return_cells)

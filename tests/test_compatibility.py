@@ -25,7 +25,6 @@ NOT = {
     "inside `torch.compile`": ("raises", "InternalTorchDynamoError"),
     "torch.fx.symbolic_trace": ("raises", "input must be a Tensor, got Proxy"),
     "torch.jit.script": ("raises", "cannot be scripted; use torch.compile or torch.export"),
-    "`torch.jit.trace` with gradients": ("raises", "Graphs differed across invocations"),
     "quantize_dynamic": ("differs", ""),
 }
 # The reference backend is plain torch, and its loop over steps is unrolled into graphs.
@@ -36,7 +35,6 @@ NOT_ON_REFERENCE = NOT | {
     "inside `torch.compile`": ("works", ""),
     "free length": ("raises", "your code specialized it to be a constant (5)"),
     "called with another length": ("raises", "TorchScript interpreter"),
-    "`torch.jit.trace` with gradients": ("works", ""),
 }
 
 

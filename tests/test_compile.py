@@ -242,11 +242,12 @@ def test_export_through_a_file(name, options):
     assert list(loaded.state_dict) == list(module.state_dict())
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_export_of_cells_keeps_gradients(name):
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+@pytest.mark.parametrize("name", [*CELLS, "LSTM"])
+def test_exported_programs_keep_gradients(name, strict):
     module = build(name)
     x = tensor(B, IN)
-    program = export(module, (x,), dynamic_shapes={"input": {0: Dim("batch")}})
+    program = export(module, (x,), dynamic_shapes={"input": {0: Dim("batch")}}, strict=strict)
     exported = program.module()
     found, expected = tensors(exported(x)), tensors(module(x))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

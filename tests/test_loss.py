@@ -335,6 +335,30 @@ def test_opcheck_and_compile():
     )
 
 
+class Loss(torch.nn.Module):
+    def __init__(self, weight, bias):
+        super().__init__()
+        self.weight, self.bias = torch.nn.Parameter(weight), torch.nn.Parameter(bias)
+
+    def forward(self, hidden, target):
+        return fastrnn.linear_cross_entropy(hidden, self.weight, self.bias, target)
+
+
+@pytest.mark.parametrize("way", ["export", "strict export", "trace"])
+def test_exported_and_traced_programs_have_gradients(way):
+    (hidden, weight, bias), target = random_case("odd", torch.float64)
+    module, args = Loss(weight, bias), (hidden.requires_grad_(), target)
+    if way == "trace":
+        program = torch.jit.trace(module, args)
+    else:
+        program = torch.export.export(module, args, strict="strict" in way).module()
+    found, expected = (
+        torch.autograd.grad(3 * each(*args), [hidden, *each.parameters()])
+        for each in (program, module)
+    )
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
