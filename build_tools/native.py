@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import sys
@@ -94,7 +93,9 @@ def _alone(root: Path) -> Iterator[None]:
     folder = root / "build"
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as file:
-        with suppress(OSError):  # some network file systems have no locks
+        with suppress(ImportError, OSError):  # Windows has no such locks, some file systems none
+            import fcntl
+
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
