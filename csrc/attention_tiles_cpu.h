@@ -155,6 +155,8 @@ class AttentionTiles {
       while (begin < end && masked_out(query, rows, key + begin * panel_width)) ++begin;
       while (begin < end && masked_out(query, rows, key + (end - 1) * panel_width)) --end;
     }
+    // None begins at 0: the end of the last panel may lie beyond a row.
+    if (begin >= end) return {0, 0, 0};
     return {begin, end, smaller(keys, end * panel_width)};
   }
 

@@ -148,6 +148,16 @@ def test_many_short_heads(layout):
     assert_as_close(case, torch.float32)
 
 
+@native
+@pytest.mark.parametrize("dtype", FLOORS, ids=str)
+@pytest.mark.parametrize("keys", [3, 19, 36])
+def test_blocks_of_queries_whose_last_ones_attend_to_nothing(keys, dtype):
+    """Rows of scores shorter than their last panel; 96 queries are whole blocks of every set."""
+    case = random_case((1, 2, 96, keys, 8, 8), "full", additive=True)
+    case.mask[:, :, 20:32] = case.mask[:, :, 36:48] = case.mask[:, :, 84:] = -torch.inf
+    assert_as_close(case, dtype)
+
+
 @pytest.mark.parametrize("backend", [pytest.param("native", marks=native), "reference"])
 def test_a_query_that_attends_to_nothing_gives_zeros(backend):
     for additive in (False, True):
