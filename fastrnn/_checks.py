@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,15 +23,23 @@ def whole(name: str, value: object) -> int:
     return value
 
 
+def index(name: str, value: Any) -> int:
+    """Return the int that `value` is, or stands for, as numpy's do (a TypeError otherwise)."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        return whole(name, value)
+
+
 def positive(name: str, value: object) -> None:
     """Raise unless `value` is an int above zero."""
     if whole(name, value) <= 0:
         raise ValueError(f"{name} must be greater than zero, got {value}")
 
 
-def not_negative(name: str, value: object) -> None:
-    """Raise unless `value` is an int of zero or more."""
-    if whole(name, value) < 0:
+def not_negative(name: str, value: int) -> None:
+    """Raise unless `value` is zero or more."""
+    if value < 0:
         raise RuntimeError(f"Trying to create tensor with negative dimension: {name} is {value}")
 
 

@@ -103,6 +103,7 @@ class Stack(Recurrent):
         _checks.switch("bidirectional", bidirectional)
         _checks.positive("input_size", input_size)
         _checks.positive("hidden_size", hidden_size)
+        num_layers = _checks.index("num_layers", num_layers)
         _checks.positive("num_layers", num_layers)
         _checks.projection(proj_size, hidden_size)
         if dropout > 0 and num_layers == 1:
@@ -180,10 +181,13 @@ class Stack(Recurrent):
         """The parameters, one list per layer and direction."""
         # Past Module.__getattr__, a microsecond each; what is parametrized is not among these.
         plain: dict[str, Any] = self._parameters
-        return [
-            [plain[name] if name in plain else getattr(self, name) for name in names]
-            for names in self._all_weights
-        ]
+        try:
+            return [
+                [plain[name] if name in plain else getattr(self, name) for name in names]
+                for names in self._all_weights
+            ]
+        except AttributeError as error:  # of a property, Module.__getattr__ would say it of that
+            raise RuntimeError(f"{type(self).__name__}: a weight is missing: {error}") from error
 
     def _named(self, weights: list[list[Tensor]]) -> list[dict[str, Any]]:
         """`all_weights` as arguments of `recurrence`."""

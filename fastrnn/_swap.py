@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 
+import torch
 from torch import nn
 
 Kinds = dict[type[nn.Module], type[nn.Module]]
@@ -13,8 +14,18 @@ Kinds = dict[type[nn.Module], type[nn.Module]]
 _CACHES = ("_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_all_weights")
 
 
+def _is_one(module: nn.Module, kinds: Kinds) -> bool:
+    """Whether a module is of some kind, or was before TorchScript compiled it."""
+    if isinstance(module, torch.jit.ScriptModule):
+        name = getattr(module, "original_name", None)
+        return name in {kind.__name__ for kind in kinds}
+    return isinstance(module, tuple(kinds))
+
+
 def _refusal(module: nn.Module, path: str, kinds: Kinds) -> str | None:
     """Why a recurrent module cannot be replaced, if so."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is part of a TorchScript program"
     if type(module) not in kinds:
         return f"a subclass, {type(module).__name__}"
     if "forward" in vars(module):
@@ -58,9 +69,8 @@ def swap(model: nn.Module, kinds: Kinds) -> nn.Module:
     # Keyed by the old module, so that one reached twice becomes one replacement.
     replaced: dict[nn.Module, nn.Module] = {}
     left: list[str] = []
-    types: tuple[type[nn.Module], ...] = tuple(kinds)
     for path, module in model.named_modules():
-        if not isinstance(module, types):
+        if not _is_one(module, kinds):
             continue
         reason = _refusal(module, path, kinds)
         if reason is None:

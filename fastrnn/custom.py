@@ -46,7 +46,7 @@ class RNNOf(Layers):
         dtype: torch.dtype | None = None,
         **options: Unpack[Options],
     ) -> None:
-        if cell not in CELLS:
+        if not isinstance(cell, str) or cell not in CELLS:
             raise ValueError(f"RNNOf: cell must be one of {list(CELLS)}, got {cell!r}")
         super().__init__(
             cell,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -92,18 +94,18 @@ def uniform_(module: nn.Module, bound: float) -> nn.Module:
 
     Args:
         module: any model; its recurrent modules, torch's or ours, are changed.
-        bound: at least 0.
+        bound: finite, at least 0.
 
     Returns:
         The module.
 
     Raises:
         TypeError: `module` is not a module, or `bound` no number.
-        ValueError: nothing in it is recurrent, or `bound` is negative.
+        ValueError: nothing in it is recurrent, or `bound` is negative or infinite.
     """
     number("uniform_: bound", bound)
-    if not bound >= 0:
-        raise ValueError(f"uniform_: bound must be at least 0, got {bound}")
+    if not 0 <= bound < math.inf:
+        raise ValueError(f"uniform_: bound must be finite and at least 0, got {bound}")
     for _, _, parameter in _parameters("uniform_", module, ("weight", "bias")):
         nn.init.uniform_(parameter, -bound, bound)
     return module

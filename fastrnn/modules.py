@@ -205,7 +205,8 @@ def accelerate(model: nn.Module) -> nn.Module:
     """Replace every torch.nn recurrent layer and cell of a model by ours, in place.
 
     The replacements hold the very same parameters, buffers, hooks and options. Subclasses, and
-    modules whose call was patched or compiled, keep running as they are and are named in a warning.
+    modules whose call was patched or compiled (by TorchScript, too), keep running as they are and
+    are named in a warning.
 
     Args:
         model: any module.

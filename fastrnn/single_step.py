@@ -36,6 +36,9 @@ class SingleStep(Recurrent):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
+        # torch.nn takes numpy's ints here and for `num_layers`, and for no other size.
+        input_size = _checks.index("input_size", input_size)
+        hidden_size = _checks.index("hidden_size", hidden_size)
         _checks.not_negative("input_size", input_size)
         _checks.not_negative("hidden_size", hidden_size)
         self.input_size = input_size

@@ -203,6 +203,20 @@ def test_what_is_not_exactly_torchs_is_left_alone_and_named():
     assert isinstance(model["wrapped"]._orig_mod, nn.GRU)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_what_torchscript_has_compiled_is_left_alone_and_named():
+    x = torch.randn(T, B, IN)
+    scripted = torch.jit.script(nn.Sequential(nn.GRU(IN, H)))
+    traced = torch.jit.trace(nn.Sequential(nn.Linear(IN, IN), nn.LSTM(IN, H)), (x,))
+    model = nn.ModuleDict({"plain": nn.RNN(IN, H), "scripted": scripted, "traced": traced})
+    with pytest.warns(UserWarning, match="accelerate left alone") as caught:
+        accelerate(model)
+    text = str(caught.pop(UserWarning).message)
+    assert text.count("(it is part of a TorchScript program)") == 2
+    assert "scripted.0 (" in text and "traced.1 (" in text
+    assert type(model["plain"]) is modules.RNN and model["scripted"] is scripted
+
+
 def test_a_root_subclass_is_returned_with_a_warning():
     root = Custom(IN, H)
     with pytest.warns(UserWarning, match=r"the model \(a subclass, Custom\)"):

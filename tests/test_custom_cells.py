@@ -145,6 +145,8 @@ def test_layer_norm_of_an_own_cell_is_refused():
         build("mgu", layer_norm=True)
     with pytest.raises(ValueError, match=r"RNNOf: cell must be one of \['lstm', .*, got 'none'"):
         build("none")
+    with pytest.raises(ValueError, match=r"RNNOf: cell must be one of .*, got \['lstm'\]"):
+        fastrnn.RNNOf(["lstm"], IN, H)
 
 
 def test_a_projection_of_an_own_cell_is_refused():

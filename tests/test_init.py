@@ -1,5 +1,7 @@
 """Initialisations of recurrent weights."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -86,6 +88,11 @@ def test_gains_are_left_alone():
         (lambda: init.forget_bias_(fastrnn.LSTM(2, 3), "a"), TypeError, "value must be a number"),
         (lambda: init.uniform_(fastrnn.GRU(2, 3), "a"), TypeError, "bound must be a number, got"),
         (lambda: init.uniform_(fastrnn.GRU(2, 3), -1.0), ValueError, "bound must be .*, got -1.0"),
+        (
+            lambda: init.uniform_(fastrnn.GRU(2, 3), math.inf),
+            ValueError,
+            "bound must be .*, got inf",
+        ),
     ],
 )
 def test_mistakes(call, error, message):

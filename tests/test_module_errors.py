@@ -149,3 +149,11 @@ def test_a_replaced_weight_of_another_shape_or_dtype(name):
     ours.weight_hh_l0 = nn.Parameter(torch.zeros(ours.weight_ih_l0.size(0), H).double())
     with pytest.raises(ValueError, match="weight_hh must have the input's dtype torch.float32"):
         ours(x)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_missing_weight_is_named(name):
+    ours = getattr(modules, name)(IN, H)
+    del ours.weight_hh_l0
+    with pytest.raises(RuntimeError, match=f"{name}: a weight is missing: .*'weight_hh_l0'"):
+        ours(x)

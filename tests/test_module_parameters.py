@@ -32,6 +32,17 @@ def test_parameters_and_state_dict(name, options, bias):
     assert list(vars(ours)["_parameters"]) == list(vars(theirs)["_parameters"])
 
 
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"])
+def test_sizes_of_numpy_where_torch_takes_them(name):
+    numpy = pytest.importorskip("numpy")
+    size = numpy.prod((2, 3))  # as of an observation's shape
+    theirs, ours = pair(name, *((size, size) if "Cell" in name else (IN, H, size)))
+    assert repr(ours) == repr(theirs)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    x = tensor(B, ours.input_size) if "Cell" in name else tensor(T, B, IN)
+    torch.testing.assert_close(tensors(ours(x)), tensors(theirs(x)), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(("name", "options"), LAYERS)
 def test_layer_attributes(name, options):
     theirs, ours = pair(name, IN, H, 2, bidirectional=True, batch_first=True, **options)
