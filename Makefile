@@ -72,6 +72,8 @@ clean:
 
 # torch comes first: the build then finds it in the environment and downloads none of its own.
 $(VENV)/torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"$(PYTHON) must be Python 3.11 or later, got " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch ninja
 	@touch $@
