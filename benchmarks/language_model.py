@@ -92,7 +92,7 @@ def training_step(
             loss, _ = trainers.loss(tokens, targets, None)
         optimizer.zero_grad()
         loss.backward()
-        clip(optimizer, CLIP, total_norm(gradients_of(trainers.parameters())))
+        clip(optimizer, CLIP, float(total_norm(gradients_of(trainers.parameters()))))
         optimizer.step()
         return loss.detach()
 

@@ -305,7 +305,7 @@ def test_rowwise_updates_equal_dense_ones(limit: float) -> None:
             for _ in range(2):  # gradients add up
                 model.loss(tokens, tokens, None)[0].backward()
             assert model.encoder.weight.grad.is_sparse == rowwise
-            norms.append(total_norm(gradients_of(model.parameters())))
+            norms.append(float(total_norm(gradients_of(model.parameters()))))
             clip(optimizer, limit, norms[-1])
             optimizer.step()
     assert norms[2:] == pytest.approx(norms[:2], rel=1e-12)
@@ -313,6 +313,20 @@ def test_rowwise_updates_equal_dense_ones(limit: float) -> None:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
     changed = (models[1].encoder.weight.detach() != before).any(1).nonzero().flatten()
     assert changed.tolist() == [0, 3, 7, 49]
+
+
+def test_the_gradients_norm_has_the_same_bits_for_any_number_of_threads() -> None:
+    gradients = [torch.randn(size) for size in (3, 65, 200_001, 2_000_000)]
+    threads, norms = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            norms.append(float(total_norm(gradients)))
+    finally:
+        torch.set_num_threads(threads)
+    assert norms[0] == norms[1] == norms[2]
+    exact = float(torch.cat(gradients).double().norm())
+    assert norms[0] == pytest.approx(exact, rel=1e-6)
 
 
 @pytest.mark.parametrize("more", ["--tied", "--optimizer adam", "--weight-decay 0.1"])

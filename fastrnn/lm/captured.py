@@ -15,7 +15,7 @@ from fastrnn.lm.guard import divergence, limit, newest_share
 from fastrnn.lm.layers import State
 from fastrnn.lm.parallel import World
 from fastrnn.lm.snapshot import Progress
-from fastrnn.lm.step import Step
+from fastrnn.lm.step import Step, total_norm
 
 WARM_UP = 3  # plain steps before the recording, which torch asks for
 PATIENCE = 20  # steps between two looks at what the guard has found
@@ -191,8 +191,7 @@ class CapturedStep(Step):
         optimizer.zero_grad()
         loss = self._gradients()
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        squares = torch.stack([torch.dot(g.flatten(), g.flatten()) for g in gradients])
-        norm, usual = squares.double().sum().sqrt(), self._usual.clone()
+        norm, usual = total_norm(gradients), self._usual.clone()
         spoils = ~(loss.isfinite() & norm.isfinite()) | (norm > self._limit * usual)
         if self._config.optimizer.clip:
             optimizer.grad_scale = ((norm + 1e-6) / self._clip).clamp(min=1).float()
