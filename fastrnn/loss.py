@@ -229,7 +229,11 @@ def _widened(tensor: Tensor) -> Tensor:
 
 
 def _native(*args: Any) -> Tensor:
-    if by_functions() and any(t is not None and t.requires_grad for t in args[:3]):
+    wanted = any(t is not None and t.requires_grad for t in args[:3])
+    # A batch under vmap does not say whether somebody outside wants gradients of it.
+    if not torch.compiler.is_compiling():
+        wanted = wanted or torch._C._are_functorch_transforms_active()
+    if by_functions() and wanted:
         loss: Tensor = applied(LinearCrossEntropy, *args)[0]
         return loss
     losses: Tensor = torch.ops.fastrnn.linear_cross_entropy.default(*args, False)[0]

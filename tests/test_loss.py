@@ -138,6 +138,21 @@ def test_gradients_of_many_factors_at_once():
 
 
 @native
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_through_a_batch_of_losses():
+    tensors, target = random_case("odd", torch.float64)
+    leaves = [torch.stack([t, t.cos()]).requires_grad_() for t in tensors]
+
+    def total(*tensors):
+        return torch.vmap(lambda *one: loss.linear_cross_entropy(*one, target))(*tensors).sum()
+
+    apart = sum(loss.linear_cross_entropy(*one, target) for one in zip(*leaves, strict=True))
+    expected = torch.autograd.grad(apart, leaves)
+    torch.testing.assert_close(torch.autograd.grad(total(*leaves), leaves), expected)
+    torch.testing.assert_close(torch.func.grad(total, (0, 1, 2))(*leaves), expected)
+
+
+@native
 def test_what_is_saved_is_handed_out_where_nobody_reads_it_again():
     tensors, target = random_case("long", torch.float32)
     weight = tensors[1].requires_grad_()
