@@ -47,15 +47,17 @@ def _in_torch(
         logits, target, ignore_index=ignore_index, label_smoothing=smoothing, reduction="none"
     )
     counted = target != ignore_index
-    scale = counted / counted.sum() if mean else counted
-    losses = losses * scale.to(losses.dtype)
+    scale = counted.to(losses.dtype)
+    if mean:
+        scale = scale / counted.sum()
+    losses = losses * scale
     empty = hidden.new_empty(0)
     if not gradients:
         return losses, empty, empty.clone(), empty.clone()
     classes = logits.size(1)
     onehot = F.one_hot(target.where(counted, 0), classes).to(logits.dtype)
     grad = logits.detach().softmax(1) - (1 - smoothing) * onehot - smoothing / classes
-    grad = grad.where(counted.unsqueeze(1), 0) * scale.to(logits.dtype).unsqueeze(1)
+    grad = grad.where(counted.unsqueeze(1), 0) * scale.unsqueeze(1)
     grad_bias = empty.clone() if bias is None else grad.sum(0)
     return losses, grad @ weight.detach(), grad.T @ hidden.detach(), grad_bias
 
