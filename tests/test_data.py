@@ -208,6 +208,7 @@ def test_a_corpus_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path.write_text("a b c b\n" * 60)
     first = load_corpus(CorpusOptions(str(path)), 1, 2)
     (kept,) = (tmp_path / "cache" / "encoded").iterdir()
+    assert kept.stat().st_mode == kept.parent.stat().st_mode  # others may read it, too
     written = (kept / "train.int32").stat().st_mtime_ns
     again = load_corpus(CorpusOptions(str(path)), 1, 2)
     assert (kept / "train.int32").stat().st_mtime_ns == written

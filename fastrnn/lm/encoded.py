@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -50,23 +50,21 @@ def encoded(
     if found is None:
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            # Beside its place and renamed: another process may be making the same.
-            made = Path(tempfile.mkdtemp(dir=cache, prefix=f"{key[:32]}."))
-        except OSError as error:
-            raise _unwritable(cache, error) from error
-        try:
-            _encode(texts, options, made)
-            found = _read(folder, options)
-            if found is None:
-                shutil.rmtree(folder, ignore_errors=True)
-                made.rename(folder)
+            # Beside its place and renamed: another process may be making the same. A folder within,
+            # which others may read.
+            with TemporaryDirectory(dir=cache, prefix=f"{key[:32]}.") as room:
+                made = Path(room, "made")
+                made.mkdir()
+                _encode(texts, options, made)
                 found = _read(folder, options)
+                if found is None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    made.rename(folder)
+                    found = _read(folder, options)
         except OSError as error:
             found = _read(folder, options)
             if found is None:
                 raise _unwritable(cache, error) from error
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
     assert found is not None
     return key, *found
 
