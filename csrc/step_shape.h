@@ -36,16 +36,21 @@ bool aligned(const P*... pointers) {
   return ((reinterpret_cast<std::uintptr_t>(pointers) | ...) & 15) == 0;
 }
 
-// Whether every array of a pass is, and with it every row of a projected h.
+// Whether every row of h's is, projected or not, in arrays that are.
+template <class T>
+bool aligned_rows(const Sequence& s) {
+  return s.hidden_size % wide_units<T> == 0 && s.projected % wide_units<T> == 0;
+}
+
+// Whether every array of a pass is, row by row.
 template <class T>
 bool all_aligned(const Forward& f) {
-  return f.projected % wide_units<T> == 0 &&
-         aligned(f.x_proj, f.bias_ih, f.bias_hh, f.gains, f.running, f.output, f.cells, f.reserve,
-                 f.unprojected);
+  return aligned_rows<T>(f) && aligned(f.x_proj, f.bias_ih, f.bias_hh, f.gains, f.running, f.output,
+                                       f.cells, f.reserve, f.unprojected);
 }
 template <class T>
 bool all_aligned(const Backward& b) {
-  return b.projected % wide_units<T> == 0 &&
+  return aligned_rows<T>(b) &&
          aligned(b.state, b.gains, b.grad_output, b.grad_state_n, b.grad_cells, b.output, b.cells,
                  b.reserve, b.carry, b.grad_x, b.grad_h, b.grad_state, b.previous, b.operand,
                  b.grad_projected);

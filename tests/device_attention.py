@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from ctypes import c_bool, c_double, c_int, c_int64, c_uint32, c_void_p
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tests.attentions import Case
 from tests.emulator import DTYPES, Emulator, EmulatorError, pointer
@@ -60,6 +62,7 @@ def run(
     misalign: int = 0,
     shared_limit: int = SHARED,
     heads_inside: bool = False,
+    gap: int = 0,
 ) -> dict[str, Tensor]:
     """Every result of both passes, by `NAMES`.
 
@@ -71,6 +74,7 @@ def run(
         misalign: elements that tensors are off a 16-byte boundary.
         shared_limit: bytes of shared memory that a block may have.
         heads_inside: lay queries out as [B, Lq, heads, E].
+        gap: NaNs between the rows of queries, keys and values.
     """
     sums = torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -83,7 +87,8 @@ def run(
         assert found is not None
         return found
 
-    query, key, value = map(put, case.tensors)
+    apart = (put(pad(t, (0, gap), value=math.nan))[..., : t.size(3)] for t in case.tensors)
+    query, key, value = apart
     if heads_inside:
         query = put(case.tensors[0].transpose(1, 2).contiguous()).transpose(1, 2)
     mask, seed = None if case.mask is None else put(case.mask), device.put(case.seed)

@@ -65,7 +65,21 @@ __global__ void multiply(const std::uint32_t* a, const std::uint32_t* b, float* 
   for (int i = 0; i < 4; ++i) out[(row + i / 2 * 8) * 8 + pair * 2 + i % 2] = sums[i];
 }
 
-enum Mistake { past_the_end, past_shared, unwritten, two_writers, ended_peer, no_flag };
+enum Mistake {
+  past_the_end,
+  past_shared,
+  unwritten,
+  two_writers,
+  ended_peer,
+  no_flag,
+  odd_pair,
+  odd_copy,
+  odd_matrix
+};
+
+struct alignas(8) Pair {
+  float values[2];
+};
 
 __global__ void wrong(int mistake, float* out, unsigned* flag) {
   FASTRNN_SHARED(float, values);
@@ -82,6 +96,12 @@ __global__ void wrong(int mistake, float* out, unsigned* flag) {
       out[i] = cluster_peer(values, 1)[i];
   }
   if (mistake == no_flag) wait_at_least(flag, n + 1);
+  if (mistake == odd_pair && i == 0) *reinterpret_cast<Pair*>(out + 1) = Pair{};
+  if (mistake == odd_copy) copy_async(values, out + 1, false);
+  if (mistake == odd_matrix) {
+    std::uint32_t matrices[4];
+    load_matrices<false>(matrices, values + 1);
+  }
 }
 
 }  // namespace

@@ -84,7 +84,7 @@ def test_gradient_of_a_broadcast_mask(device, axes):
 
 def test_layouts(device):
     case = random_case((2, 3, 9, 20, 16, 16), "full", is_causal=True)
-    for options in ({"misalign": 1}, {"heads_inside": True}):
+    for options in ({"misalign": 1}, {"heads_inside": True}, {"gap": 3}):
         for dtype in (torch.float16, torch.float32):
             check(device, case, dtype, **options)
 

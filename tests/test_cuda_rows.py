@@ -27,10 +27,10 @@ def check(device, p, dtype, **options):
         assert_as_close_as_torch(name, ours, torchs[name], exact[name], FLOORS[dtype])
 
 
-# One, two and more than eight warps to a row; rows of whole packets, and not.
+# One, two and more than eight warps to a row; rows of whole packets, and not, or of P alone.
 @pytest.mark.parametrize(
     ("sizes", "hidden"),
-    [([2], 8), ([5, 4, 4, 2, 1], 33), ([3, 3, 0], 48), ([4] * 3, 64), ([2, 1], 300)],
+    [([2], 8), ([5, 4, 4, 2, 1], 33), ([3, 3, 0], 48), ([4] * 3, 64), ([2, 1], 300), ([3], 15)],
     ids=str,
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

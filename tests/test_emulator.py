@@ -19,6 +19,9 @@ MISTAKES = {
     "two_writers": "race: .* writes device memory, written by",
     "ended_peer": "(shared memory .* of a block that ends|out of bounds)",
     "no_flag": "deadlock: .* at a flag",
+    "odd_pair": "misaligned: .* writes device memory",
+    "odd_copy": "misaligned: .* reads device memory",
+    "odd_matrix": "misaligned: .* reads shared memory",
 }
 
 

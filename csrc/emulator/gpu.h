@@ -129,6 +129,7 @@ std::uint32_t pair_of(float low, float high, T) {
 
 template <bool Transposed>
 void load_matrices(std::uint32_t (&to)[4], const void* row) {
+  emulator::check_aligned(row, 16);
   const auto* const all = emulator::exchange(static_cast<const std::uint16_t*>(row));
   const unsigned group = emulator::current->lane / 4, place = emulator::current->lane % 4;
   for (unsigned i = 0; i < 4; ++i) {
@@ -143,8 +144,9 @@ void load_matrices(std::uint32_t (&to)[4], const void* row) {
 
 // Nothing is there before the wait, and what was is not to be read any more.
 inline void copy_async(void* to, const void* from, bool zeros) {
-  emulator::begin_copy(to, 16);
-  emulator::current->copies.back().push_back({to, zeros ? nullptr : from});
+  if (zeros) from = nullptr;
+  emulator::begin_copy(to, from, 16);
+  emulator::current->copies.back().push_back({to, from});
 }
 
 inline void copy_cached(void* to, const void* from) { copy_async(to, from, false); }

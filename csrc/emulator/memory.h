@@ -1,5 +1,6 @@
 // The emulated device's memory, and a record of who touched what: finds accesses out of bounds,
-// reads of shared memory that was never written, and pairs of accesses that nothing orders.
+// reads of shared memory that was never written, accesses that are not aligned, and pairs of them
+// that nothing orders.
 //
 // The kernels are compiled with the calls that -fsanitize=thread puts at every load and store, and
 // linked to memory.cpp, which defines them, in place of the sanitizer's library.
@@ -23,8 +24,12 @@ void release_all();
 unsigned char* open_shared(std::size_t number, std::size_t bytes);
 void close_shared(unsigned char* shared);
 
-// The current thread begins to write: until it has, nothing that can be read is there.
-void begin_copy(void* to, std::size_t bytes);
+// The current thread needs a multiple of `bytes` here.
+void check_aligned(const void* address, std::size_t bytes);
+
+// It begins to write what is at `from` (null: zeros): until it has, nothing that can be read is
+// there.
+void begin_copy(void* to, const void* from, std::size_t bytes);
 
 // An access of a flag: in bounds, but not recorded, as threads may touch it at once.
 void touch_flag(const void* flag, std::size_t bytes);
