@@ -165,15 +165,16 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   meet_cluster(p);
   exchanged.meet();
   for (Index i = 0; i < steps.steps; ++i) {
-    const Step step = step_at(steps, i, f.batch);
+    // Read again rather than kept: the products need the registers.
+    const auto step = [&] { return step_at(steps, i, f.batch); };
     if constexpr (F > 0) {
       ahead.start(exchanged.of(p, 0, 0), tiles);
-      pairs.first(mine, H, [&] { rows.template fetch<0, F>(step); });
+      pairs.first(mine, H, [&] { rows.template fetch<0, F>(step()); });
       products<F>(p, at, tiles, [&](float (&sums)[F][elements]) {
         product.template of_slots<0, F>(p, at, ahead, sums);
       });
       pairs.each(mine, H, [&](bool first) {
-        if (!first) rows.template fetch<0, F>(step);
+        if (!first) rows.template fetch<0, F>(step());
         float sums[F][elements];
         collect(p, mine, sums);
         rows.operand(sums, staged);
@@ -183,17 +184,17 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     }
     ahead.start(exchanged.of(p, F > 0 ? 1 : i, 0), tiles);
     // Arrives while the products are taken.
-    pairs.first(mine, H, [&] { rows.template fetch<F>(step); });
+    pairs.first(mine, H, [&] { rows.template fetch<F>(step()); });
     products<L>(p, at, tiles, [&](float (&sums)[L][elements]) {
       product.template of_slots<F, L>(p, at, ahead, sums);
     });
     pairs.each(mine, H, [&](bool first) {
-      if (!first) rows.template fetch<F>(step);
+      if (!first) rows.template fetch<F>(step());
       float sums[L][elements];
       collect(p, mine, sums);
-      rows.advance(step, sums, staged);
+      rows.advance(step(), sums, staged);
       send(F > 0 ? 0 : i + 1);
-      rows.save(step);
+      rows.save(step());
     });
     if (i + 1 < steps.steps) exchanged.meet();
   }
