@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.cases import AttentionCase
-from benchmarks.gpu.clock import Clock, Run
+from benchmarks.gpu.clock import Run
 from benchmarks.gpu.measure import DTYPES, PEER, Measurement, work
 from fastrnn import _attention
 from fastrnn.functional import masked_attention
@@ -51,36 +50,19 @@ class Attend(nn.Module):
 
 
 class AttentionMeasurement(Measurement):
-    """As `Measurement`.
-
-    Args:
-        case: what to measure.
-        device: "cuda", or "cpu" (in tests).
-        without: contenders that were lost in this case -> why.
-        refused: contenders that stay out of all such cases -> why.
-    """
+    """As `Measurement`, of an `AttentionCase`."""
 
     ours = ("auto", "triton")
 
-    def __init__(
-        self,
-        case: AttentionCase,
-        device: str,
-        without: Mapping[str, str] = {},
-        refused: Mapping[str, str] = {},
-    ) -> None:
-        self.case, self.device = case, device
-        self.clock = Clock(device)
-        torch.manual_seed(0)
-        B, heads, positions, size = case.shape  # noqa: N806
+    def _draw(self) -> None:
+        B, heads, positions, size = self.case.shape  # noqa: N806
         shape = (B, heads, positions, size)
-        draw = [torch.randn(shape, dtype=torch.float64, device=device) for _ in range(4)]
+        draw = [torch.randn(shape, dtype=torch.float64, device=self.device) for _ in range(4)]
         self.inputs, self.memory = (draw[0], draw[1]), (draw[2], draw[3])
         self.mask: Tensor | None = None
-        if case.mask == "boolean":
-            self.mask = torch.rand(B, 1, positions, positions, device=device) > 0.3
+        if self.case.mask == "boolean":
+            self.mask = torch.rand(B, 1, positions, positions, device=self.device) > 0.3
             self.mask[..., 0] = True
-        self.row = self._empty(without, refused)
         self.row["sdpa"] = self.peer = self._fastest()
 
     def _made(self, name: str) -> tuple[nn.Module, Tensor, Run]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
-from benchmarks.gpu.cases import Case
+from benchmarks.gpu.cases import AttentionCase, Case
 from benchmarks.gpu.clock import Clock, Contender, Run, captured
 from benchmarks.gpu.protocol import say
 from benchmarks.timing import percentiles
@@ -127,27 +127,26 @@ class Measurement:
 
     def __init__(
         self,
-        case: Case,
+        case: Case | AttentionCase,
         device: str,
         without: Mapping[str, str] = {},
         refused: Mapping[str, str] = {},
     ) -> None:
         self.case, self.device = case, device
         self.clock = Clock(device)
-        torch.manual_seed(0)
-        T, B, I, H, L = case.shape  # noqa: E741, N806
-        both = case.directions == 2
-        exact = KINDS[case.cell](I, H, L, bidirectional=both, dtype=torch.float64).to(device)
-        self.inputs = (
-            torch.randn(T, B, I, dtype=torch.float64, device=device),
-            torch.randn(T, B, case.directions * H, dtype=torch.float64, device=device),
-        )
-        self.exact = exact
-        self.row = self._empty(without, refused)
-
-    def _empty(self, without: Mapping[str, str], refused: Mapping[str, str]) -> dict[str, Any]:
         out = {"refused": dict(refused), "errors": dict(without)}
-        return {"case": self.case.name, **self.case.columns, **out}
+        self.row: dict[str, Any] = {"case": case.name, **case.columns, **out}
+        torch.manual_seed(0)
+        self._draw()
+
+    def _draw(self) -> None:
+        """The inputs, and what every contender's module is made from."""
+        T, B, I, H, L = self.case.shape  # noqa: E741, N806
+        kind, both = KINDS[self.case.cell], self.case.directions == 2
+        exact = kind(I, H, L, bidirectional=both, dtype=torch.float64).to(self.device)
+        sizes = (I, self.case.directions * H)
+        x, grad = (torch.randn(T, B, n, dtype=torch.float64, device=self.device) for n in sizes)
+        self.inputs, self.exact = (x, grad), exact
 
     def _made(self, name: str) -> tuple[nn.Module, Tensor, Run]:
         module = copy.deepcopy(self.exact)

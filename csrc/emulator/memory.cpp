@@ -116,20 +116,22 @@ void access(const void* address, std::size_t bytes, bool write, void* caller) {
   }
 }
 
-// What the compiler holds for aligned is one instruction on a GPU, which faults where it is not.
-void aligned_access(const void* address, std::size_t bytes, bool write, void* caller) {
+void expect_aligned(const void* address, std::size_t bytes, bool write, void* caller) {
   const std::size_t at = offset(address);
   if (at < arena_bytes && current && at % bytes)
     complain("misaligned", at, write, nullptr, false, caller);
+}
+
+// What the compiler holds for aligned is one instruction on a GPU, which faults where it is not.
+void aligned_access(const void* address, std::size_t bytes, bool write, void* caller) {
+  expect_aligned(address, bytes, write, caller);
   access(address, bytes, write, caller);
 }
 
 }  // namespace
 
 void check_aligned(const void* address, std::size_t bytes) {
-  const std::size_t at = offset(address);
-  if (at < arena_bytes && at % bytes)
-    complain("misaligned", at, false, nullptr, false, __builtin_return_address(0));
+  expect_aligned(address, bytes, false, __builtin_return_address(0));
 }
 
 unsigned char* allocate(std::size_t bytes, std::size_t misalign) {
