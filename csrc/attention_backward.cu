@@ -7,25 +7,22 @@ namespace fastrnn::cuda {
 namespace {
 
 template <class T>
-int means(const AttentionGradients& a, void* stream) {
+int statistics(const AttentionGradients& a, void* stream) {
   AttentionPlan p{};
   p.warps = attention_threads / 32, p.shared = 16;
   const Index rows = a.batch * a.heads * a.queries;
-  return launch_blocks(attention_means<T>, p, (rows + p.warps - 1) / p.warps, a, stream);
-}
-
-template <class T, int Columns, AttentionPass pass>
-int rows_of(const AttentionGradients& a, std::int64_t shared_limit, void* stream) {
-  const Index own = pass == AttentionPass::keys ? a.keys : a.queries;
-  const AttentionPlan p =
-      attention_plan(pass, sizeof(T), Columns, own, a.size, a.value_size, shared_limit);
-  return launch_blocks(attention_grad_rows<T, Columns, pass>, p, blocks_of(a, p, own), a, stream);
+  return launch_blocks(attention_statistics<T>, p, (rows + p.warps - 1) / p.warps, a, stream);
 }
 
 template <class T, int Columns>
 int rows(const AttentionGradients& a, std::int64_t shared_limit, void* stream) {
-  const int error = rows_of<T, Columns, AttentionPass::queries>(a, shared_limit, stream);
-  return error ? error : rows_of<T, Columns, AttentionPass::keys>(a, shared_limit, stream);
+  const auto pass = [&](AttentionPass pass, const auto& kernel, Index own) {
+    const AttentionPlan p =
+        attention_plan(pass, sizeof(T), Columns, own, a.size, a.value_size, shared_limit);
+    return launch_blocks(kernel, p, blocks_of(a, p, own), a, stream);
+  };
+  const int error = pass(AttentionPass::queries, attention_grad_queries<T, Columns>, a.queries);
+  return error ? error : pass(AttentionPass::keys, attention_grad_keys<T, Columns>, a.keys);
 }
 
 template <class T>
@@ -43,7 +40,7 @@ int mask(const AttentionGradients& a, std::int64_t shared_limit, void* stream) {
 
 template <class T>
 int backward(const AttentionGradients& a, std::int64_t shared_limit, void* stream) {
-  int error = means<T>(a, stream);
+  int error = statistics<T>(a, stream);
   const int columns = attention_columns(sizeof(T), a.size > a.value_size ? a.size : a.value_size);
   if (error == 0) {
     if (columns == 32) error = rows<T, 32>(a, shared_limit, stream);

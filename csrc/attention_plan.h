@@ -12,10 +12,12 @@ constexpr int attention_threads = 128, widest_head = 256;
 // The passes: each block owns rows of queries, or of keys, and streams the others.
 enum class AttentionPass { forward, queries, keys, mask };
 
-// What a warp works on at once: `rows` by `step` scores, in tiles of 16 x 8.
+// What a warp works on: `rows` by `part` scores at once, in tiles of 16 x 8.
 struct AttentionShape {
-  int tiles;  // of 16 rows
-  int step;   // streamed rows
+  int tiles;      // of 16 rows
+  int step;       // streamed rows
+  int parts = 1;  // of a step, one after the other
+  FASTRNN_INLINE constexpr int part() const { return step / parts; }
   FASTRNN_INLINE constexpr int rows() const { return 16 * tiles; }
 };
 
@@ -24,14 +26,15 @@ FASTRNN_INLINE constexpr AttentionShape attention_shape(AttentionPass pass, int 
                                                         int columns) {
   if (bytes == 8) return {1, 8};
   if (bytes == 4) return {pass == AttentionPass::forward && columns <= 64 ? 2 : 1, 16};
-  if (pass == AttentionPass::forward) return {2, columns == 128 ? 16 : 32};
-  if (pass == AttentionPass::queries) return {columns <= 64 ? 2 : 1, columns == 64 ? 16 : 32};
-  return {1, columns == 128 ? 16 : 32};
+  if (pass == AttentionPass::forward) return {2, columns == 128 ? 32 : 64};
+  if (pass == AttentionPass::queries) return {columns <= 64 ? 2 : 1, 32};
+  if (pass == AttentionPass::keys && columns == 64) return {2, 32, 2};
+  return {pass == AttentionPass::keys && columns < 64 ? 2 : 1, 32};
 }
 
 // A block's shared memory: its own rows of the first tensor (queries or keys) and but for the
 // forward pass of the second (values or the output's gradient), then `stages` times `step` rows of
-// the streamed first and second.
+// the streamed first and second, and if those are queries as many pairs of statistics.
 struct AttentionPlan {
   int warps, stages;
   int parts;            // blocks that share a row's columns; of the output, each makes its own
@@ -78,8 +81,10 @@ constexpr AttentionPlan attention_plan(AttentionPass pass, int bytes, int column
     for (p.stages = pass == AttentionPass::mask ? 1 : 2; p.stages > 0; --p.stages) {
       p.rows = p.warps * shape.rows();
       const std::int64_t streamed = p.stages * shape.step * (p.strides[0] + p.strides[1]);
+      const int of_sum = bytes == 8 ? 8 : 4;
       p.shared = (p.own(!forward) + streamed) * bytes;
-      const std::int64_t slopes = p.rows * shape.step * (bytes == 8 ? 8 : 4);
+      if (pass == AttentionPass::keys) p.shared += p.stages * shape.step * 2 * of_sum;
+      const std::int64_t slopes = p.rows * shape.step * of_sum;
       if (pass == AttentionPass::mask && p.shared < slopes) p.shared = slopes;
       if (p.shared <= shared_limit) return p;
     }

@@ -5,8 +5,6 @@
 // float64 products follow.
 #pragma once
 
-#include <cstring>
-
 #include "attention_plan.h"
 #include "device_rows.h"
 
@@ -19,13 +17,26 @@ struct Tiles {
 
 struct Lane {
   int warp, lane, group, place;
-  __device__ __forceinline__ Lane()
-      : warp(int(threadIdx.x) / 32),
-        lane(int(threadIdx.x) % 32),
-        group(lane / 4),
-        place(lane % 4) {}
+  __device__ __forceinline__ explicit Lane(int thread = int(threadIdx.x))
+      : warp(thread / 32), lane(thread % 32), group(lane / 4), place(lane % 4) {}
+  // The same, made anew: what follows from it in a loop is not kept in registers from before it.
+  static __device__ __forceinline__ Lane afresh() {
+    int thread = int(threadIdx.x);
+    make_now(thread);
+    return Lane(thread);
+  }
   __device__ __forceinline__ int row(int m, int half) const { return 16 * m + 8 * half + group; }
   __device__ __forceinline__ int column(int n, int e) const { return 8 * n + 2 * place + e; }
+};
+
+// One batch's head; as many blocks as there are pairs of them have 32 bits.
+struct Pair {
+  unsigned number, batch, head;
+  __device__ __forceinline__ Pair(unsigned number, Index heads)
+      : number(number), batch(number / unsigned(heads)), head(number % unsigned(heads)) {}
+  __device__ __forceinline__ Index in(const Heads& tensor) const {
+    return batch * tensor.batch + head * tensor.head;
+  }
 };
 
 // Rows of one head's tensor in the device's memory.
@@ -36,10 +47,9 @@ struct Source {
   int width;         // values of a row
   bool aligned;      // rows are whole and aligned pieces of 16 bytes
 
-  __device__ __forceinline__ Source(const Heads& heads, Index pair, Index of, Index count,
-                                    Index width)
-      : data(static_cast<T*>(heads.data) + pair / of * heads.batch + pair % of * heads.head),
-        row(heads.row),
+  __device__ __forceinline__ Source(const Heads& tensor, const Pair& pair, Index count, Index width)
+      : data(static_cast<T*>(tensor.data) + pair.in(tensor)),
+        row(tensor.row),
         count(count),
         width(int(width)) {
     const Index bytes = Index(sizeof(T));
@@ -57,20 +67,26 @@ __device__ __forceinline__ void fetch(const Source<T>& source, Index first, int 
                                       T* to, int padded, int stride) {
   constexpr int V = 16 / int(sizeof(T));
   const int pieces = padded / V, bits = pieces > 8 ? (pieces > 16 ? 5 : 4) : 3;
-  for (int piece = int(threadIdx.x) & ((1 << bits) - 1); piece < pieces; piece += 1 << bits)
-    for (int r = int(threadIdx.x) >> bits; r < rows; r += int(blockDim.x) >> bits) {
-      T* const place = to + r * stride + piece * V;
-      const int column = from + piece * V;
-      const bool inside = first + r < source.count && column < source.width;
-      const T* const values = source.data + (inside ? (first + r) * source.row + column : 0);
-      if (source.aligned) {
-        copy_async(place, values, !inside);
-      } else {
+  const int thread = int(threadIdx.x), down = int(blockDim.x) >> bits;  // rows at once
+  const Index left = source.count - first;
+  for (int piece = thread & ((1 << bits) - 1); piece < pieces; piece += 1 << bits) {
+    int r = thread >> bits;
+    const int column = from + piece * V;
+    const int inside = column >= source.width ? 0 : left < rows ? int(left) : rows;
+    const T* values = source.data + (first + r) * source.row + column;
+    T* place = to + r * stride + piece * V;
+    const auto each = [&](const auto& copy) {
+      for (; r < rows; r += down, values += down * source.row, place += down * stride) copy();
+    };
+    if (source.aligned)
+      each([&] { copy_async(place, values, r >= inside); });
+    else
+      each([&] {
 #pragma unroll
         for (int i = 0; i < V; ++i)
-          place[i] = inside && column + i < source.width ? values[i] : T{};
-      }
-    }
+          place[i] = r < inside && column + i < source.width ? values[i] : T{};
+      });
+  }
 }
 
 // sums += a b^T: rows of `width` values, a's 16 * M and b's 8 * N.

@@ -2,14 +2,52 @@
 // through the others' in steps, copying one step ahead.
 #pragma once
 
-#include "attention_masks.h"
+#include "attention_scores.h"
 
 namespace fastrnn::cuda {
 
-// The two tensors whose rows are of one length, Lq or Lk.
+// What backward knows of a query: its logsumexp in units of the exponential, and the mean slope of
+// its row, rowsum(grad_output * output).
+template <class S>
+struct alignas(2 * sizeof(S)) Statistic {
+  S log, mean;
+};
+
+// The two tensors whose rows are of one length, Lq or Lk; of queries perhaps what is known of them.
 template <class T>
 struct Rows {
   Source<T> first, second;
+  const Statistic<Sum<T>>* statistics = nullptr;
+};
+
+template <class T>
+__device__ __forceinline__ Rows<T> keys_of(const Attention& a, const Pair& pair) {
+  return {{a.key, pair, a.keys, a.size}, {a.value, pair, a.keys, a.value_size}};
+}
+template <class T>
+__device__ __forceinline__ Rows<T> queries_of(const AttentionGradients& a, const Pair& pair) {
+  return {{a.query, pair, a.queries, a.size},
+          {a.grad_output, pair, a.queries, a.value_size},
+          static_cast<const Statistic<Sum<T>>*>(a.statistics) + pair.number * a.queries};
+}
+
+// Which of a pass's results a block makes.
+struct Block {
+  Pair pair;
+  Index count, number;  // blocks that share the pair's rows
+  int part;             // of the result's columns
+
+  // Neighbouring blocks are of different pairs.
+  __device__ __forceinline__ Block(const Attention& a, const AttentionPlan& p, Index rows)
+      : pair(blockIdx.x % pairs(a), a.heads),
+        count((rows + p.rows - 1) / p.rows),
+        number(blockIdx.x / pairs(a) / unsigned(p.parts)),
+        part(int(blockIdx.x / pairs(a) % unsigned(p.parts))) {}
+
+ private:
+  static __device__ __forceinline__ unsigned pairs(const Attention& a) {
+    return unsigned(a.batch * a.heads);
+  }
 };
 
 // The block's shared memory.
@@ -23,6 +61,10 @@ struct Shared {
   __device__ __forceinline__ T* own(int which) const {
     return memory + (which ? p.rows * p.strides[0] : 0);
   }
+  __device__ __forceinline__ T* of_warp(const Lane& at, int which,
+                                        const AttentionShape& shape) const {
+    return own(which) + at.warp * shape.rows() * p.strides[which];
+  }
   __device__ __forceinline__ T* streamed(int buffer, int which) const {
     return memory + p.own(both) +
            step * (buffer * (p.strides[0] + p.strides[1]) + (which ? p.strides[0] : 0));
@@ -31,20 +73,26 @@ struct Shared {
     fetch(own.first, row, int(p.rows), 0, this->own(0), p.widths[0], p.strides[0]);
     if (both) fetch(own.second, row, int(p.rows), 0, this->own(1), p.widths[1], p.strides[1]);
   }
+  __device__ __forceinline__ Statistic<Sum<T>>* statistics(int buffer) const {
+    return reinterpret_cast<Statistic<Sum<T>>*>(streamed(p.stages, 0)) + buffer * step;
+  }
   // The second's columns from `from` on.
   __device__ __forceinline__ void fetch_step(const Rows<T>& rows, Index row, int from,
                                              int buffer) const {
     fetch(rows.first, row, step, 0, streamed(buffer, 0), p.widths[0], p.strides[0]);
     fetch(rows.second, row, step, from, streamed(buffer, 1), p.widths[1], p.strides[1]);
+    if (const int i = int(threadIdx.x); rows.statistics && i < step)
+      copy_async<sizeof(Statistic<Sum<T>>)>(statistics(buffer) + i, rows.statistics + row + i,
+                                            row + i >= rows.first.count);
   }
 };
 
 // Calls work(row, buffer, bits) for the steps from `begin` to `end` in which some score of this
 // warp counts. What no warp of the block needs is not even copied. look(bits, row) fills the bits.
 template <class Bits, class T, class Look, class Work>
-__device__ __forceinline__ void walk(const Lane& lane, const Shared<T>& shared, const Rows<T>& own,
-                                     Index own_row, const Rows<T>& rows, int from, Index begin,
-                                     Index end, const Look& look, const Work& work) {
+__device__ __forceinline__ void walk(const Shared<T>& shared, const Rows<T>& own, Index own_row,
+                                     const Rows<T>& rows, int from, Index begin, Index end,
+                                     const Look& look, const Work& work) {
   Bits ahead;
   // The vote is a barrier, too: after it nobody reads the step before any more.
   const auto needed_from = [&](Index row) {
@@ -62,7 +110,7 @@ __device__ __forceinline__ void walk(const Lane& lane, const Shared<T>& shared, 
   end_copies();
   for (int buffer = 0; next < end; buffer ^= int(early)) {
     const Index row = next;
-    Bits bits = ahead;
+    const Bits bits = ahead;
     next = needed_from(row + shared.step);
     if (early) {
       if (next < end) shared.fetch_step(rows, next, from, buffer ^ 1);
@@ -75,9 +123,7 @@ __device__ __forceinline__ void walk(const Lane& lane, const Shared<T>& shared, 
       wait_copies<0>();
     }
     __syncthreads();
-    if (!bits.any) continue;
-    bits.spread(lane);
-    work(row, buffer, bits);
+    if (bits.any) work(row, buffer, bits);
   }
 }
 

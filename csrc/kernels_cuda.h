@@ -206,7 +206,7 @@ const PersistentKernels* stack_kernels(const char* cell, Dtype dtype);
 
 // Masked attention, heads of up to 256 units; `shared_limit` is what one block can have.
 struct AttentionGradients : AttentionBackward {
-  void* means;  // sums [B, heads, Lq], scratch: rowsum(grad_output * output)
+  void* statistics;  // sums [B, heads, Lq, 2], scratch, each pair aligned
 };
 int attention_forward(Dtype, const AttentionForward&, std::int64_t shared_limit, void* stream);
 int attention_backward(Dtype, const AttentionGradients&, std::int64_t shared_limit, void* stream);
