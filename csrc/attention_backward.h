@@ -57,27 +57,27 @@ struct Statistics {
 };
 
 // What a warp makes of its rows and some columns.
-template <class T, int M, int N, class Scores>
+template <class Memory, class T, int M, int N, class Scores>
 struct Slopes {
   using S = Sum<T>;
   static constexpr bool of_keys = Scores::of_keys;
   // The weights that values were summed with, and the gradients of the scores, dS.
   Tiles<S, M, N> weights, slopes;
 
-  // own[2], streamed[2]: rows in shared memory; row, column: the first ones' numbers.
+  // The columns' rows in shared memory; row, column: the first ones' numbers.
   template <int Count>
-  __device__ __forceinline__ Slopes(const Lane& at, const Masks<T>& masks, const AttentionPlan& p,
+  __device__ __forceinline__ Slopes(const Lane& at, const Masks<T>& masks, const Memory& shared,
                                     const Scores& count, const Statistics<T, Count>& statistics,
-                                    const T* const (&own)[2], const T* const (&streamed)[2],
-                                    Index row, Index column)
+                                    const T* first, const T* second, Index row, Index column)
       : weights{}, slopes{} {
     const Attention& a = masks.a;
     constexpr int depth = sizeof(T) == 2 ? 16 : 16 / int(sizeof(T));
-    const int deep[2] = {rounded_up(a.size, depth), rounded_up(a.value_size, depth)};
     Kept<M> kept;
     if (a.seed) kept = kept_bits<Scores, M, N>(at, masks, row, column);
-    multiply_rows(at, own[0], p.strides[0], streamed[0], p.strides[0], deep[0], weights);
-    multiply_rows(at, own[1], p.strides[1], streamed[1], p.strides[1], deep[1], slopes);
+    multiply_rows<Memory::first>(at, shared.own_first(at), first, rounded_up(a.size, depth),
+                                 weights);
+    multiply_rows<Memory::second>(at, shared.own_second(at), second,
+                                  rounded_up(a.value_size, depth), slopes);
     const S unit = mask_scores(at, masks, count, row, column, weights);
     const S share = S(1 / (1 - a.dropout));
     const auto each = [&](const auto& change) {
@@ -102,11 +102,13 @@ struct Slopes {
 };
 
 // The gradient of the queries.
-template <class T, int Columns>
+template <class T, int Width>
 __global__ void __launch_bounds__(attention_threads, 1)
     attention_grad_queries(AttentionGradients a, AttentionPlan p) {
   using S = Sum<T>;
-  constexpr AttentionShape shape = attention_shape(AttentionPass::queries, sizeof(T), Columns);
+  using Memory = Shared<T, AttentionPass::queries, Width>;
+  constexpr AttentionShape shape = Memory::shape;
+  constexpr int Columns = attention_columns(sizeof(T), Width);
   constexpr int M = shape.tiles, N = shape.step / 8;
   using Bits = QueryBits<M, shape.step>;
   const Lane at;
@@ -115,18 +117,18 @@ __global__ void __launch_bounds__(attention_threads, 1)
   const Index block_row = (block.count - 1 - block.number) * p.rows;
   const Index row = block_row + at.warp * shape.rows(), past = block_row + p.rows;
   FASTRNN_SHARED(T, memory);
-  const Shared<T> shared{memory, p, true, shape.step};
+  const Memory shared{memory, p};
   const Masks<T> masks(a, block.pair);
   Statistics<T, M> statistics;
   statistics.load(a, block.pair, [&](int m, int h) { return row + at.row(m, h); });
   Tiles<S, M, Columns / 8> sums{};
   const auto work = [&](Index column, int buffer, const Bits& bits) {
     const Lane at = Lane::afresh();
-    const T* const own[2] = {shared.of_warp(at, 0, shape), shared.of_warp(at, 1, shape)};
-    const T* const streamed[2] = {shared.streamed(buffer, 0), shared.streamed(buffer, 1)};
-    const Slopes<T, M, N, typename Bits::Scores> found(at, masks, p, bits.scores(at), statistics,
-                                                       own, streamed, row, column);
-    multiply_columns(at, found.slopes, streamed[0] + block.part * Columns, p.strides[0], sums);
+    const T* const keys = shared.streamed_first(buffer);
+    const Slopes<Memory, T, M, N, typename Bits::Scores> found(
+        at, masks, shared, bits.scores(at), statistics, keys, shared.streamed_second(buffer), row,
+        column);
+    multiply_columns<Memory::first>(at, found.slopes, keys + block.part * Columns, sums);
   };
   walk<Bits>(
       shared, queries_of<T>(a, block.pair), block_row, keys_of<T>(a, block.pair), 0, Index(0),
@@ -137,34 +139,36 @@ __global__ void __launch_bounds__(attention_threads, 1)
 }
 
 // The gradients of the keys and values.
-template <class T, int Columns>
+template <class T, int Width>
 __global__ void __launch_bounds__(attention_threads, 1)
     attention_grad_keys(AttentionGradients a, AttentionPlan p) {
   using S = Sum<T>;
-  constexpr AttentionShape shape = attention_shape(AttentionPass::keys, sizeof(T), Columns);
+  using Memory = Shared<T, AttentionPass::keys, Width>;
+  constexpr AttentionShape shape = Memory::shape;
+  constexpr int Columns = attention_columns(sizeof(T), Width);
   constexpr int M = shape.tiles, N = shape.part() / 8;
   using Bits = KeyBits<M, shape.step>;
   const Lane at;
   const Block block(a, p, a.keys);
   const Index block_row = block.number * p.rows, row = block_row + at.warp * shape.rows();
   FASTRNN_SHARED(T, memory);
-  const Shared<T> shared{memory, p, true, shape.step};
+  const Memory shared{memory, p};
   const Masks<T> masks(a, block.pair);
   Tiles<S, M, Columns / 8> to_keys{}, to_values{};
   const auto work = [&](Index column, int buffer, const Bits& bits) {
     const Lane at = Lane::afresh();
-    const T* const own[2] = {shared.of_warp(at, 0, shape), shared.of_warp(at, 1, shape)};
 #pragma unroll 1
     for (int from = 0; from < shape.step; from += shape.part()) {
-      const T* const streamed[2] = {shared.streamed(buffer, 0) + from * p.strides[0],
-                                    shared.streamed(buffer, 1) + from * p.strides[1]};
+      const T* const queries = shared.streamed_first(buffer) + from * Memory::first;
+      const T* const grads = shared.streamed_second(buffer) + from * Memory::second;
       Statistics<T, N> statistics;
       statistics.load(at, shared.statistics(buffer) + from);
-      const Slopes<T, M, N, KeyScores<M, N>> found(at, masks, p, bits.template scores<N>(at, from),
-                                                   statistics, own, streamed, row, column + from);
+      const Slopes<Memory, T, M, N, KeyScores<M, N>> found(
+          at, masks, shared, bits.template scores<N>(at, from), statistics, queries, grads, row,
+          column + from);
       const int first = block.part * Columns;
-      multiply_columns(at, found.slopes, streamed[0] + first, p.strides[0], to_keys);
-      multiply_columns(at, found.weights, streamed[1] + first, p.strides[1], to_values);
+      multiply_columns<Memory::first>(at, found.slopes, queries + first, to_keys);
+      multiply_columns<Memory::second>(at, found.weights, grads + first, to_values);
     }
   };
   walk<Bits>(
@@ -179,11 +183,12 @@ __global__ void __launch_bounds__(attention_threads, 1)
 
 // The mask's gradient: slopes, summed over what the mask is broadcast along. A block owns some of
 // the mask's rows and columns, or all of an axis that it is broadcast along.
-template <class T>
+template <class T, int Width>
 __global__ void __launch_bounds__(attention_threads, 1)
     attention_grad_mask(AttentionGradients a, AttentionPlan p) {
   using S = Sum<T>;
-  constexpr AttentionShape shape = attention_shape(AttentionPass::mask, sizeof(T), 0);
+  using Memory = Shared<T, AttentionPass::mask, Width>;
+  constexpr AttentionShape shape = Memory::shape;
   constexpr int M = shape.tiles, N = shape.step / 8;
   using Bits = QueryBits<M, shape.step>;
   FASTRNN_SHARED(T, memory);
@@ -195,9 +200,7 @@ __global__ void __launch_bounds__(attention_threads, 1)
   const Index mask = blockIdx.x % masks_, block = blockIdx.x / masks_;
   const Index first_row = block % row_blocks * p.rows,
               first_column = block / row_blocks * shape.step;
-  const Shared<T> shared{memory, p, true, shape.step};
-  const T* const own[2] = {shared.of_warp(at, 0, shape), shared.of_warp(at, 1, shape)};
-  const T* const streamed[2] = {shared.streamed(0, 0), shared.streamed(0, 1)};
+  const Memory shared{memory, p};
   Tiles<S, M, N> total{};
   for (unsigned number = 0; number < unsigned(a.batch * a.heads); ++number) {
     const Pair pair(number, a.heads);
@@ -219,8 +222,9 @@ __global__ void __launch_bounds__(attention_threads, 1)
         if (!bits.any) continue;
         Statistics<T, M> statistics;
         statistics.load(a, pair, [&](int m, int x) { return row + at.row(m, x); });
-        const Slopes<T, M, N, typename Bits::Scores> found(at, masks, p, bits.scores(at),
-                                                           statistics, own, streamed, row, column);
+        const Slopes<Memory, T, M, N, typename Bits::Scores> found(
+            at, masks, shared, bits.scores(at), statistics, shared.streamed_first(0),
+            shared.streamed_second(0), row, column);
 #pragma unroll
         for (int n = 0; n < N; ++n)
 #pragma unroll

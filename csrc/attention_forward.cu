@@ -76,11 +76,13 @@ struct Softmax {
   }
 };
 
-template <class T, int Columns>
+template <class T, int Width>
 __global__ void __launch_bounds__(attention_threads, 1)
     attention_forward(AttentionForward a, AttentionPlan p) {
   using S = Sum<T>;
-  constexpr AttentionShape shape = attention_shape(AttentionPass::forward, sizeof(T), Columns);
+  using Memory = Shared<T, AttentionPass::forward, Width>;
+  constexpr AttentionShape shape = Memory::shape;
+  constexpr int Columns = attention_columns(sizeof(T), Width);
   constexpr int M = shape.tiles, N = shape.step / 8, C = Columns / 8;
   using Bits = QueryBits<M, shape.step>;
   FASTRNN_SHARED(T, memory);
@@ -91,7 +93,7 @@ __global__ void __launch_bounds__(attention_threads, 1)
   const Index row = block_row + at.warp * shape.rows();
   const int from = block.part * Columns;
   const Source<T> query(a.query, block.pair, a.queries, a.size);
-  const Shared<T> shared{memory, p, false, shape.step};
+  const Memory shared{memory, p};
   const Masks<T> masks(a, block.pair);
   Softmax<T, M, C> rows{};
 #pragma unroll
@@ -102,8 +104,8 @@ __global__ void __launch_bounds__(attention_threads, 1)
     Kept<M> kept;  // found first, while there are no scores to keep
     if (a.seed) kept = kept_bits<typename Bits::Scores, M, N>(at, masks, row, key);
     Tiles<S, M, N> scores{};
-    multiply_rows(at, shared.of_warp(at, 0, shape), p.strides[0], shared.streamed(buffer, 0),
-                  p.strides[0], p.widths[0], scores);
+    multiply_rows<Memory::first>(at, shared.own_first(at), shared.streamed_first(buffer),
+                                 p.widths[0], scores);
     rows.add(scores, mask_scores(at, masks, bits.scores(at), row, key, scores));
     if (a.seed) {
 #pragma unroll
@@ -114,7 +116,7 @@ __global__ void __launch_bounds__(attention_threads, 1)
           for (int e = 0; e < 4; ++e)
             if (!kept(m, n, e)) scores.d[m][n][e] = 0;
     }
-    multiply_columns(at, scores, shared.streamed(buffer, 1), p.strides[1], rows.sums);
+    multiply_columns<Memory::second>(at, scores, shared.streamed_second(buffer), rows.sums);
   };
   walk<Bits>(
       shared, {query, query}, block_row, keys_of<T>(a, block.pair), from, Index(0),
@@ -140,21 +142,13 @@ __global__ void __launch_bounds__(attention_threads, 1)
   put_rows(at, rows.sums, row, from, output, [&](int m, int h) { return rows.total[m][h]; });
 }
 
-template <class T, int Columns>
-int forward_of(const AttentionForward& a, std::int64_t shared_limit, void* stream) {
-  const AttentionPlan p = attention_plan(AttentionPass::forward, sizeof(T), Columns, a.queries,
-                                         a.size, a.value_size, shared_limit);
-  return launch_blocks(attention_forward<T, Columns>, p, blocks_of(a, p, a.queries), a, stream);
-}
-
 template <class T>
 int forward(const AttentionForward& a, std::int64_t shared_limit, void* stream) {
-  const int columns = attention_columns(sizeof(T), a.value_size);
-  if constexpr (sizeof(T) < 8) {
-    if (columns == 64) return forward_of<T, 64>(a, shared_limit, stream);
-    if (columns == 128) return forward_of<T, 128>(a, shared_limit, stream);
-  }
-  return forward_of<T, 32>(a, shared_limit, stream);
+  return with_width<T>(a.size > a.value_size ? a.size : a.value_size, [&](auto width) {
+    const AttentionPlan p = attention_plan(AttentionPass::forward, sizeof(T), width, a.queries,
+                                           a.size, a.value_size, shared_limit);
+    return launch_blocks(attention_forward<T, width>, p, blocks_of(a, p, a.queries), a, stream);
+  });
 }
 
 }  // namespace

@@ -60,23 +60,24 @@ struct Source {
   }
 };
 
-// Rows from `first` on, columns from `from` on, to `rows` rows of `padded` values that are `stride`
+// Rows from `first` on, columns from `from` on, to `rows` rows of `padded` values that are Stride
 // apart; zeros beyond the tensor. Done after wait_copies and a barrier.
-template <class T>
+template <int Stride, class T>
 __device__ __forceinline__ void fetch(const Source<T>& source, Index first, int rows, int from,
-                                      T* to, int padded, int stride) {
-  constexpr int V = 16 / int(sizeof(T));
-  const int pieces = padded / V, bits = pieces > 8 ? (pieces > 16 ? 5 : 4) : 3;
-  const int thread = int(threadIdx.x), down = int(blockDim.x) >> bits;  // rows at once
+                                      T* to, int padded) {
+  constexpr int V = 16 / int(sizeof(T)), pieces = Stride / V - 1,
+                across = pieces < 32 ? pieces : 32;
+  const int thread = int(threadIdx.x), down = int(blockDim.x) / across;  // rows at once
   const Index left = source.count - first;
-  for (int piece = thread & ((1 << bits) - 1); piece < pieces; piece += 1 << bits) {
-    int r = thread >> bits;
+#pragma unroll 1
+  for (int piece = thread % across; piece < padded / V; piece += across) {
+    int r = thread / across;
     const int column = from + piece * V;
     const int inside = column >= source.width ? 0 : left < rows ? int(left) : rows;
     const T* values = source.data + (first + r) * source.row + column;
-    T* place = to + r * stride + piece * V;
+    T* place = to + r * Stride + piece * V;
     const auto each = [&](const auto& copy) {
-      for (; r < rows; r += down, values += down * source.row, place += down * stride) copy();
+      for (; r < rows; r += down, values += down * source.row, place += down * Stride) copy();
     };
     if (source.aligned)
       each([&] { copy_async(place, values, r >= inside); });
@@ -89,22 +90,23 @@ __device__ __forceinline__ void fetch(const Source<T>& source, Index first, int 
   }
 }
 
-// sums += a b^T: rows of `width` values, a's 16 * M and b's 8 * N.
-template <class T, class S, int M, int N>
-__device__ __forceinline__ void multiply_rows(const Lane& at, const T* a, int a_stride, const T* b,
-                                              int b_stride, int width, Tiles<S, M, N>& sums) {
+// sums += a b^T: rows of `width` > 0 values, a's 16 * M and b's 8 * N, that are Stride apart.
+template <int Stride, class T, class S, int M, int N>
+__device__ __forceinline__ void multiply_rows(const Lane& at, const T* a, const T* b, int width,
+                                              Tiles<S, M, N>& sums) {
   if constexpr (sizeof(T) == 2) {
     const int lane = at.lane;
-    a += lane % 16 * a_stride + lane / 16 * 8;
-    b += (lane % 8 + lane / 16 * 8) * b_stride + lane / 8 % 2 * 8;
+    a += lane % 16 * Stride + lane / 16 * 8;
+    b += (lane % 8 + lane / 16 * 8) * Stride + lane / 8 % 2 * 8;
+    int k = 0;
 #pragma unroll 2
-    for (int k = 0; k < width; k += 16) {
+    do {
       std::uint32_t left[M][4], right[4];
 #pragma unroll
-      for (int m = 0; m < M; ++m) load_matrices<false>(left[m], a + 16 * m * a_stride + k);
+      for (int m = 0; m < M; ++m) load_matrices<false>(left[m], a + 16 * m * Stride + k);
 #pragma unroll
       for (int n = 0; n < N; n += 2) {
-        load_matrices<false>(right, b + 8 * n * b_stride + k);
+        load_matrices<false>(right, b + 8 * n * Stride + k);
 #pragma unroll
         for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -113,7 +115,7 @@ __device__ __forceinline__ void multiply_rows(const Lane& at, const T* a, int a_
             mma<T>(sums.d[m][n + i], left[m], half);
           }
       }
-    }
+    } while ((k += 16) < width);
   } else {
     constexpr int V = 16 / int(sizeof(T));
     for (int k = 0; k < width; k += V) {
@@ -121,12 +123,12 @@ __device__ __forceinline__ void multiply_rows(const Lane& at, const T* a, int a_
 #pragma unroll
       for (int m = 0; m < M; ++m)
 #pragma unroll
-        for (int h = 0; h < 2; ++h) left[m][h] = load<T, V>(a + at.row(m, h) * a_stride + k);
+        for (int h = 0; h < 2; ++h) left[m][h] = load<T, V>(a + at.row(m, h) * Stride + k);
 #pragma unroll
       for (int n = 0; n < N; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const auto right = load<T, V>(b + at.column(n, e) * b_stride + k);
+          const auto right = load<T, V>(b + at.column(n, e) * Stride + k);
 #pragma unroll
           for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -140,11 +142,11 @@ __device__ __forceinline__ void multiply_rows(const Lane& at, const T* a, int a_
 }
 
 // sums += weights b: b's 8 * N rows, columns from b on.
-template <class T, class S, int M, int N, int C>
+template <int Stride, class T, class S, int M, int N, int C>
 __device__ __forceinline__ void multiply_columns(const Lane& at, const Tiles<S, M, N>& weights,
-                                                 const T* b, int stride, Tiles<S, M, C>& sums) {
+                                                 const T* b, Tiles<S, M, C>& sums) {
   if constexpr (sizeof(T) == 2) {
-    b += at.lane % 16 * stride + at.lane / 16 * 8;
+    b += at.lane % 16 * Stride + at.lane / 16 * 8;
 #pragma unroll
     for (int n = 0; n < N; n += 2) {
       std::uint32_t left[M][4], right[4];
@@ -157,7 +159,7 @@ __device__ __forceinline__ void multiply_columns(const Lane& at, const Tiles<S, 
         }
 #pragma unroll
       for (int c = 0; c < C; c += 2) {
-        load_matrices<true>(right, b + 8 * n * stride + 8 * c);
+        load_matrices<true>(right, b + 8 * n * Stride + 8 * c);
 #pragma unroll
         for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -180,7 +182,7 @@ __device__ __forceinline__ void multiply_columns(const Lane& at, const Tiles<S, 
 #pragma unroll
             for (int h = 0; h < 2; ++h)
               left[m][h] = shuffle(weights.d[m][n][2 * h + e], at.group * 4 + from);
-          const T* const row = b + (8 * n + 2 * from + e) * stride + 2 * at.place;
+          const T* const row = b + (8 * n + 2 * from + e) * Stride + 2 * at.place;
 #pragma unroll
           for (int c = 0; c < C; ++c) {
             const auto right = load<T, 2>(row + 8 * c);

@@ -51,36 +51,42 @@ struct Block {
 };
 
 // The block's shared memory.
-template <class T>
+template <class T, AttentionPass pass, int Width>
 struct Shared {
+  static constexpr bool both =
+      pass != AttentionPass::forward;  // of the own rows' tensors are there
+  static constexpr AttentionShape shape = attention_shape(pass, sizeof(T), Width);
+  static constexpr AttentionStrides strides = attention_strides(pass, sizeof(T), Width);
+  static constexpr int step = shape.step, first = strides.first, second = strides.second;
   T* memory;
   const AttentionPlan& p;
-  bool both;  // of the own rows' tensors are there
-  int step;
 
-  __device__ __forceinline__ T* own(int which) const {
-    return memory + (which ? p.rows * p.strides[0] : 0);
+  // The warp's rows of the first tensor, and of the second.
+  __device__ __forceinline__ const T* own_first(const Lane& at) const {
+    return memory + at.warp * shape.rows() * first;
   }
-  __device__ __forceinline__ T* of_warp(const Lane& at, int which,
-                                        const AttentionShape& shape) const {
-    return own(which) + at.warp * shape.rows() * p.strides[which];
+  __device__ __forceinline__ const T* own_second(const Lane& at) const {
+    return memory + p.rows * first + at.warp * shape.rows() * second;
   }
-  __device__ __forceinline__ T* streamed(int buffer, int which) const {
-    return memory + p.own(both) +
-           step * (buffer * (p.strides[0] + p.strides[1]) + (which ? p.strides[0] : 0));
+  __device__ __forceinline__ T* streamed_first(int buffer) const {
+    return memory + p.rows * (first + (both ? second : 0)) + step * buffer * (first + second);
   }
-  __device__ __forceinline__ void fetch_own(const Rows<T>& own, Index row) const {
-    fetch(own.first, row, int(p.rows), 0, this->own(0), p.widths[0], p.strides[0]);
-    if (both) fetch(own.second, row, int(p.rows), 0, this->own(1), p.widths[1], p.strides[1]);
+  __device__ __forceinline__ T* streamed_second(int buffer) const {
+    return streamed_first(buffer) + step * first;
   }
   __device__ __forceinline__ Statistic<Sum<T>>* statistics(int buffer) const {
-    return reinterpret_cast<Statistic<Sum<T>>*>(streamed(p.stages, 0)) + buffer * step;
+    return reinterpret_cast<Statistic<Sum<T>>*>(streamed_first(p.stages)) + buffer * step;
+  }
+
+  __device__ __forceinline__ void fetch_own(const Rows<T>& own, Index row) const {
+    fetch<first>(own.first, row, int(p.rows), 0, memory, p.widths[0]);
+    if (both) fetch<second>(own.second, row, int(p.rows), 0, memory + p.rows * first, p.widths[1]);
   }
   // The second's columns from `from` on.
   __device__ __forceinline__ void fetch_step(const Rows<T>& rows, Index row, int from,
                                              int buffer) const {
-    fetch(rows.first, row, step, 0, streamed(buffer, 0), p.widths[0], p.strides[0]);
-    fetch(rows.second, row, step, from, streamed(buffer, 1), p.widths[1], p.strides[1]);
+    fetch<first>(rows.first, row, step, 0, streamed_first(buffer), p.widths[0]);
+    fetch<second>(rows.second, row, step, from, streamed_second(buffer), p.widths[1]);
     if (const int i = int(threadIdx.x); rows.statistics && i < step)
       copy_async<sizeof(Statistic<Sum<T>>)>(statistics(buffer) + i, rows.statistics + row + i,
                                             row + i >= rows.first.count);
@@ -89,10 +95,10 @@ struct Shared {
 
 // Calls work(row, buffer, bits) for the steps from `begin` to `end` in which some score of this
 // warp counts. What no warp of the block needs is not even copied. look(bits, row) fills the bits.
-template <class Bits, class T, class Look, class Work>
-__device__ __forceinline__ void walk(const Shared<T>& shared, const Rows<T>& own, Index own_row,
-                                     const Rows<T>& rows, int from, Index begin, Index end,
-                                     const Look& look, const Work& work) {
+template <class Bits, class T, AttentionPass pass, int Width, class Look, class Work>
+__device__ __forceinline__ void walk(const Shared<T, pass, Width>& shared, const Rows<T>& own,
+                                     Index own_row, const Rows<T>& rows, int from, Index begin,
+                                     Index end, const Look& look, const Work& work) {
   Bits ahead;
   // The vote is a barrier, too: after it nobody reads the step before any more.
   const auto needed_from = [&](Index row) {
@@ -125,6 +131,17 @@ __device__ __forceinline__ void walk(const Shared<T>& shared, const Rows<T>& own
     __syncthreads();
     if (bits.any) work(row, buffer, bits);
   }
+}
+
+// Calls run(a width's std::integral_constant) for heads of at most `widest` units.
+template <class T, class Run>
+int with_width(Index widest, const Run& run) {
+  if constexpr (sizeof(T) < 8) {
+    if (widest <= 32) return run(std::integral_constant<int, 32>{});
+    if (widest > 64 && widest <= 128) return run(std::integral_constant<int, 128>{});
+  }
+  return widest <= 64 ? run(std::integral_constant<int, 64>{})
+                      : run(std::integral_constant<int, widest_head>{});
 }
 
 // As many blocks as there are results, each a kernel's; 1: an invalid value, as CUDA says it.
