@@ -8,12 +8,20 @@ from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn._arguments import is_tensor
 
 Tensors = tuple[Tensor, ...]
+
+
+def no_script(module: nn.Module) -> nn.Module:
+    """Raise: as a module's `__prepare_scriptable__`, in place of torch's page about its Python."""
+    raise RuntimeError(
+        f"torch.jit.script: fastrnn.{type(module).__name__} cannot be scripted; "
+        "use torch.compile or torch.export"
+    )
 
 
 def whole(name: str, value: object) -> int:
