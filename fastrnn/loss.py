@@ -13,6 +13,7 @@ from fastrnn._arguments import are_tensors, number
 from fastrnn._autocast import lower_dtype
 from fastrnn._library import LIBRARY
 from fastrnn.backends import choose
+from fastrnn.batching import Dims, one_by_one
 from fastrnn.ops import applied, by_functions
 
 
@@ -89,6 +90,12 @@ def _fake(
         hidden.new_empty(weight.shape if gradients else (0,)),
         hidden.new_empty(bias.shape if gradients and bias is not None else (0,)),
     )
+
+
+@torch.library.register_vmap("fastrnn::linear_cross_entropy")
+def _batched(info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
+    op = torch.ops.fastrnn.linear_cross_entropy.default
+    return one_by_one(op, info.batch_size, dims, args)
 
 
 def _total(losses: Tensor, mean: bool) -> Tensor:

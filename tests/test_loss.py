@@ -138,7 +138,7 @@ def test_gradients_of_many_factors_at_once():
 
 
 @native
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.filterwarnings("error:There is a performance drop")
 def test_gradients_through_a_batch_of_losses():
     tensors, target = random_case("odd", torch.float64)
     leaves = [torch.stack([t, t.cos()]).requires_grad_() for t in tensors]
