@@ -27,12 +27,12 @@ struct alignas(Width * sizeof(T) < 16 ? Width * sizeof(T) : 16) Packet {
 
 template <class T, int Width>
 __device__ __forceinline__ Packet<T, Width> load(const T* from) {
-  return *reinterpret_cast<const Packet<T, Width>*>(from);
+  return at_once<const Packet<T, Width>>(from);
 }
 
 template <class T, int Width>
 __device__ __forceinline__ void store(const Packet<T, Width>& packet, T* to) {
-  *reinterpret_cast<Packet<T, Width>*>(to) = packet;
+  at_once<Packet<T, Width>>(to) = packet;
 }
 
 // The same units of Count blocks that are `stride` apart; zeros from null.
