@@ -62,9 +62,11 @@ struct Regularisers {
   double expected[max_states];           // how much of it is, without a seed
 
   explicit Regularisers(const Sequence& s)
-      : resets(s.extras.resets), seed(s.extras.seed), sequences(s.extras.sequences), zoned(false) {
+      : resets(s.extras.resets),
+        seed(s.extras.seed),
+        sequences(s.extras.sequences),
+        zoned(s.extras.zoned) {
     for (int i = 0; i < max_states; ++i) {
-      zoned = zoned || s.extras.zoneout[i] > 0;
       keep_below[i] = std::uint64_t(std::llrint(s.extras.zoneout[i] * 4294967296.));
       expected[i] = s.extras.zoneout[i];
     }
