@@ -202,7 +202,8 @@ def sequence_lengths(op: str, lengths: object, input: Tensor, batch_first: bool)
 
     if not isinstance(lengths, Tensor):
         if not isinstance(lengths, list | tuple) or any(type(n) is not int for n in lengths):
-            raise TypeError(f"{op}: lengths must be an int64 tensor or ints, got {lengths!r}")
+            got = lengths if isinstance(lengths, list | tuple) else type(lengths).__name__
+            raise TypeError(f"{op}: lengths must be an int64 tensor or a list of ints, got {got}")
         if known:
             within_steps(lengths)  # some ints are more than a tensor holds
         lengths = torch.tensor(lengths, dtype=torch.int64, device="cpu")
