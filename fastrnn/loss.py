@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from fastrnn._arguments import are_tensors, number
 from fastrnn._autocast import lower_dtype
+from fastrnn._calls import applied, by_functions, need_gradients
 from fastrnn._library import LIBRARY
 from fastrnn.backends import choose
 from fastrnn.batching import Dims, one_by_one
-from fastrnn.ops import applied, by_functions
 
 
 def reference(
@@ -69,7 +69,7 @@ def _default(*args: Any) -> tuple[Tensor, ...]:
 
 def _differentiable(*args: Any) -> tuple[Tensor, ...]:
     """The operator by itself, as exported and traced programs call it: gradients flow too."""
-    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+    if need_gradients(args):
         return _in_torch(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return tuple(torch.ops.fastrnn.linear_cross_entropy.default(*args))
