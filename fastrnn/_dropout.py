@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fastrnn import _library
-from fastrnn._calls import applied, by_functions
+from fastrnn._calls import applied, by_functions, second_order
 from fastrnn._library import LIBRARY
 from fastrnn.regularisers import random_words
 
@@ -64,10 +64,10 @@ class Dropout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (seed,) = ctx.saved_tensors
-        # As in `second_order`: Dynamo refuses a Function here, a gradient of gradients needs it.
-        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         args = (grads[0], seed, ctx.p)
-        return applied(Dropout, *args) if twice else _below(*args), None, None
+        if forward_ad._current_level >= 0:  # a tangent came with the gradient
+            return _default(*args), None, None
+        return applied(Dropout, *args) if second_order() else _below(*args), None, None
 
 
 def _below(*args: Any) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fastrnn._arguments import are_tensors, number
@@ -119,8 +120,10 @@ def _scaled(saved: list[Tensor], factor: Tensor, hooked: bool) -> tuple[Tensor, 
     Returns:
         The caller's own.
     """
-    # Neither traced, nor one of the batches that stand for many under vmap.
-    plain = all(type(t) is Tensor and torch._C._has_storage(t) for t in (factor, *saved))
+    # Neither traced, nor with a tangent, nor one of the batches that stand for many under vmap.
+    plain = forward_ad._current_level < 0 and all(
+        type(t) is Tensor and torch._C._has_storage(t) for t in (factor, *saved)
+    )
     if hooked or not plain or torch._C._len_torch_dispatch_stack() or _graph_is_kept():
         return tuple(g * factor for g in saved)
     if float(factor) != 1:
