@@ -29,6 +29,12 @@ __device__ __forceinline__ float widen(BFloat16 x) { return __bfloat162float(x);
 __device__ __forceinline__ void narrow(float x, Half* to) { *to = __float2half_rn(x); }
 __device__ __forceinline__ void narrow(float x, BFloat16* to) { *to = __float2bfloat16_rn(x); }
 
+// Neighbours that are read or written at once: a fault where they are not aligned as a whole.
+template <class Whole, class T>
+__device__ __forceinline__ Whole& at_once(T* first) {
+  return *reinterpret_cast<Whole*>(first);
+}
+
 struct Grid {
   unsigned x, y;  // blocks
   int threads;    // of a block

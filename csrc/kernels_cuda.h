@@ -47,7 +47,8 @@ struct Extras {
   const bool* resets;             // [N] or null: zero the row's state before its step
   const std::int64_t* seed;       // one value, or null: each mask is replaced by its expectation
   const std::int64_t* sequences;  // [B], numbers the masks know the sequences by, or null: 0 to B-1
-  double zoneout[max_states];     // probabilities that a unit keeps its value; all 0: no zoneout
+  bool zoned;                     // zoneout acts, be it with rates of 0: the reserve has its slots
+  double zoneout[max_states];     // probabilities that a unit keeps its value
 };
 
 // One layer and direction, its input already projected.

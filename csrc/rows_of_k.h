@@ -19,7 +19,7 @@ constexpr int piece = octet / pieces<T>;  // numbers
 
 template <class T>
 __device__ __forceinline__ Run<T> load_run(const T* from) {
-  return *reinterpret_cast<const Run<T>*>(from);
+  return at_once<const Run<T>>(from);
 }
 // The same where the pieces of a warp's lanes lie side by side.
 template <class T>

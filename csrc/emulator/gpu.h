@@ -5,6 +5,7 @@
 #include <cstring>
 #include <source_location>
 #include <tuple>
+#include <type_traits>
 
 #include "machine.h"
 #include "memory.h"
@@ -70,6 +71,13 @@ using emulator::widen;
 using Half = emulator::Half;
 using BFloat16 = emulator::BFloat16;
 
+// The compiler takes them apart, or has no call for so many.
+template <class Whole, class T>
+Whole& at_once(T* first) {
+  emulator::check_aligned(first, alignof(Whole), !std::is_const_v<Whole>);
+  return *reinterpret_cast<Whole*>(first);
+}
+
 struct Grid {
   unsigned x, y;
   int threads;
@@ -131,7 +139,7 @@ std::uint32_t pair_of(float low, float high, T) {
 
 template <bool Transposed>
 void load_matrices(std::uint32_t (&to)[4], const void* row) {
-  emulator::check_aligned(row, 16);
+  emulator::check_aligned(row, 16, false);
   const auto* const all = emulator::exchange(static_cast<const std::uint16_t*>(row));
   const unsigned group = emulator::current->lane / 4, place = emulator::current->lane % 4;
   for (unsigned i = 0; i < 4; ++i) {
