@@ -50,16 +50,23 @@ struct Near {
   __device__ __forceinline__ Run<T> of(int n, int chunk) const {
     return load_run(rows + n * stride + chunk * chunk_k);
   }
-  __device__ __forceinline__ Run<T> take(int chunk) const {
-    return load_run(rows + mine + chunk * chunk_k);
+
+  static constexpr int at_once = 1;  // tiles
+  __device__ __forceinline__ int tiles() const { return 1; }
+  // Calls act(tile, its run) for each tile.
+  template <class Act>
+  __device__ __forceinline__ void take(int chunk, const Act& act) const {
+    act(0, load_run(rows + mine + chunk * chunk_k));
   }
 };
 
-// From the device's memory, hundreds of cycles away: a lane asks for what it will multiply some
-// chunks ahead, through all tiles, and it comes to places of its own in shared memory.
+// From the device's memory, hundreds of cycles away, and of several tiles at once: a lane asks for
+// what it will multiply some chunks ahead, and it comes to places of its own in shared memory.
 template <class T>
 class Ahead {
  public:
+  static constexpr int at_once = tiles_at_once(sizeof(T));
+
   // Of the warp's chunks from `begin` to `end`.
   __device__ __forceinline__ Ahead(const ClusterPlan& p, const ClusterPlace& at, int begin,
                                    int end) {
@@ -67,8 +74,8 @@ class Ahead {
     const int first = at.piece + (late + many - 1) / many * many;
     count_ = first < end ? (end - first + many - 1) / many : 0;
     step_ = unsigned(many * chunk_k);
+    to_next_tile_ = unsigned(p.tile * p.stride);
     offset_ = row_of(p, at) * p.stride + at.place * octet + first * chunk_k;
-    to_next_tile_ = unsigned(p.tile * p.stride - (count_ - 1) * many * chunk_k);
     const int warp = int(threadIdx.x) / 32;
     places_ =
         reinterpret_cast<T*>(at.shared + p.ahead) + warp * asked * of_chunk + at.lane * piece<T>;
@@ -76,39 +83,53 @@ class Ahead {
 
   // Asks for the first chunks of rows [tiles * tile, stride].
   __device__ __forceinline__ void start(const T* rows, int tiles) {
-    next_ = rows + offset_, left_in_tile_ = count_, left_ = count_ * tiles, place_ = 0;
+    next_ = rows + offset_, tiles_ = tiles < at_once ? tiles : at_once;
+    left_ = count_, place_ = 0;
 #pragma unroll
-    for (int i = 0; i < asked; ++i) ask();
+    for (int i = 0; i < asked; ++i)
+      if (i * width() < asked) ask();
   }
+  __device__ __forceinline__ int tiles() const { return tiles_; }
 
-  // The next one, whatever its number.
-  __device__ __forceinline__ Run<T> take(int) {
-    wait_copies<asked - 1>();
-    const Run<T> run = load_pieces(places_ + place_);
+  // Calls act(tile, its run of the next chunk, whatever its number) for each tile that is there.
+  template <class Act>
+  __device__ __forceinline__ void take(int, const Act& act) {
+    if (tiles_ == 1)
+      wait_copies<asked - 1>();
+    else if (tiles_ == 2)
+      wait_copies<asked / 2 - 1>();
+    else
+      wait_copies<(asked + 3) / 4 - 1>();
+#pragma unroll
+    for (int t = 0; t < at_once; ++t)
+      if (t < tiles_) act(t, load_pieces(places_ + place_ + t * of_chunk));
     ask();
-    return run;
   }
 
  private:
   static constexpr int asked = asked_chunks(sizeof(T)), of_chunk = 32 * octet;
 
-  // Into the place that was read last.
+  // Places that a chunk takes: as many as there are tiles, or one more.
+  __device__ __forceinline__ int width() const { return tiles_ > 2 ? 4 : tiles_; }
+
+  // Into the places that were read last.
   __device__ __forceinline__ void ask() {
-    if (left_ > 0)
+    if (left_-- > 0)
 #pragma unroll
-      for (int i = 0; i < pieces<T>; ++i)
-        copy_cached(places_ + place_ + i * 32 * piece<T>, next_ + i * piece<T>);
+      for (int t = 0; t < at_once; ++t)
+        if (t < tiles_)
+#pragma unroll
+          for (int i = 0; i < pieces<T>; ++i)
+            copy_cached(places_ + place_ + t * of_chunk + i * 32 * piece<T>,
+                        next_ + t * to_next_tile_ + i * piece<T>);
     end_copies();  // as many groups as chunks, be they empty
-    const bool last = --left_in_tile_ == 0;
-    next_ += last ? to_next_tile_ : step_;
-    if (last) left_in_tile_ = count_;
-    --left_;
-    place_ = (place_ + of_chunk) % unsigned(asked * of_chunk);
+    next_ += step_;
+    place_ = (place_ + width() * of_chunk) % unsigned(asked * of_chunk);
   }
 
   T* places_;
   const T* next_;
-  int count_, offset_, left_, left_in_tile_;
+  int count_, offset_, left_, tiles_;
   unsigned step_, to_next_tile_;  // from a chunk to the next
   unsigned place_;
 };
