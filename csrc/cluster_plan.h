@@ -42,10 +42,8 @@ FASTRNN_INLINE constexpr int thread_limit(Held held) { return held == Held::most
 // Chunks that a warp of the grid asks for ahead: 4 KB, so that all of a device's together keep its
 // L2 busy.
 FASTRNN_INLINE constexpr int asked_chunks(int number_bytes) { return 16 / number_bytes; }
-// Tiles that its products are taken of at once: weights are read once for all of them.
-FASTRNN_INLINE constexpr int tiles_at_once(int number_bytes) {
-  return asked_chunks(number_bytes) / 2;
-}
+// The most tiles that its products are taken of at once: weights are read once for all of them.
+FASTRNN_INLINE constexpr int tiles_at_once(int number_bytes) { return number_bytes == 2 ? 3 : 2; }
 
 struct ClusterPlan {
   int cluster, tile;                 // blocks; sequences, of `columns`

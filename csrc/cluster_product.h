@@ -76,25 +76,28 @@ class ClusterProduct {
                                       int begin, int end,
                                       float (&sums)[Tiles][Many][elements]) const {
     auto&& from = source(p, at, rows);
-    Sums<Tiles, Many> state(p, at);
+    from.with_tiles([&](auto number) {
+      constexpr int tiles = decltype(number)::value;
+      Sums<tiles, Many> state(p, at);
 #pragma unroll
-    for (int j = 0; j < Count; ++j) {
-      const int c = at.piece + j * p.pieces();
-      if (c < end && (!Late || begin <= c)) state.add(from, c, held_[j] + First);
-    }
-    const T* stored = stored_ + First * of_slot;
-    for (int c = at.piece + Count * p.pieces(); c < end; c += p.pieces(), stored += of_chunk) {
-      if (Late && c < begin) continue;
-      Run<T> weights[Many];
+      for (int j = 0; j < Count; ++j) {
+        const int c = at.piece + j * p.pieces();
+        if (c < end && (!Late || begin <= c)) state.add(from, c, held_[j] + First);
+      }
+      const T* stored = stored_ + First * of_slot;
+      for (int c = at.piece + Count * p.pieces(); c < end; c += p.pieces(), stored += of_chunk) {
+        if (Late && c < begin) continue;
+        Run<T> weights[Many];
 #pragma unroll
-      for (int s = 0; s < Many; ++s) weights[s] = load_pieces(stored + s * of_slot);
+        for (int s = 0; s < Many; ++s) weights[s] = load_pieces(stored + s * of_slot);
 #pragma unroll
-      for (int s = 0; s < Many; s += 2)
-        if (woven(First + s)) unweave(weights + s);
-      state.add(from, c, weights);
-    }
-    state.finish(sums);
-    if (p.splits > 1) join<First>(p, at, from.tiles(), sums);
+        for (int s = 0; s < Many; s += 2)
+          if (woven(First + s)) unweave(weights + s);
+        state.add(from, c, weights);
+      }
+      state.finish(sums);
+      if (p.splits > 1) join<First, tiles>(p, at, sums);
+    });
   }
 
   // In shared memory the pieces of the lanes lie side by side. Slots s and s + 1, if a product
@@ -131,9 +134,9 @@ class ClusterProduct {
     return run;
   }
 
-  // Tensor cores: two slots are a product's 16 rows. Where there is one tile alone, neighbouring
-  // products of a chunk are summed apart, as chains that do not wait for each other. The order of k
-  // within a chunk is the lanes' own.
+  // Tensor cores: two slots are a product's 16 rows. Products that follow each other are of several
+  // tiles or, of one tile alone, summed apart: chains that do not wait for each other. The order of
+  // k within a chunk is the lanes' own.
   template <int Tiles, int Many>
   struct TensorSums {
     static constexpr int pairs = (Many + 1) / 2, chains = Tiles > 1 ? 1 : 2;
@@ -146,23 +149,29 @@ class ClusterProduct {
       std::uint32_t w[2 * pairs][words] = {};
 #pragma unroll
       for (int s = 0; s < Many; ++s) memcpy(w[s], &weights[s], sizeof w[s]);
-      rows.take(chunk, [&](int tile, const Run<T>& taken) {
-        std::uint32_t b[words];
-        const Run<T> run = rounded(taken);
-        memcpy(b, &run, sizeof b);
+      Run<T> runs[Tiles];
+      rows.take(chunk, runs);
+      std::uint32_t b[Tiles][words];
 #pragma unroll
-        for (int i = 0; i < words; i += 2)
+      for (int t = 0; t < Tiles; ++t) {
+        const Run<T> run = rounded(runs[t]);
+        memcpy(b[t], &run, sizeof b[t]);
+      }
+#pragma unroll
+      for (int i = 0; i < words; i += 2)
+#pragma unroll
+        for (int t = 0; t < Tiles; ++t)
 #pragma unroll
           for (int s = 0; s < pairs; ++s) {
             const std::uint32_t a[4] = {w[2 * s][i], w[2 * s + 1][i], w[2 * s][i + 1],
                                         w[2 * s + 1][i + 1]};
-            const std::uint32_t right[2] = {b[i], b[i + 1]};
-            mma<T>(d[i / 2 % chains][tile][s], a, right);
+            const std::uint32_t right[2] = {b[t][i], b[t][i + 1]};
+            mma<T>(d[i / 2 % chains][t][s], a, right);
           }
-      });
     }
 
-    __device__ __forceinline__ void finish(float (&sums)[Tiles][Many][elements]) const {
+    template <int All>
+    __device__ __forceinline__ void finish(float (&sums)[All][Many][elements]) const {
 #pragma unroll
       for (int t = 0; t < Tiles; ++t)
 #pragma unroll
@@ -222,20 +231,19 @@ class ClusterProduct {
   using Sums = typename Choose<Tiles, Many>::type;
 
   // The sums of the job's other warps, in their order, onto the first one's.
-  template <int First, int Tiles, int Many>
-  __device__ __forceinline__ void join(const ClusterPlan& p, const ClusterPlace& at, int tiles,
-                                       float (&sums)[Tiles][Many][elements]) const {
+  template <int First, int Tiles, int All, int Many>
+  __device__ __forceinline__ void join(const ClusterPlan& p, const ClusterPlace& at,
+                                       float (&sums)[All][Many][elements]) const {
     constexpr int all = Slots * elements, count = Many * elements;
     float* const partial = reinterpret_cast<float*>(at.shared + p.partial) +
-                           (at.job * (p.splits - 1) * tiles * all + First * elements) * 32 +
+                           (at.job * (p.splits - 1) * Tiles * all + First * elements) * 32 +
                            at.lane;
     const auto each = [&](int other, const auto& act) {
 #pragma unroll
       for (int t = 0; t < Tiles; ++t)
-        if (t < tiles)
 #pragma unroll
-          for (int i = 0; i < count; ++i)
-            act(partial[((other * tiles + t) * all + i) * 32], sums[t][i / elements][i % elements]);
+        for (int i = 0; i < count; ++i)
+          act(partial[((other * Tiles + t) * all + i) * 32], sums[t][i / elements][i % elements]);
     };
     if (at.part > 0) each(at.part - 1, [](float& place, float& sum) { place = sum; });
     __syncthreads();

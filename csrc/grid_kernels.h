@@ -103,20 +103,20 @@ template <int Slots, class T, class Product>
 __device__ __forceinline__ void products(const ClusterPlan& p, const ClusterPlace& at,
                                          Ahead<T>& ahead, const T* rows, int tiles,
                                          const Product& product) {
-  constexpr int Count = Slots * elements, Tiles = Ahead<T>::at_once;
-  for (int tile = 0; tile < tiles; tile += Tiles) {
+  constexpr int Count = Slots * elements, most = Ahead<T>::at_once;
+  for (int tile = 0; tile < tiles; tile += ahead.tiles()) {
     if (tile > 0) {
       ahead.start(rows + tile * p.tile * p.stride, tiles - tile);
       if (p.splits > 1) __syncthreads();  // the last tiles' partial sums have been read
     }
-    float sums[Tiles][Slots][elements];
+    float sums[most][Slots][elements];
     product(sums);
     if (at.part > 0) continue;
     int job = at.job;
     const int owner = count_out(job, p.own);
 #pragma unroll
-    for (int t = 0; t < Tiles; ++t) {
-      if (tile + t >= tiles) break;
+    for (int t = 0; t < most; ++t) {
+      if (t >= ahead.tiles()) break;
       float* to = sums_of<Count>(p, at, tile + t, job, at.rank);
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
       if (p.share > 1) to = cluster_peer(to, unsigned(owner));

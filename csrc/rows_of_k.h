@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "cluster_place.h"
 
@@ -51,12 +52,14 @@ struct Near {
     return load_run(rows + n * stride + chunk * chunk_k);
   }
 
-  static constexpr int at_once = 1;  // tiles
-  __device__ __forceinline__ int tiles() const { return 1; }
-  // Calls act(tile, its run) for each tile.
+  // Calls act(how many tiles there are, as a std::integral_constant).
   template <class Act>
-  __device__ __forceinline__ void take(int chunk, const Act& act) const {
-    act(0, load_run(rows + mine + chunk * chunk_k));
+  __device__ __forceinline__ void with_tiles(const Act& act) const {
+    act(std::integral_constant<int, 1>{});
+  }
+  // Each tile's run of a chunk.
+  __device__ __forceinline__ void take(int chunk, Run<T> (&runs)[1]) const {
+    runs[0] = load_run(rows + mine + chunk * chunk_k);
   }
 };
 
@@ -81,50 +84,54 @@ class Ahead {
         reinterpret_cast<T*>(at.shared + p.ahead) + warp * asked * of_chunk + at.lane * piece<T>;
   }
 
-  // Asks for the first chunks of rows [tiles * tile, stride].
+  // Asks for the first chunks of rows [tiles * tile, stride], as many of the tiles as it takes at
+  // once.
   __device__ __forceinline__ void start(const T* rows, int tiles) {
-    next_ = rows + offset_, tiles_ = tiles < at_once ? tiles : at_once;
-    left_ = count_, place_ = 0;
+    next_ = rows + offset_, left_ = count_, place_ = 0;
+    tiles_ = tiles < at_once ? tiles : tiles == 4 ? 2 : at_once;  // rather 2 and 2 than 3 and 1
+    with_tiles([&](auto number) {
+      constexpr int many = decltype(number)::value;
 #pragma unroll
-    for (int i = 0; i < asked; ++i)
-      if (i * width() < asked) ask();
+      for (int i = 0; i < depth(many); ++i) ask<many>();
+    });
+  }
+
+  template <class Act>
+  __device__ __forceinline__ void with_tiles(const Act& act) const {
+    if (tiles_ == 1) return act(std::integral_constant<int, 1>{});
+    if (tiles_ == 2) return act(std::integral_constant<int, 2>{});
+    act(std::integral_constant<int, at_once>{});
   }
   __device__ __forceinline__ int tiles() const { return tiles_; }
-
-  // Calls act(tile, its run of the next chunk, whatever its number) for each tile that is there.
-  template <class Act>
-  __device__ __forceinline__ void take(int, const Act& act) {
-    if (tiles_ == 1)
-      wait_copies<asked - 1>();
-    else if (tiles_ == 2)
-      wait_copies<asked / 2 - 1>();
-    else
-      wait_copies<(asked + 3) / 4 - 1>();
+  // Of the next chunk, whatever its number.
+  template <int Many>
+  __device__ __forceinline__ void take(int, Run<T> (&runs)[Many]) {
+    wait_copies<depth(Many) - 1>();
 #pragma unroll
-    for (int t = 0; t < at_once; ++t)
-      if (t < tiles_) act(t, load_pieces(places_ + place_ + t * of_chunk));
-    ask();
+    for (int t = 0; t < Many; ++t) runs[t] = load_pieces(places_ + place_ + t * of_chunk);
+    ask<Many>();
   }
 
  private:
   static constexpr int asked = asked_chunks(sizeof(T)), of_chunk = 32 * octet;
 
-  // Places that a chunk takes: as many as there are tiles, or one more.
-  __device__ __forceinline__ int width() const { return tiles_ > 2 ? 4 : tiles_; }
+  // Places that a chunk takes, and chunks asked for.
+  static FASTRNN_INLINE constexpr int width(int tiles) { return tiles == 3 ? 4 : tiles; }
+  static FASTRNN_INLINE constexpr int depth(int tiles) { return asked / width(tiles); }
 
   // Into the places that were read last.
+  template <int Many>
   __device__ __forceinline__ void ask() {
     if (left_-- > 0)
 #pragma unroll
-      for (int t = 0; t < at_once; ++t)
-        if (t < tiles_)
+      for (int t = 0; t < Many; ++t)
 #pragma unroll
-          for (int i = 0; i < pieces<T>; ++i)
-            copy_cached(places_ + place_ + t * of_chunk + i * 32 * piece<T>,
-                        next_ + t * to_next_tile_ + i * piece<T>);
+        for (int i = 0; i < pieces<T>; ++i)
+          copy_cached(places_ + place_ + t * of_chunk + i * 32 * piece<T>,
+                      next_ + t * to_next_tile_ + i * piece<T>);
     end_copies();  // as many groups as chunks, be they empty
     next_ += step_;
-    place_ = (place_ + width() * of_chunk) % unsigned(asked * of_chunk);
+    place_ = (place_ + width(Many) * of_chunk) % unsigned(asked * of_chunk);
   }
 
   T* places_;
