@@ -16,6 +16,7 @@
 // a part of the chunks. The sums then meet in the block that owns the job.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 
@@ -152,13 +153,23 @@ inline double cluster_cost(const ClusterShape& shape, const ClusterPlan& p) {
   const double read =
       p.jobs * p.stored_before(p.splits) * p.slots * octet * chunk_k * shape.number_bytes / 128;
   const bool all_of_k_twice = shape.stack || (shape.operand_gates > 0 && !shape.backward);
-  const double of_chunk = shape.exact ? 40. + warps / 4 * p.slots * p.tile * 8
-                                      : 33. * shape.number_bytes / 2 * (1 + all_of_k_twice);
-  const double chain = p.chunks_of(0) * of_chunk * shape.tiles;
   const double join = p.splits > 1 ? (60 + 8 * p.splits) * shape.products() : 0;
-  const int at_once = tiles_at_once(shape.number_bytes);
-  const int turns = (shape.tiles + at_once - 1) / at_once;
-  return (read * turns > chain ? read * turns : chain) + join * turns;
+  const double chunks = p.chunks_of(0) * (1 + all_of_k_twice);
+  if (!shape.grid) {
+    const double of_chunk = shape.exact ? 40. + warps / 4 * p.slots * p.tile * 8
+                                        : 33. * shape.number_bytes / 2 * (1 + all_of_k_twice);
+    const double chain = p.chunks_of(0) * of_chunk;
+    return (read > chain ? read : chain) + join;
+  }
+  // A product takes one of four tensor cores 6.6 cycles, 62% of its peak; what else a warp does for
+  // a chunk, 60, other warps may hide.
+  const int at_once = tiles_at_once(shape.number_bytes),
+            turns = (shape.tiles + at_once - 1) / at_once;
+  const double products = chunks * shape.tiles * ((p.slots + 1) / 2) * shape.number_bytes * 6.6;
+  const double chain = chunks * turns * 60 + products;
+  const double busy = (p.jobs * p.splits + 3) / 4 * products;
+  const double slowest = std::max({read * turns, chain, busy});
+  return slowest + join * turns;
 }
 
 // The cheapest that fits `shared_limit`; jobs is 0 if none does.
