@@ -80,24 +80,16 @@ struct Slopes {
                                   rounded_up(a.value_size, depth), slopes);
     const S unit = mask_scores(at, masks, count, row, column, weights);
     const S share = S(1 / (1 - a.dropout));
-    const auto each = [&](const auto& change) {
-#pragma unroll
-      for (int m = 0; m < M; ++m)
-#pragma unroll
-        for (int n = 0; n < N; ++n)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) change(m, n, e, weights.d[m][n][e], slopes.d[m][n][e]);
-    };
     if (a.seed)
-      each([&](int m, int n, int e, S&, S& slope) { slope *= kept(m, n, e) ? share : S(0); });
-    each([&](int m, int n, int e, S& weight, S& slope) {
+      slopes.each([&](int m, int n, int e, S& slope) { slope *= kept(m, n, e) ? share : S(0); });
+    weights.each([&](int m, int n, int e, S& weight) {
       const Statistic<S>& query =
           of_keys ? statistics.of[n % Count][e % 2] : statistics.of[m % Count][e / 2];
       weight = exponential<T>(weight * unit - query.log);
-      slope = weight * (slope - query.mean);
+      slopes.d[m][n][e] = weight * (slopes.d[m][n][e] - query.mean);
     });
     if (a.seed)
-      each([&](int m, int n, int e, S& weight, S&) { weight *= kept(m, n, e) ? share : S(0); });
+      weights.each([&](int m, int n, int e, S& weight) { weight *= kept(m, n, e) ? share : S(0); });
   }
 };
 

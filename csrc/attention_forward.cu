@@ -107,15 +107,10 @@ __global__ void __launch_bounds__(attention_threads, 1)
     multiply_rows<Memory::first>(at, shared.own_first(at), shared.streamed_first(buffer),
                                  p.widths[0], scores);
     rows.add(scores, mask_scores(at, masks, bits.scores(at), row, key, scores));
-    if (a.seed) {
-#pragma unroll
-      for (int m = 0; m < M; ++m)
-#pragma unroll
-        for (int n = 0; n < N; ++n)
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            if (!kept(m, n, e)) scores.d[m][n][e] = 0;
-    }
+    if (a.seed)
+      scores.each([&](int m, int n, int e, S& weight) {
+        if (!kept(m, n, e)) weight = 0;
+      });
     multiply_columns<Memory::second>(at, scores, shared.streamed_second(buffer), rows.sums);
   };
   walk<Bits>(

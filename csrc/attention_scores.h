@@ -108,18 +108,10 @@ __device__ __forceinline__ Sum<T> mask_scores(const Lane& at, const Masks<T>& ma
                                               Tiles<Sum<T>, M, N>& scores) {
   using S = Sum<T>;
   const S scale = S(masks.a.scale) * exponent_unit<T>;
-  const auto each = [&](const auto& change) {
-#pragma unroll
-    for (int m = 0; m < M; ++m)
-#pragma unroll
-      for (int n = 0; n < N; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) change(m, n, e, scores.d[m][n][e]);
-  };
   const bool added = masks.a.mask_kind == Mask::additive;
   // Only a factor above 0 leaves scores in their order and -inf as it is.
   const bool later = scale > 0 && !added;
-  if (!later) each([&](int, int, int, S& score) { score *= scale; });
+  if (!later) scores.each([&](int, int, int, S& score) { score *= scale; });
   if (added) {
 #pragma unroll
     for (int m = 0; m < M; ++m)
@@ -142,7 +134,7 @@ __device__ __forceinline__ Sum<T> mask_scores(const Lane& at, const Masks<T>& ma
       }
   }
   if (!count.all)
-    each([&](int m, int n, int e, S& score) {
+    scores.each([&](int m, int n, int e, S& score) {
       if (!count(m, n, e)) score = -infinity<S>;
     });
   return later ? scale : S(1);

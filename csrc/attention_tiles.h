@@ -13,6 +13,17 @@ namespace fastrnn::cuda {
 template <class S, int M, int N>
 struct Tiles {
   S d[M][N][4];
+
+  // Calls act(m, n, e, d[m][n][e]) for each.
+  template <class Act>
+  __device__ __forceinline__ void each(const Act& act) {
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) act(m, n, e, d[m][n][e]);
+  }
 };
 
 struct Lane {
