@@ -83,6 +83,9 @@ struct Pairs {
 
  private:
   __device__ __forceinline__ void turn(ClusterPlace& at, int pair) const {
+    // What follows from the lane is not kept through the products: they need the registers.
+    make_now(at.lane);
+    at.group = at.lane / 4, at.place = at.lane % 4;
     at.first_octet = int(blockIdx.x) * p.octets();
     at.turn_to(p, count_out(pair, p.own));
     at.job = pair;
@@ -101,12 +104,12 @@ __device__ __forceinline__ float* sums_of(const ClusterPlan& p, const ClusterPla
 // the first of `rows`. product(sums) takes the next ones.
 template <int Slots, class T, class Product>
 __device__ __forceinline__ void products(const ClusterPlan& p, const ClusterPlace& at,
-                                         Ahead<T>& ahead, const T* rows, int tiles,
-                                         const Product& product) {
+                                         Ahead<T>& ahead, const Chunks& chunks, const T* rows,
+                                         int tiles, const Product& product) {
   constexpr int Count = Slots * elements, most = Ahead<T>::at_once;
   for (int tile = 0; tile < tiles; tile += ahead.tiles()) {
     if (tile > 0) {
-      ahead.start(rows + tile * p.tile * p.stride, tiles - tile);
+      ahead.start(rows + tile * p.tile * p.stride, chunks, tiles - tile);
       if (p.splits > 1) __syncthreads();  // the last tiles' partial sums have been read
     }
     float sums[most][Slots][elements];
@@ -157,7 +160,8 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   product.fill(p, at, ForwardWeights<T>{weight, weight_on, H, unit, Cell::gates});
   ForwardRows<T, Cell> rows(f, extras, p, mine);
   GridRows<T> exchanged{workspaces + blockIdx.y * bytes, tiles};
-  Ahead<T> ahead(p, at, 0, p.chunks);
+  Ahead<T> ahead(p, at);
+  const Chunks chunks(p, at, 0, p.chunks);
   const Pairs pairs(p, tiles);
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + pairs.warp * p.tile * octet;
   const auto send = [&](Index buffer) {
@@ -177,9 +181,9 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     const auto step = [&] { return step_at(steps, i, f.batch); };
     if constexpr (F > 0) {
       const T* const every = exchanged.of(p, 0, 0);
-      ahead.start(every, tiles);
+      ahead.start(every, chunks, tiles);
       pairs.first(mine, H, [&] { rows.template fetch<0, F>(step()); });
-      products<F>(p, at, ahead, every, tiles,
+      products<F>(p, at, ahead, chunks, every, tiles,
                   [&](auto& sums) { product.template of_slots<0>(p, at, ahead, sums); });
       pairs.each(mine, H, [&](bool first) {
         if (!first) rows.template fetch<0, F>(step());
@@ -191,10 +195,10 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
       exchanged.meet();
     }
     const T* const every = exchanged.of(p, F > 0 ? 1 : i, 0);
-    ahead.start(every, tiles);
+    ahead.start(every, chunks, tiles);
     // Arrives while the products are taken.
     pairs.first(mine, H, [&] { rows.template fetch<F>(step()); });
-    products<L>(p, at, ahead, every, tiles,
+    products<L>(p, at, ahead, chunks, every, tiles,
                 [&](auto& sums) { product.template of_slots<F>(p, at, ahead, sums); });
     pairs.each(mine, H, [&](bool first) {
       if (!first) rows.template fetch<F>(step());
@@ -228,16 +232,17 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + pairs.warp * p.tile * O * G * octet;
   // With an operand, the two products read places of their own in one buffer.
   const auto of = [&](Index i, int tile) -> T* { return exchanged.of(p, F > 0 ? 0 : i, tile); };
-  Ahead<T> ahead(p, at, F > 0 ? p.first_chunks : 0, p.chunks);
+  Ahead<T> ahead(p, at);
+  const Chunks chunks(p, at, F > 0 ? p.first_chunks : 0, p.chunks);
   pairs.each(mine, H, [&](bool) { rows.begin(); });
   meet_cluster(p);
   // A step first takes what the step after it (i + 1) has sent; step -1 does nothing else.
   for (Index i = steps.steps - 1; i >= -1; --i) {
     const bool works = i >= 0, receives = i + 1 < steps.steps;
-    if (receives) ahead.start(of(i + 1, 0), tiles);
+    if (receives) ahead.start(of(i + 1, 0), chunks, tiles);
     if (works) pairs.first(mine, H, [&] { rows.fetch(step_at(steps, i, b.batch)); });
     if (receives)
-      products<O>(p, at, ahead, of(i + 1, 0), tiles,
+      products<O>(p, at, ahead, chunks, of(i + 1, 0), tiles,
                   [&](auto& sums) { product.template last<(F > 0)>(p, at, ahead, sums); });
     pairs.each(mine, H, [&](bool first) {
       if (works && !first) rows.fetch(step_at(steps, i, b.batch));
@@ -260,14 +265,14 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     if (works) exchanged.meet();
     if constexpr (F > 0) {
       if (!works) continue;
-      const Step step = step_at(steps, i, b.batch);
-      Ahead<T> first(p, at, 0, p.first_chunks);
-      first.start(of(i, 0), tiles);
-      pairs.first(mine, H, [&] { rows.fetch(step); });
-      products<O>(p, at, first, of(i, 0), tiles,
-                  [&](auto& sums) { product.first(p, at, first, sums); });
+      const Chunks first(p, at, 0, p.first_chunks);
+      ahead.start(of(i, 0), first, tiles);
+      pairs.first(mine, H, [&] { rows.fetch(step_at(steps, i, b.batch)); });
+      products<O>(p, at, ahead, first, of(i, 0), tiles,
+                  [&](auto& sums) { product.first(p, at, ahead, sums); });
       T* const early = staged + p.tile * O * (G - F) * octet;
       pairs.each(mine, H, [&](bool first) {
+        const Step step = step_at(steps, i, b.batch);
         if (!first) rows.fetch(step);
         float sums[O][elements];
         collect(p, mine, sums);

@@ -63,6 +63,18 @@ struct Near {
   }
 };
 
+// A warp's chunks from `begin` to `end`.
+struct Chunks {
+  int first, count;
+
+  __device__ __forceinline__ Chunks(const ClusterPlan& p, const ClusterPlace& at, int begin,
+                                    int end) {
+    const int many = p.pieces(), late = begin > at.piece ? begin - at.piece : 0;
+    first = at.piece + (late + many - 1) / many * many;
+    count = first < end ? (end - first + many - 1) / many : 0;
+  }
+};
+
 // From the device's memory, hundreds of cycles away, and of several tiles at once: a lane asks for
 // what it will multiply some chunks ahead, and it comes to places of its own in shared memory.
 template <class T>
@@ -70,15 +82,9 @@ class Ahead {
  public:
   static constexpr int at_once = tiles_at_once(sizeof(T));
 
-  // Of the warp's chunks from `begin` to `end`.
-  __device__ __forceinline__ Ahead(const ClusterPlan& p, const ClusterPlace& at, int begin,
-                                   int end) {
-    const int many = p.pieces(), late = begin > at.piece ? begin - at.piece : 0;
-    const int first = at.piece + (late + many - 1) / many * many;
-    count_ = first < end ? (end - first + many - 1) / many : 0;
-    step_ = unsigned(many * chunk_k);
-    to_next_tile_ = unsigned(p.tile * p.stride);
-    offset_ = row_of(p, at) * p.stride + at.place * octet + first * chunk_k;
+  __device__ __forceinline__ Ahead(const ClusterPlan& p, const ClusterPlace& at)
+      : step_(unsigned(p.pieces() * chunk_k)), to_next_tile_(unsigned(p.tile * p.stride)) {
+    offset_ = row_of(p, at) * p.stride + at.place * octet;
     const int warp = int(threadIdx.x) / 32;
     places_ =
         reinterpret_cast<T*>(at.shared + p.ahead) + warp * asked * of_chunk + at.lane * piece<T>;
@@ -86,8 +92,8 @@ class Ahead {
 
   // Asks for the first chunks of rows [tiles * tile, stride], as many of the tiles as it takes at
   // once.
-  __device__ __forceinline__ void start(const T* rows, int tiles) {
-    next_ = rows + offset_, left_ = count_, place_ = 0;
+  __device__ __forceinline__ void start(const T* rows, const Chunks& chunks, int tiles) {
+    next_ = rows + offset_ + chunks.first * chunk_k, left_ = chunks.count, place_ = 0;
     tiles_ = tiles < at_once ? tiles : tiles == 4 ? 2 : at_once;  // rather 2 and 2 than 3 and 1
     with_tiles([&](auto number) {
       constexpr int many = decltype(number)::value;
@@ -136,7 +142,7 @@ class Ahead {
 
   T* places_;
   const T* next_;
-  int count_, offset_, left_, tiles_;
+  int offset_, left_, tiles_;
   unsigned step_, to_next_tile_;  // from a chunk to the next
   unsigned place_;
 };
