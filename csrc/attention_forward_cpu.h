@@ -12,7 +12,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
   using Tiles::infinity, Tiles::panels, Tiles::padded, Tiles::short_;
   using Tiles::NV, Tiles::w, Tiles::panel_width, Tiles::most_rows, Tiles::key_block, Tiles::words;
   using typename Tiles::Needed, typename Tiles::Result, typename Tiles::V;
-  static constexpr Index query_block = 4 * most_rows;
+  static constexpr Index query_block = 48;  // a head of no more is one block, whatever the set
 
  public:
   AttentionForwardLoop(const AttentionForward& arguments, char* workspace, int threads)
