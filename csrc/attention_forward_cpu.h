@@ -119,9 +119,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
   template <bool additive>
   bool weigh_level(Index first, Index row, Index rows, Index key, const Needed& needed) {
     const Index begin = needed.begin * panel_width, end = needed.keys, query = first + row;
-    // Scores are logarithms to the base 2, unless that would take another product.
-    constexpr double unit = additive ? 1 : log2_of_e;
-    const V scale(T(s_.scale * unit)), nothing(T(0));
+    const V scale(T(s_.scale)), nothing(T(0));
     V most(T(0));
     auto mask = this->row(query, rows, key);
     for (Index r = 0; r < rows; ++r, mask.next()) {
@@ -132,7 +130,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
         const V score =
             this->template scores<additive>(V::load(scores + c), scale, mask, c, nothing);
         most = Larger()(most, score);
-        const V weight = additive ? exp_or_zero(score) : exp2_or_zero(score);
+        const V weight = exp_or_zero(score);
         total = total + weight;
         weight.store(scores + c);
       }
@@ -140,7 +138,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
     }
     add_totals(row, rows);
     drop_some(query, rows, key, begin, end);
-    return across(most, Larger()) <= T(level_most * unit);
+    return across(most, Larger()) <= level_most;
   }
 
   // Turns the tile's products into weights, exp(score - the row's largest so far).

@@ -9,30 +9,22 @@ namespace fastrnn::FASTRNN_ISA {
 // T's range is then far away. That saves a pass over the x.
 constexpr float level_most = 32, level_least_sum = 1e-12f;
 
-// 2^x for x < 128, and 0 of what is hardly above T's smallest normal number or less, -inf too; NaN
-// stays. 2^n 2^r with |r| <= 1/2, by Horner's scheme: of all it has the fewest operations, and
-// vectors do not wait for each other.
+// exp of x <= level_most, and 0 from about T's smallest normal number down, -inf too; NaN stays. A
+// power of two, 2^n 2^r with |r| <= 1/2, by Horner's scheme: of all it has the fewest operations,
+// and vectors do not wait for each other. That log2(e) was rounded changes all x by the same share,
+// which a quotient of two exponentials shows only where one is far smaller.
 template <class T>
-FASTRNN_INLINE Vec<T> exp2_or_zero(Vec<T> x) {
+FASTRNN_INLINE Vec<T> exp_or_zero(Vec<T> x) {
   using C = Constants<T>;
   using V = Vec<T>;
-  const V biased(C::round + T(C::bias));
-  x = max(V(T(-C::bias)), x);  // whose scale is 0
-  const V shifted = x + biased, r = x - (shifted - biased);
+  const V unit(T(1.4426950408889634)), biased(C::round + T(C::bias));
+  x = max(V(T(-0.6931471805599453 * C::bias)), x);  // there the scale is 0
+  const V shifted = x * unit + biased, r = x * unit - (shifted - biased);
   constexpr int degree = sizeof C::exp2_series / sizeof(T) - 1;
   V sum(C::exp2_series[degree]);
 #pragma GCC unroll 16
   for (int k = degree - 1; k >= 0; --k) sum = sum * r + V(C::exp2_series[k]);
   return sum * V(typename V::Register(typename C::Bits(shifted.v) << C::mantissa));
-}
-
-constexpr double log2_of_e = 1.4426950408889634;
-
-// That log2(e) was rounded changes all x by the same share, which a quotient of two exponentials
-// shows only where one is far smaller.
-template <class T>
-FASTRNN_INLINE Vec<T> exp_or_zero(Vec<T> x) {
-  return exp2_or_zero(x * Vec<T>(T(log2_of_e)));
 }
 
 // log of normal x (0 may come, what it gives is not to be read): the exponent and mantissa f taken
