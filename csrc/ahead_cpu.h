@@ -5,40 +5,38 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// Rows of several tensors that will be needed, asked for a few cache lines at a time: many at once
-// hold up what is needed now.
+// Rows of several tensors that will be needed, asked for one at a time: many at once hold up what
+// is needed now. The loops that ask are short, so that asking must take few instructions.
 template <class T>
 class Ahead {
-  static constexpr Index line = 64 / sizeof(T);
-
  public:
   void add(const T* rows, Index ld, Index count, Index width) {
-    row_lines_ += ceil_div(width, line);
-    if (ld == width) {  // no gaps: as rows of four lines
-      count = ceil_div(count * width, 4 * line);
-      ld = width = 4 * line;
-    }
-    parts_[count_++] = {rows, ld, width};
-    rounds_ = larger(rounds_, count);
+    parts_[count_++] = {reinterpret_cast<const char*>(rows), ld * Index(sizeof(T))};
+    bytes_ = larger(bytes_, width * Index(sizeof(T)));
+    rows_ = larger(rows_, count);
   }
 
-  // As many lines as a row of every tensor has.
+  // A row of every tensor.
   void ask() {
-    for (Index lines = row_lines_; lines > 0 && rounds_ > 0;) {
-      Part& part = parts_[next_];
-      for (Index c = 0; c < part.width; c += line, --lines) __builtin_prefetch(part.row + c);
-      part.row += part.ld;
-      if (++next_ == count_) next_ = 0, --rounds_;
+    if (rows_ == 0) return;
+    --rows_;
+    for (Part* part = parts_; part < parts_ + count_; ++part) {
+      const char* const row = part->row;
+      part->row += part->step;
+      __builtin_prefetch(row);
+      __builtin_prefetch(row + line);
+      for (Index i = 2 * line; i < bytes_; i += line) __builtin_prefetch(row + i);
     }
   }
 
  private:
+  static constexpr Index line = 64;
   struct Part {
-    const T* row;
-    Index ld, width;
+    const char* row;
+    Index step;
   } parts_[8];
-  int count_ = 0, next_ = 0;
-  Index row_lines_ = 0, rounds_ = 0;
+  int count_ = 0;
+  Index bytes_ = 0, rows_ = 0;
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

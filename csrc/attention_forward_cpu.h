@@ -12,7 +12,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
   using Tiles::infinity, Tiles::panels, Tiles::padded, Tiles::short_;
   using Tiles::NV, Tiles::w, Tiles::panel_width, Tiles::most_rows, Tiles::key_block, Tiles::words;
   using typename Tiles::Needed, typename Tiles::Result, typename Tiles::V;
-  static constexpr Index query_block = 4 * most_rows;
+  static constexpr Index query_block = 48;  // a head of no more is one block, whatever the set
 
  public:
   AttentionForwardLoop(const AttentionForward& arguments, char* workspace, int threads)
@@ -32,7 +32,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
     for (Index item = team.begin(items); item < team.end(items); ++item) {
       const Index head = item / blocks, i = item % blocks;
       if (head != packed) {
-        this->open(head);
+        new_mask_ = this->open(head);
         Tiles::pack_columns(s_.key, s_.size, keys_);
         values_ = Tiles::pack_panels(this->at(s_.value), s_.value.row, s_.keys, s_.value_size,
                                      packed_values_);
@@ -58,7 +58,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
     keys_ = arena.take<T>(padded(s_.keys) * s_.size);
     packed_values_ = arena.take<T>(padded(s_.value_size) * s_.keys);
     most_ = arena.take<T>(query_block);
-    totals_ = arena.take<T>(query_block);
+    totals_ = arena.take<T>(query_block + w);
     sums_ = arena.take<T>(most_rows * w);
     scores_ = arena.take<T>(most_rows * key_block);
     kept_ = arena.take<Lanes>(most_rows * words);
@@ -84,7 +84,8 @@ class AttentionForwardLoop : AttentionTiles<T> {
       for (Index t = 0, row = 0, rows; t < tiles.count; ++t, row += rows) {
         rows = tiles.start(t + 1) - row;
         T* const out = this->at(s_.output, first + row);
-        const Needed needed = Tiles::needed(first + row, rows, key);
+        Needed& needed = needed_[t];
+        if (!short_ || new_mask_) needed = Tiles::needed(first + row, rows, key);
         if (needed.none()) {
           if (key == 0) Tiles::zero(out, s_.output.row, rows, D);
           continue;
@@ -189,8 +190,9 @@ class AttentionForwardLoop : AttentionTiles<T> {
   // Adds the tile's weighted values to its output. What is streamed is complete and cannot be
   // divided by the sum of its weights later.
   void sum_values(Index row, Index rows, Index key, const Needed& needed, T* out) {
-    T shares[most_rows];
-    for (Index r = 0; stream_ && r < rows; ++r) shares[r] = share(totals_[row + r]);
+    alignas(64) T shares[ceil_div(most_rows, w) * w];
+    for (Index r = 0; stream_ && r < rows; r += w)
+      share(V::load(totals_ + row + r)).store(shares + r);
     const Index begin = needed.begin * panel_width;
     const auto product = stream_ ? Tiles::template product<Result::streamed>
                                  : Tiles::template product<Result::plain>;
@@ -199,7 +201,10 @@ class AttentionForwardLoop : AttentionTiles<T> {
             stream_ ? shares : nullptr);
   }
 
-  static T share(T total) { return total == 0 ? T(0) : 1 / total; }
+  static FASTRNN_INLINE V share(V total) {
+    const V share = V(T(1)) / total;
+    return total.v == V(T(0)).v ? V(T(0)).v : share.v;
+  }
 
   // What was summed against a smaller score, against the larger.
   void fade(Index first, Index row, T before, T most) {
@@ -218,7 +223,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
   void finish(Index head, Index first, Index count) {
     if (!stream_)
       for (Index r = 0; r < count; ++r)
-        multiply_row(this->at(s_.output, first + r), V(share(totals_[r])));
+        multiply_row(this->at(s_.output, first + r), share(V(totals_[r])));
     T* const logs = static_cast<T*>(s_.logsumexp) + head * s_.queries + first;
     for (Index r = 0; r < count; r += w) {
       const V sum = V::load(totals_ + r), log = V::load(most_ + r) + log_positive(sum);
@@ -231,6 +236,8 @@ class AttentionForwardLoop : AttentionTiles<T> {
   const int threads_;
   Index bytes_;
   const bool stream_ = short_ && this->streams(s_.output, s_.queries, s_.value_size);
+  bool new_mask_;
+  Needed needed_[ceil_div(query_block, most_rows)];  // of a block's tiles; a short head's are kept
   const T* values_;
   T *keys_, *packed_values_;  // [panels][E][panel_width], [panels(D)][Lk][panel_width]
   T *most_, *totals_;         // [block]: largest score, or 0; sum of weights

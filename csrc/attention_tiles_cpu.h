@@ -40,15 +40,17 @@ class AttentionTiles {
     return static_cast<T*>(tensor.data) + offset(tensor) + row * tensor.row;
   }
 
-  void open(Index head) {
+  // Returns whether its mask is another than the one before.
+  bool open(Index head) {
     batch_ = head / a_.heads, head_ = head % a_.heads;
     const Index next = head + 1 < a_.batch * a_.heads ? head + 1 : head;
     next_batch_ = next / a_.heads, next_head_ = next % a_.heads;
+    const char* const before = mask_;
     mask_ = static_cast<const char*>(a_.mask.data) + offset(a_.mask) * mask_bytes();
-    if (short_ && filled_for_ != mask_) {
-      fill(0, a_.queries, 0);
-      filled_for_ = mask_;
-    }
+    const bool another = !opened_ || before != mask_;
+    if (short_ && another) fill(0, a_.queries, 0);
+    opened_ = true;
+    return another;
   }
 
   // The next head's part of a tensor, to be asked for while the open one is worked on.
@@ -200,7 +202,7 @@ class AttentionTiles {
       const T* const values = reinterpret_cast<const T*>(row.mask);
       x = x + (a_.mask_column == 0 ? V(*values) : V::load(values + c, row.keys - c));
     }
-    return choose(row.allowed[c / w], x - base, V(-infinity));
+    return choose(row.allowed[std::size_t(c) / w], x - base, V(-infinity));
   }
 
   // Which weights of a tile dropout leaves, from key `begin` of a block on: out [rows][words].
@@ -272,11 +274,11 @@ class AttentionTiles {
 
   Index offset(const Heads& tensor) const { return batch_ * tensor.batch + head_ * tensor.head; }
 
+  bool opened_ = false;                                  // any head
   Index batch_ = 0, head_ = 0, next_batch_, next_head_;  // the open head
   const char* mask_ = nullptr;                           // its mask
-  Lanes* allowed_;                 // [query_block][words]: a tile's keys, or a short head's
-  Index all_of_ = 0;               // a tile's are all of so many, for every query
-  const void* filled_for_ = this;  // the mask that a short head's were taken from; none yet
+  Lanes* allowed_;    // [query_block][words]: a tile's keys, or a short head's
+  Index all_of_ = 0;  // a tile's are all of so many, for every query
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -36,6 +36,9 @@ struct Constants<float> {
   static constexpr float round = 0x1.8p23f;  // adding it leaves the integer in the low bits
   static constexpr float ln2_high = 0x1.63p-1f, ln2_low = -0x1.bd0106p-13f;
   static constexpr float exp_limit = 87.f, tanh_limit = 9.1f;
+  // Of 2^r, |r| <= 1/2: the least relative error among those that are 1 at 0.
+  static constexpr float exp2_series[] = {1.f,          0.69314721f,   0.24022653f,   0.055503106f,
+                                          0.009617693f, 0.0013406644f, 0.00015594678f};
 };
 
 template <>
@@ -47,6 +50,20 @@ struct Constants<double> {
   static constexpr double round = 0x1.8p52;
   static constexpr double ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;
   static constexpr double exp_limit = 708., tanh_limit = 19.1;
+  static constexpr double exp2_series[] = {
+      1.,
+      0.693147180559945697,
+      0.24022650695910098,
+      0.0555041086647903938,
+      0.00961812910760700225,
+      0.00133335581534401334,
+      0.000154035304415723593,
+      1.52527273850382371e-5,
+      1.32154426751827578e-6,
+      1.01806477221188521e-7,
+      7.07257044246768134e-9,
+      4.07806269946622489e-10,
+  };
 };
 
 // The upper half of a float. What is stored so is computed in float; products take it as it is, in

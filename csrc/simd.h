@@ -7,7 +7,12 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-using Lanes = std::uint16_t;  // a bit for each lane of a vector
+// A bit for each lane of a vector; as wide as what a register is filled with in one load.
+#ifdef __AVX512F__
+using Lanes = std::uint16_t;
+#else
+using Lanes = std::uint32_t;
+#endif
 
 template <class T>
 struct Vec {
@@ -207,9 +212,10 @@ FASTRNN_INLINE Vec<T> choose(Lanes bits, Vec<T> a, Vec<T> b) {
     return
         typename Vec<T>::Register(_mm512_mask_blend_pd(__mmask8(bits), __m512d(b.v), __m512d(a.v)));
 #else
-  typename Constants<T>::Bits bit;
-  for (int i = 0; i < Vec<T>::width; ++i) bit[i] = 1 << i;
-  return (bit & bits) != 0 ? a.v : b.v;
+  using C = Constants<T>;
+  typename C::Bits to_sign;
+  for (int i = 0; i < Vec<T>::width; ++i) to_sign[i] = int(8 * sizeof(T)) - 1 - i;
+  return (typename C::Bits{} + typename C::Whole(bits)) << to_sign < 0 ? a.v : b.v;
 #endif
 }
 
