@@ -31,12 +31,13 @@ Tensor empty_rows(const Tensor& like, std::int64_t width) {
   return torch::stable::transpose(torch::stable::new_empty(like, {B, L, heads, width}), 1, 2);
 }
 
-// Where the logarithms of sums are kept: in what the kernels sum in.
-Tensor empty_statistics(const AttentionInputs& in) {
+// [B, heads, Lq, *each]: what is known of a query, in what the kernels sum in.
+Tensor empty_statistics(const AttentionInputs& in, const Shape& each) {
   const Attention& a = in.arguments;
+  Shape shape{a.batch, a.heads, a.queries};
+  shape.insert(shape.end(), each.begin(), each.end());
   const bool wide = in.query.scalar_type() == ScalarType::Double;
-  return torch::stable::new_empty(in.query, {a.batch, a.heads, a.queries},
-                                  wide ? ScalarType::Double : ScalarType::Float);
+  return torch::stable::new_empty(in.query, shape, wide ? ScalarType::Double : ScalarType::Float);
 }
 
 // The place and strides of a [B, heads, L, width] tensor; 0 along axes of one.
@@ -96,7 +97,7 @@ AttentionForwardCall::AttentionForwardCall(const Tensor& query, const Tensor& ke
                                            double dropout_p, double scale)
     : in(checked(query, key, value, mask, seed, is_causal, dropout_p, scale)),
       output(empty_rows(query, in.arguments.value_size)),
-      logsumexp(empty_statistics(in)),
+      logsumexp(empty_statistics(in, {})),
       arguments{in.arguments, heads_of(output), logsumexp.mutable_data_ptr()} {}
 
 AttentionBackwardCall::AttentionBackwardCall(
@@ -104,12 +105,12 @@ AttentionBackwardCall::AttentionBackwardCall(
     const std::optional<Tensor>& mask, const std::optional<Tensor>& seed, const Tensor& output,
     const Tensor& logsumexp, bool is_causal, double dropout_p, double scale, bool mask_grad)
     : in(checked(query, key, value, mask, seed, is_causal, dropout_p, scale)),
-      means(empty_statistics(in)) {
+      statistics(empty_statistics(in, {2})) {
   const Attention& a = in.arguments;
   const Shape rows{a.batch, a.heads, a.queries, a.value_size};
   given = {with_rows("grad_output", grad_output, rows, query),
            with_rows("output", output, rows, query),
-           check.tensor("logsumexp", logsumexp, {rows[0], rows[1], rows[2]}, means)};
+           check.tensor("logsumexp", logsumexp, {rows[0], rows[1], rows[2]}, statistics)};
   check(!mask_grad || a.mask_kind == Mask::additive, "mask_grad needs an additive mask");
   results = {empty_rows(query, a.size), empty_rows(key, a.size), empty_rows(value, a.value_size),
              torch::stable::new_empty(query, mask_grad ? shape_of(*mask) : Shape{0})};

@@ -39,7 +39,7 @@ struct AttentionBackwardCall {
                         bool mask_grad);
 
   AttentionInputs in;
-  Tensor means;               // [B, heads, Lq], scratch, of logsumexp's dtype
+  Tensor statistics;          // [B, heads, Lq, 2], scratch, of logsumexp's dtype
   std::vector<Tensor> given;  // grad_output, output, logsumexp
   Results results;            // gradients of query, key, value and mask
   AttentionBackward arguments;

@@ -7,151 +7,180 @@
 
 namespace fastrnn::cuda {
 
-// [B, heads, Lq]: rowsum(grad_output * output), the mean slope of a row. A warp to a row.
+// A warp to a query.
 template <class T>
-__global__ void attention_means(AttentionGradients a, AttentionPlan) {
+__global__ void attention_statistics(AttentionGradients a, AttentionPlan) {
   using S = Sum<T>;
   const Lane at;
   const Index rows = a.batch * a.heads * a.queries;
   const Index row = Index(blockIdx.x) * (blockDim.x / 32) + at.warp;
   if (row >= rows) return;
-  const Index pair = row / a.queries, i = row % a.queries;
-  const Source<T> grad(a.grad_output, pair, a.heads, a.queries, a.value_size);
-  const Source<T> output(a.output, pair, a.heads, a.queries, a.value_size);
+  const Pair pair(unsigned(row / a.queries), a.heads);
+  const Index i = row % a.queries;
+  const Source<T> grad(a.grad_output, pair, a.queries, a.value_size);
+  const Source<T> output(a.output, pair, a.queries, a.value_size);
   S sum = 0;
   for (int c = at.lane; c < grad.width; c += 32)
     sum += widen(grad.data[i * grad.row + c]) * widen(output.data[i * output.row + c]);
   for (unsigned mask = 16; mask; mask /= 2) sum += shuffle_xor(sum, mask);
-  if (at.lane == 0) static_cast<S*>(a.means)[row] = sum;
+  if (at.lane == 0)
+    static_cast<Statistic<S>*>(a.statistics)[row] = {
+        static_cast<const S*>(a.logsumexp)[row] * exponent_unit<T>, sum};
 }
 
 // Of the queries that a lane's scores belong to: two for each of `Count`, its rows or columns.
 template <class T, int Count>
 struct Statistics {
-  Sum<T> log[Count][2], mean[Count][2];
+  Statistic<Sum<T>> of[Count][2];
 
-  template <class Query>
-  __device__ __forceinline__ void load(const AttentionGradients& a, Index pair,
-                                       const Query& query) {
-    using S = Sum<T>;
-    const auto* const logs = static_cast<const S*>(a.logsumexp) + pair * a.queries;
-    const auto* const means = static_cast<const S*>(a.means) + pair * a.queries;
+  // Of a pair's queries row(n, x).
+  template <class Row>
+  __device__ __forceinline__ void load(const AttentionGradients& a, const Pair& pair,
+                                       const Row& row) {
+    const auto* const all =
+        static_cast<const Statistic<Sum<T>>*>(a.statistics) + pair.number * a.queries;
 #pragma unroll
     for (int n = 0; n < Count; ++n)
 #pragma unroll
       for (int x = 0; x < 2; ++x) {
-        const Index i = query(n, x);
-        log[n][x] = i < a.queries ? logs[i] * exponent_unit<T> : infinity<S>;
-        mean[n][x] = i < a.queries ? means[i] : S(0);
+        const Index i = row(n, x);
+        of[n][x] = i < a.queries ? all[i] : Statistic<Sum<T>>{infinity<Sum<T>>, 0};
       }
+  }
+  // Of the columns of tiles, from shared memory.
+  __device__ __forceinline__ void load(const Lane& at, const Statistic<Sum<T>>* columns) {
+#pragma unroll
+    for (int n = 0; n < Count; ++n)
+#pragma unroll
+      for (int x = 0; x < 2; ++x) of[n][x] = columns[at.column(n, x)];
   }
 };
 
-// What a warp makes of its rows and a step of the others.
-template <class T, int M, int N, class Bits>
+// What a warp makes of its rows and some columns.
+template <class Memory, class T, int M, int N, class Scores>
 struct Slopes {
   using S = Sum<T>;
-  static constexpr bool of_keys = Bits::of_keys;
+  static constexpr bool of_keys = Scores::of_keys;
   // The weights that values were summed with, and the gradients of the scores, dS.
   Tiles<S, M, N> weights, slopes;
 
-  // own[2], streamed[2]: rows in shared memory; row, column: the first ones' numbers.
+  // The columns' rows in shared memory; row, column: the first ones' numbers.
   template <int Count>
-  __device__ __forceinline__ Slopes(const Lane& at, const Masks<T>& masks, const AttentionPlan& p,
-                                    const Bits& bits, const Statistics<T, Count>& statistics,
-                                    const T* const (&own)[2], const T* const (&streamed)[2],
-                                    Index row, Index column)
+  __device__ __forceinline__ Slopes(const Lane& at, const Masks<T>& masks, const Memory& shared,
+                                    const Scores& count, const Statistics<T, Count>& statistics,
+                                    const T* first, const T* second, Index row, Index column)
       : weights{}, slopes{} {
     const Attention& a = masks.a;
     constexpr int depth = sizeof(T) == 2 ? 16 : 16 / int(sizeof(T));
-    const int deep[2] = {rounded_up(a.size, depth), rounded_up(a.value_size, depth)};
-    multiply_rows(at, own[0], p.strides[0], streamed[0], p.strides[0], deep[0], weights);
-    multiply_rows(at, own[1], p.strides[1], streamed[1], p.strides[1], deep[1], slopes);
-    mask_scores(at, masks, bits, row, column, weights);
-    const std::uint32_t kept = a.seed ? kept_bits<Bits, M, N>(at, masks, row, column) : ~0u;
-    const S share = a.seed ? S(1 / (1 - a.dropout)) : S(1);
-#pragma unroll
-    for (int m = 0; m < M; ++m)
-#pragma unroll
-      for (int n = 0; n < N; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int i = of_keys ? n % Count : m % Count, x = of_keys ? e % 2 : e / 2;
-          const S factor = kept >> (4 * (m * N + n) + e) & 1 ? share : S(0);
-          S &weight = weights.d[m][n][e], &slope = slopes.d[m][n][e];
-          weight = exponential<T>(weight - statistics.log[i][x]);
-          slope = weight * (slope * factor - statistics.mean[i][x]);
-          weight *= factor;
-        }
+    Kept<M> kept;
+    if (a.seed) kept = kept_bits<Scores, M, N>(at, masks, row, column);
+    multiply_rows<Memory::first>(at, shared.own_first(at), first, rounded_up(a.size, depth),
+                                 weights);
+    multiply_rows<Memory::second>(at, shared.own_second(at), second,
+                                  rounded_up(a.value_size, depth), slopes);
+    const S unit = mask_scores(at, masks, count, row, column, weights);
+    const S share = S(1 / (1 - a.dropout));
+    if (a.seed)
+      slopes.each([&](int m, int n, int e, S& slope) { slope *= kept(m, n, e) ? share : S(0); });
+    weights.each([&](int m, int n, int e, S& weight) {
+      const Statistic<S>& query =
+          of_keys ? statistics.of[n % Count][e % 2] : statistics.of[m % Count][e / 2];
+      weight = exponential<T>(weight * unit - query.log);
+      slopes.d[m][n][e] = weight * (slopes.d[m][n][e] - query.mean);
+    });
+    if (a.seed)
+      weights.each([&](int m, int n, int e, S& weight) { weight *= kept(m, n, e) ? share : S(0); });
   }
 };
 
-// The gradient of the queries, or those of the keys and values.
-template <class T, int Columns, AttentionPass pass>
+// The gradient of the queries.
+template <class T, int Width>
 __global__ void __launch_bounds__(attention_threads, 1)
-    attention_grad_rows(AttentionGradients a, AttentionPlan p) {
+    attention_grad_queries(AttentionGradients a, AttentionPlan p) {
   using S = Sum<T>;
-  constexpr bool of_keys = pass == AttentionPass::keys;
-  constexpr AttentionShape shape = attention_shape(pass, sizeof(T), Columns);
-  constexpr int M = shape.tiles, N = shape.step / 8, C = Columns / 8;
-  constexpr int Count = of_keys ? N : M;
-  using Bits = std::conditional_t<of_keys, KeyBits<shape.step>, QueryBits<M, shape.step>>;
-  FASTRNN_SHARED(T, memory);
+  using Memory = Shared<T, AttentionPass::queries, Width>;
+  constexpr AttentionShape shape = Memory::shape;
+  constexpr int Columns = attention_columns(sizeof(T), Width);
+  constexpr int M = shape.tiles, N = shape.step / 8;
+  using Bits = QueryBits<M, shape.step>;
   const Lane at;
-  const Index pairs = a.batch * a.heads, pair = blockIdx.x % pairs, rest = blockIdx.x / pairs;
-  const Index count = of_keys ? a.keys : a.queries, blocks = (count + p.rows - 1) / p.rows;
-  // Under the causal rule the last queries and the first keys take longest: they begin.
-  const Index block = of_keys ? rest / p.parts : blocks - 1 - rest / p.parts;
-  const Index block_row = block * p.rows, row = block_row + at.warp * shape.rows();
-  const int from = int(rest % p.parts) * Columns;
-  const Rows<T> queries{{a.query, pair, a.heads, a.queries, a.size},
-                        {a.grad_output, pair, a.heads, a.queries, a.value_size}};
-  const Rows<T> keys{{a.key, pair, a.heads, a.keys, a.size},
-                     {a.value, pair, a.heads, a.keys, a.value_size}};
-  const Shared<T> shared{memory, p, true, shape.step};
-  const T* const own[2] = {shared.own(0) + at.warp * shape.rows() * p.strides[0],
-                           shared.own(1) + at.warp * shape.rows() * p.strides[1]};
-  const Masks<T> masks(a, pair);
-  Statistics<T, Count> statistics;
-  if constexpr (!of_keys)
-    statistics.load(a, pair, [&](int m, int h) { return row + at.row(m, h); });
-  // Of queries or keys, and of values.
-  Tiles<S, M, C> sums{};
-  Tiles<S, of_keys ? M : 1, of_keys ? C : 1> value_sums{};
-
+  const Block block(a, p, a.queries);
+  // Under the causal rule the last queries take longest: they begin.
+  const Index block_row = (block.count - 1 - block.number) * p.rows;
+  const Index row = block_row + at.warp * shape.rows(), past = block_row + p.rows;
+  FASTRNN_SHARED(T, memory);
+  const Memory shared{memory, p};
+  const Masks<T> masks(a, block.pair);
+  Statistics<T, M> statistics;
+  statistics.load(a, block.pair, [&](int m, int h) { return row + at.row(m, h); });
+  Tiles<S, M, Columns / 8> sums{};
   const auto work = [&](Index column, int buffer, const Bits& bits) {
-    if constexpr (of_keys)
-      statistics.load(a, pair, [&](int n, int x) { return column + at.column(n, x); });
-    const T* const streamed[2] = {shared.streamed(buffer, 0), shared.streamed(buffer, 1)};
-    const Slopes<T, M, N, Bits> found(at, masks, p, bits, statistics, own, streamed, row, column);
-    multiply_columns(at, found.slopes, streamed[0] + from, p.strides[0], sums);
-    if constexpr (of_keys)
-      multiply_columns(at, found.weights, streamed[1] + from, p.strides[1], value_sums);
+    const Lane at = Lane::afresh();
+    const T* const keys = shared.streamed_first(buffer);
+    const Slopes<Memory, T, M, N, typename Bits::Scores> found(
+        at, masks, shared, bits.scores(at), statistics, keys, shared.streamed_second(buffer), row,
+        column);
+    multiply_columns<Memory::first>(at, found.slopes, keys + block.part * Columns, sums);
   };
-  const auto look = [&](Bits& bits, Index column) { bits.look(at, masks, row, column); };
-  const auto scale = [&](int, int) { return S(a.scale); };
-  if constexpr (of_keys) {
-    const Index begin = a.causal ? block_row / shape.step * shape.step : 0;
-    walk<Bits>(at, shared, keys, block_row, queries, 0, begin, a.queries, look, work);
-    const Source<T> to_key(a.grad_key, pair, a.heads, a.keys, a.size);
-    const Source<T> to_value(a.grad_value, pair, a.heads, a.keys, a.value_size);
-    put_rows(at, sums, row, from, to_key, scale);
-    put_rows(at, value_sums, row, from, to_value, [](int, int) { return S(1); });
-  } else {
-    const Index past = block_row + p.rows, end = a.causal && past < a.keys ? past : a.keys;
-    walk<Bits>(at, shared, queries, block_row, keys, 0, 0, end, look, work);
-    const Source<T> to_query(a.grad_query, pair, a.heads, a.queries, a.size);
-    put_rows(at, sums, row, from, to_query, scale);
-  }
+  walk<Bits>(
+      shared, queries_of<T>(a, block.pair), block_row, keys_of<T>(a, block.pair), 0, Index(0),
+      a.causal && past < a.keys ? past : a.keys,
+      [&](Bits& bits, Index column) { bits.look(at, masks, row, column); }, work);
+  const Source<T> to(a.grad_query, block.pair, a.queries, a.size);
+  put_rows(at, sums, row, block.part * Columns, to, [&](int, int) { return S(a.scale); });
+}
+
+// The gradients of the keys and values.
+template <class T, int Width>
+__global__ void __launch_bounds__(attention_threads, 1)
+    attention_grad_keys(AttentionGradients a, AttentionPlan p) {
+  using S = Sum<T>;
+  using Memory = Shared<T, AttentionPass::keys, Width>;
+  constexpr AttentionShape shape = Memory::shape;
+  constexpr int Columns = attention_columns(sizeof(T), Width);
+  constexpr int M = shape.tiles, N = shape.part() / 8;
+  using Bits = KeyBits<M, shape.step>;
+  const Lane at;
+  const Block block(a, p, a.keys);
+  const Index block_row = block.number * p.rows, row = block_row + at.warp * shape.rows();
+  FASTRNN_SHARED(T, memory);
+  const Memory shared{memory, p};
+  const Masks<T> masks(a, block.pair);
+  Tiles<S, M, Columns / 8> to_keys{}, to_values{};
+  const auto work = [&](Index column, int buffer, const Bits& bits) {
+    const Lane at = Lane::afresh();
+#pragma unroll 1
+    for (int from = 0; from < shape.step; from += shape.part()) {
+      const T* const queries = shared.streamed_first(buffer) + from * Memory::first;
+      const T* const grads = shared.streamed_second(buffer) + from * Memory::second;
+      Statistics<T, N> statistics;
+      statistics.load(at, shared.statistics(buffer) + from);
+      const Slopes<Memory, T, M, N, KeyScores<M, N>> found(
+          at, masks, shared, bits.template scores<N>(at, from), statistics, queries, grads, row,
+          column + from);
+      const int first = block.part * Columns;
+      multiply_columns<Memory::first>(at, found.slopes, queries + first, to_keys);
+      multiply_columns<Memory::second>(at, found.weights, grads + first, to_values);
+    }
+  };
+  walk<Bits>(
+      shared, keys_of<T>(a, block.pair), block_row, queries_of<T>(a, block.pair), 0,
+      a.causal ? block_row / shape.step * shape.step : 0, a.queries,
+      [&](Bits& bits, Index column) { bits.look(at, masks, row, column); }, work);
+  const Source<T> keys(a.grad_key, block.pair, a.keys, a.size);
+  const Source<T> values(a.grad_value, block.pair, a.keys, a.value_size);
+  put_rows(at, to_keys, row, block.part * Columns, keys, [&](int, int) { return S(a.scale); });
+  put_rows(at, to_values, row, block.part * Columns, values, [](int, int) { return S(1); });
 }
 
 // The mask's gradient: slopes, summed over what the mask is broadcast along. A block owns some of
 // the mask's rows and columns, or all of an axis that it is broadcast along.
-template <class T>
+template <class T, int Width>
 __global__ void __launch_bounds__(attention_threads, 1)
     attention_grad_mask(AttentionGradients a, AttentionPlan p) {
   using S = Sum<T>;
-  constexpr AttentionShape shape = attention_shape(AttentionPass::mask, sizeof(T), 0);
+  using Memory = Shared<T, AttentionPass::mask, Width>;
+  constexpr AttentionShape shape = Memory::shape;
   constexpr int M = shape.tiles, N = shape.step / 8;
   using Bits = QueryBits<M, shape.step>;
   FASTRNN_SHARED(T, memory);
@@ -163,18 +192,12 @@ __global__ void __launch_bounds__(attention_threads, 1)
   const Index mask = blockIdx.x % masks_, block = blockIdx.x / masks_;
   const Index first_row = block % row_blocks * p.rows,
               first_column = block / row_blocks * shape.step;
-  const Shared<T> shared{memory, p, true, shape.step};
-  const T* const own[2] = {shared.own(0) + at.warp * shape.rows() * p.strides[0],
-                           shared.own(1) + at.warp * shape.rows() * p.strides[1]};
-  const T* const streamed[2] = {shared.streamed(0, 0), shared.streamed(0, 1)};
+  const Memory shared{memory, p};
   Tiles<S, M, N> total{};
-  for (Index pair = 0; pair < a.batch * a.heads; ++pair) {
-    const Index b = grad.batch ? pair / a.heads : 0, h = grad.head ? pair % a.heads : 0;
+  for (unsigned number = 0; number < unsigned(a.batch * a.heads); ++number) {
+    const Pair pair(number, a.heads);
+    const Index b = grad.batch ? pair.batch : 0, h = grad.head ? pair.head : 0;
     if (b * own_heads + h != mask) continue;
-    const Rows<T> queries{{a.query, pair, a.heads, a.queries, a.size},
-                          {a.grad_output, pair, a.heads, a.queries, a.value_size}};
-    const Rows<T> keys{{a.key, pair, a.heads, a.keys, a.size},
-                       {a.value, pair, a.heads, a.keys, a.value_size}};
     const Masks<T> masks(a, pair);
     for (Index top = first_row; top < (every_row ? a.queries : first_row + 1); top += p.rows) {
       const Index row = top + at.warp * shape.rows();
@@ -183,17 +206,17 @@ __global__ void __launch_bounds__(attention_threads, 1)
         Bits bits;
         bits.look(at, masks, row, column);
         if (!block_any(bits.any)) continue;
-        shared.fetch_own(queries, top);
-        shared.fetch_step(keys, column, 0, 0);
+        shared.fetch_own(queries_of<T>(a, pair), top);
+        shared.fetch_step(keys_of<T>(a, pair), column, 0, 0);
         end_copies();
         wait_copies<0>();
         __syncthreads();
         if (!bits.any) continue;
-        bits.spread(at);
         Statistics<T, M> statistics;
         statistics.load(a, pair, [&](int m, int x) { return row + at.row(m, x); });
-        const Slopes<T, M, N, Bits> found(at, masks, p, bits, statistics, own, streamed, row,
-                                          column);
+        const Slopes<Memory, T, M, N, typename Bits::Scores> found(
+            at, masks, shared, bits.scores(at), statistics, shared.streamed_first(0),
+            shared.streamed_second(0), row, column);
 #pragma unroll
         for (int n = 0; n < N; ++n)
 #pragma unroll

@@ -44,7 +44,7 @@ AttentionBackwardCall::Results masked_attention_backward(
                                    is_causal, dropout_p, scale, mask_grad);
   within_limits(call.arguments);
   const auto [device, guard] = current(query);
-  const AttentionGradients arguments{call.arguments, call.means.mutable_data_ptr()};
+  const AttentionGradients arguments{call.arguments, call.statistics.mutable_data_ptr()};
   queued(attention_backward(dtype, arguments, device.offer.shared_memory, device.stream), device);
   return call.results;
 }

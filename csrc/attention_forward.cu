@@ -5,96 +5,116 @@
 namespace fastrnn::cuda {
 namespace {
 
+// Weights are exponentials of scores less the row's base. It follows the row's largest score, but
+// only once that is far above it: moving it means another factor for all sums, and weights of up
+// to 2^8 or e^8 are as exact as those of up to 1.
 template <class T, int M, int C>
 struct Softmax {
-  Sum<T> most[M][2], total[M][2];  // of the lane's rows: the largest score, its own weights' sum
-  Tiles<Sum<T>, M, C> sums;
+  using S = Sum<T>;
+  static constexpr S far = 8;
+  S base[M][2], total[M][2];  // of the lane's rows; its own weights' sum
+  Tiles<S, M, C> sums;
 
-  // Scores to weights.
+  // Scores, still to be multiplied by `unit`, to weights.
   template <int N>
-  __device__ __forceinline__ void add(Tiles<Sum<T>, M, N>& scores) {
-    using S = Sum<T>;
+  __device__ __forceinline__ void add(Tiles<S, M, N>& scores, S unit) {
+    S next[M][2];
+    bool moves = false;
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        S high = most[m][h];
+        S high = scores.d[m][0][2 * h];
 #pragma unroll
         for (int n = 0; n < N; ++n)
 #pragma unroll
           for (int e = 0; e < 2; ++e) high = larger(high, scores.d[m][n][2 * h + e]);
         high = larger(high, shuffle_xor(high, 1));
-        high = larger(high, shuffle_xor(high, 2));
-        const S base = high == -infinity<S> ? S(0) : high;
-        const S share = exponential<T>(most[m][h] - base);
-        most[m][h] = high;
+        high = larger(high, shuffle_xor(high, 2)) * unit;
+        const bool move = high - base[m][h] > far;
+        next[m][h] = move ? high : base[m][h];
+        moves = moves || move;
+      }
+    if (ballot(moves)) rebase(next);
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const S from = base[m][h] == -infinity<S> ? S(0) : base[m][h];
         S added = 0;
 #pragma unroll
         for (int n = 0; n < N; ++n)
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             S& score = scores.d[m][n][2 * h + e];
-            score = exponential<T>(score - base);
+            score = exponential<T>(score * unit - from);
             added += score;
           }
-        total[m][h] = total[m][h] * share + added;
+        total[m][h] += added;
+        make_now(total[m][h]);
+      }
+  }
+
+ private:
+  // NaN is left out here; its own weight is NaN.
+  static __device__ __forceinline__ float larger(float x, float y) { return ::fmaxf(x, y); }
+  static __device__ __forceinline__ double larger(double x, double y) { return ::fmax(x, y); }
+
+  __device__ __forceinline__ void rebase(const S (&next)[M][2]) {
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const S share = next[m][h] == base[m][h] ? S(1) : exponential<T>(base[m][h] - next[m][h]);
+        base[m][h] = next[m][h];
+        total[m][h] *= share;
 #pragma unroll
         for (int c = 0; c < C; ++c)
 #pragma unroll
           for (int e = 0; e < 2; ++e) sums.d[m][c][2 * h + e] *= share;
       }
   }
-
- private:
-  static __device__ __forceinline__ Sum<T> larger(Sum<T> x, Sum<T> y) { return x < y ? y : x; }
 };
 
-template <class T, int Columns>
+template <class T, int Width>
 __global__ void __launch_bounds__(attention_threads, 1)
     attention_forward(AttentionForward a, AttentionPlan p) {
   using S = Sum<T>;
-  constexpr AttentionShape shape = attention_shape(AttentionPass::forward, sizeof(T), Columns);
+  using Memory = Shared<T, AttentionPass::forward, Width>;
+  constexpr AttentionShape shape = Memory::shape;
+  constexpr int Columns = attention_columns(sizeof(T), Width);
   constexpr int M = shape.tiles, N = shape.step / 8, C = Columns / 8;
   using Bits = QueryBits<M, shape.step>;
   FASTRNN_SHARED(T, memory);
   const Lane at;
-  const Index pairs = a.batch * a.heads, pair = blockIdx.x % pairs, rest = blockIdx.x / pairs;
-  const Index blocks = (a.queries + p.rows - 1) / p.rows;
+  const Block block(a, p, a.queries);
   // Under the causal rule the last queries take longest: they begin.
-  const Index block_row = (blocks - 1 - rest / p.parts) * p.rows;
+  const Index block_row = (block.count - 1 - block.number) * p.rows, past = block_row + p.rows;
   const Index row = block_row + at.warp * shape.rows();
-  const int from = int(rest % p.parts) * Columns;
-  const Source<T> query(a.query, pair, a.heads, a.queries, a.size);
-  const Rows<T> own{query, query};
-  const Rows<T> streamed{{a.key, pair, a.heads, a.keys, a.size},
-                         {a.value, pair, a.heads, a.keys, a.value_size}};
-  const Shared<T> shared{memory, p, false, shape.step};
-  const Masks<T> masks(a, pair);
+  const int from = block.part * Columns;
+  const Source<T> query(a.query, block.pair, a.queries, a.size);
+  const Memory shared{memory, p};
+  const Masks<T> masks(a, block.pair);
   Softmax<T, M, C> rows{};
 #pragma unroll
-  for (int m = 0; m < M; ++m) rows.most[m][0] = rows.most[m][1] = -infinity<S>;
+  for (int m = 0; m < M; ++m) rows.base[m][0] = rows.base[m][1] = -infinity<S>;
 
   const auto work = [&](Index key, int buffer, const Bits& bits) {
+    const Lane at = Lane::afresh();
+    Kept<M> kept;  // found first, while there are no scores to keep
+    if (a.seed) kept = kept_bits<typename Bits::Scores, M, N>(at, masks, row, key);
     Tiles<S, M, N> scores{};
-    multiply_rows(at, shared.own(0) + at.warp * shape.rows() * p.strides[0], p.strides[0],
-                  shared.streamed(buffer, 0), p.strides[0], p.widths[0], scores);
-    mask_scores(at, masks, bits, row, key, scores);
-    rows.add(scores);
-    if (a.seed) {
-      const std::uint32_t kept = kept_bits<Bits, M, N>(at, masks, row, key);
-#pragma unroll
-      for (int m = 0; m < M; ++m)
-#pragma unroll
-        for (int n = 0; n < N; ++n)
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            if (!(kept >> (4 * (m * N + n) + e) & 1)) scores.d[m][n][e] = 0;
-    }
-    multiply_columns(at, scores, shared.streamed(buffer, 1), p.strides[1], rows.sums);
+    multiply_rows<Memory::first>(at, shared.own_first(at), shared.streamed_first(buffer),
+                                 p.widths[0], scores);
+    rows.add(scores, mask_scores(at, masks, bits.scores(at), row, key, scores));
+    if (a.seed)
+      scores.each([&](int m, int n, int e, S& weight) {
+        if (!kept(m, n, e)) weight = 0;
+      });
+    multiply_columns<Memory::second>(at, scores, shared.streamed_second(buffer), rows.sums);
   };
-  const Index past = block_row + p.rows;
   walk<Bits>(
-      at, shared, own, block_row, streamed, from, Index(0),
+      shared, {query, query}, block_row, keys_of<T>(a, block.pair), from, Index(0),
       a.causal && past < a.keys ? past : a.keys,
       [&](Bits& bits, Index key) { bits.look(at, masks, row, key); }, work);
 
@@ -107,30 +127,23 @@ __global__ void __launch_bounds__(attention_threads, 1)
       total = row_sum(total);
       const Index i = row + at.row(m, h);
       if (from == 0 && at.place == 0 && i < a.queries) {
-        const S found = rows.most[m][h] / exponent_unit<T> + logarithm(total);
-        static_cast<S*>(a.logsumexp)[pair * a.queries + i] = total == 0 ? infinity<S> : found;
+        const S found = rows.base[m][h] / exponent_unit<T> + logarithm(total);
+        static_cast<S*>(a.logsumexp)[block.pair.number * a.queries + i] =
+            total == 0 ? infinity<S> : found;
       }
       total = total == 0 ? S(0) : keep / total;
     }
-  const Source<T> output(a.output, pair, a.heads, a.queries, a.value_size);
+  const Source<T> output(a.output, block.pair, a.queries, a.value_size);
   put_rows(at, rows.sums, row, from, output, [&](int m, int h) { return rows.total[m][h]; });
-}
-
-template <class T, int Columns>
-int forward_of(const AttentionForward& a, std::int64_t shared_limit, void* stream) {
-  const AttentionPlan p = attention_plan(AttentionPass::forward, sizeof(T), Columns, a.queries,
-                                         a.size, a.value_size, shared_limit);
-  return launch_blocks(attention_forward<T, Columns>, p, blocks_of(a, p, a.queries), a, stream);
 }
 
 template <class T>
 int forward(const AttentionForward& a, std::int64_t shared_limit, void* stream) {
-  const int columns = attention_columns(sizeof(T), a.value_size);
-  if constexpr (sizeof(T) < 8) {
-    if (columns == 64) return forward_of<T, 64>(a, shared_limit, stream);
-    if (columns == 128) return forward_of<T, 128>(a, shared_limit, stream);
-  }
-  return forward_of<T, 32>(a, shared_limit, stream);
+  return with_width<T>(a.size > a.value_size ? a.size : a.value_size, [&](auto width) {
+    const AttentionPlan p = attention_plan(AttentionPass::forward, sizeof(T), width, a.queries,
+                                           a.size, a.value_size, shared_limit);
+    return launch_blocks(attention_forward<T, width>, p, blocks_of(a, p, a.queries), a, stream);
+  });
 }
 
 }  // namespace

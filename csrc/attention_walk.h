@@ -2,47 +2,101 @@
 // through the others' in steps, copying one step ahead.
 #pragma once
 
-#include "attention_masks.h"
+#include "attention_scores.h"
 
 namespace fastrnn::cuda {
 
-// The two tensors whose rows are of one length, Lq or Lk.
+// What backward knows of a query: its logsumexp in units of the exponential, and the mean slope of
+// its row, rowsum(grad_output * output).
+template <class S>
+struct alignas(2 * sizeof(S)) Statistic {
+  S log, mean;
+};
+
+// The two tensors whose rows are of one length, Lq or Lk; of queries perhaps what is known of them.
 template <class T>
 struct Rows {
   Source<T> first, second;
+  const Statistic<Sum<T>>* statistics = nullptr;
+};
+
+template <class T>
+__device__ __forceinline__ Rows<T> keys_of(const Attention& a, const Pair& pair) {
+  return {{a.key, pair, a.keys, a.size}, {a.value, pair, a.keys, a.value_size}};
+}
+template <class T>
+__device__ __forceinline__ Rows<T> queries_of(const AttentionGradients& a, const Pair& pair) {
+  return {{a.query, pair, a.queries, a.size},
+          {a.grad_output, pair, a.queries, a.value_size},
+          static_cast<const Statistic<Sum<T>>*>(a.statistics) + pair.number * a.queries};
+}
+
+// Which of a pass's results a block makes.
+struct Block {
+  Pair pair;
+  Index count, number;  // blocks that share the pair's rows
+  int part;             // of the result's columns
+
+  // Neighbouring blocks are of different pairs.
+  __device__ __forceinline__ Block(const Attention& a, const AttentionPlan& p, Index rows)
+      : pair(blockIdx.x % pairs(a), a.heads),
+        count((rows + p.rows - 1) / p.rows),
+        number(blockIdx.x / pairs(a) / unsigned(p.parts)),
+        part(int(blockIdx.x / pairs(a) % unsigned(p.parts))) {}
+
+ private:
+  static __device__ __forceinline__ unsigned pairs(const Attention& a) {
+    return unsigned(a.batch * a.heads);
+  }
 };
 
 // The block's shared memory.
-template <class T>
+template <class T, AttentionPass pass, int Width>
 struct Shared {
+  static constexpr bool both =
+      pass != AttentionPass::forward;  // of the own rows' tensors are there
+  static constexpr AttentionShape shape = attention_shape(pass, sizeof(T), Width);
+  static constexpr AttentionStrides strides = attention_strides(pass, sizeof(T), Width);
+  static constexpr int step = shape.step, first = strides.first, second = strides.second;
   T* memory;
   const AttentionPlan& p;
-  bool both;  // of the own rows' tensors are there
-  int step;
 
-  __device__ __forceinline__ T* own(int which) const {
-    return memory + (which ? p.rows * p.strides[0] : 0);
+  // The warp's rows of the first tensor, and of the second.
+  __device__ __forceinline__ const T* own_first(const Lane& at) const {
+    return memory + at.warp * shape.rows() * first;
   }
-  __device__ __forceinline__ T* streamed(int buffer, int which) const {
-    return memory + p.own(both) +
-           step * (buffer * (p.strides[0] + p.strides[1]) + (which ? p.strides[0] : 0));
+  __device__ __forceinline__ const T* own_second(const Lane& at) const {
+    return memory + p.rows * first + at.warp * shape.rows() * second;
   }
+  __device__ __forceinline__ T* streamed_first(int buffer) const {
+    return memory + p.rows * (first + (both ? second : 0)) + step * buffer * (first + second);
+  }
+  __device__ __forceinline__ T* streamed_second(int buffer) const {
+    return streamed_first(buffer) + step * first;
+  }
+  __device__ __forceinline__ Statistic<Sum<T>>* statistics(int buffer) const {
+    return reinterpret_cast<Statistic<Sum<T>>*>(streamed_first(p.stages)) + buffer * step;
+  }
+
   __device__ __forceinline__ void fetch_own(const Rows<T>& own, Index row) const {
-    fetch(own.first, row, int(p.rows), 0, this->own(0), p.widths[0], p.strides[0]);
-    if (both) fetch(own.second, row, int(p.rows), 0, this->own(1), p.widths[1], p.strides[1]);
+    fetch<first>(own.first, row, int(p.rows), 0, memory, p.widths[0]);
+    if (both) fetch<second>(own.second, row, int(p.rows), 0, memory + p.rows * first, p.widths[1]);
   }
   // The second's columns from `from` on.
   __device__ __forceinline__ void fetch_step(const Rows<T>& rows, Index row, int from,
                                              int buffer) const {
-    fetch(rows.first, row, step, 0, streamed(buffer, 0), p.widths[0], p.strides[0]);
-    fetch(rows.second, row, step, from, streamed(buffer, 1), p.widths[1], p.strides[1]);
+    fetch<first>(rows.first, row, step, 0, streamed_first(buffer), p.widths[0]);
+    fetch<second>(rows.second, row, step, from, streamed_second(buffer), p.widths[1]);
+    if (const int i = int(threadIdx.x); rows.statistics && i < step)
+      copy_async<sizeof(Statistic<Sum<T>>)>(statistics(buffer) + i, rows.statistics + row + i,
+                                            row + i >= rows.first.count);
   }
 };
 
 // Calls work(row, buffer, bits) for the steps from `begin` to `end` in which some score of this
 // warp counts. What no warp of the block needs is not even copied. look(bits, row) fills the bits.
-template <class Bits, class T, class Look, class Work>
-__device__ __forceinline__ void walk(const Lane& lane, const Shared<T>& shared, const Rows<T>& own,
+template <class Bits, class T, AttentionPass pass, int Width, class Look, class Work>
+__device__ __forceinline__ void walk(const Shared<T, pass, Width>& shared, const Rows<T>& own,
                                      Index own_row, const Rows<T>& rows, int from, Index begin,
                                      Index end, const Look& look, const Work& work) {
   Bits ahead;
@@ -62,7 +116,7 @@ __device__ __forceinline__ void walk(const Lane& lane, const Shared<T>& shared, 
   end_copies();
   for (int buffer = 0; next < end; buffer ^= int(early)) {
     const Index row = next;
-    Bits bits = ahead;
+    const Bits bits = ahead;
     next = needed_from(row + shared.step);
     if (early) {
       if (next < end) shared.fetch_step(rows, next, from, buffer ^ 1);
@@ -75,10 +129,19 @@ __device__ __forceinline__ void walk(const Lane& lane, const Shared<T>& shared, 
       wait_copies<0>();
     }
     __syncthreads();
-    if (!bits.any) continue;
-    bits.spread(lane);
-    work(row, buffer, bits);
+    if (bits.any) work(row, buffer, bits);
   }
+}
+
+// Calls run(a width's std::integral_constant) for heads of at most `widest` units.
+template <class T, class Run>
+int with_width(Index widest, const Run& run) {
+  if constexpr (sizeof(T) < 8) {
+    if (widest <= 32) return run(std::integral_constant<int, 32>{});
+    if (widest > 64 && widest <= 128) return run(std::integral_constant<int, 128>{});
+  }
+  return widest <= 64 ? run(std::integral_constant<int, 64>{})
+                      : run(std::integral_constant<int, widest_head>{});
 }
 
 // As many blocks as there are results, each a kernel's; 1: an invalid value, as CUDA says it.

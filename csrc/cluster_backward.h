@@ -66,16 +66,16 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   const auto hand_on = [&](Index i) {
     if (!weight_on) return;
     if (speaks && i + 1 < steps.steps) relay.written(at);
-    float sums[O][elements];
-    product.template of_slots<stack ? O : 0, O>(p, at, exchanged(i), sums);
+    float sums[1][O][elements];
+    product.template of_slots<stack ? O : 0>(p, at, exchanged(i), sums);
     void* const next = const_cast<void*>(ways.of[blockIdx.y + 1].pass.grad_output);
-    if (speaks) rows.hand_on(step_at(steps, i, b.batch), sums, static_cast<T*>(next));
+    if (speaks) rows.hand_on(step_at(steps, i, b.batch), sums[0], static_cast<T*>(next));
   };
-  float sums[O][elements] = {};
+  float sums[1][O][elements] = {};
   for (Index i = steps.steps - 1; i >= 0; --i) {
     const Step step = step_at(steps, i, b.batch);
     if (speaks) {
-      rows.advance(step, sums, staged);
+      rows.advance(step, sums[0], staged);
       __syncwarp();
       broadcast<(G - F) * O * octet>(p, at, staged, exchanged(i) + at.unit_of(p, 0) * (G - F));
     }
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
       product.first(p, at, exchanged(i), sums);
       if (speaks) {
         T* const early = staged + p.tile * O * (G - F) * octet;
-        rows.operand(step, sums, staged);
+        rows.operand(step, sums[0], staged);
         __syncwarp();
         broadcast<F * O * octet>(p, at, early, exchanged(i) + late + at.unit_of(p, 0) * F);
       }
@@ -100,11 +100,11 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     if (stack && i + 1 < steps.steps) hand_on(i + 1);
     cluster_wait();
     if constexpr (stack)
-      product.template of_slots<0, O>(p, at, exchanged(i), sums);
+      product.template of_slots<0>(p, at, exchanged(i), sums);
     else
       product.template last<(F > 0)>(p, at, exchanged(i), sums);
     // The step is read again rather than kept: the product needs the registers.
-    if (speaks && begins) rows.end(step_at(steps, i, b.batch), sums);
+    if (speaks && begins) rows.end(step_at(steps, i, b.batch), sums[0]);
   }
   if constexpr (stack) {
     hand_on(0);

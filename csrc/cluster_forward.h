@@ -65,10 +65,10 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   const auto hand_on = [&](Index i) {
     if (!weight_on) return;
     if (speaks && i > 0) relay.written(at);
-    float sums[G][elements];
-    product.template of_slots<stack ? G : 0, G>(p, at, exchanged(i + 1), sums);
+    float sums[1][G][elements];
+    product.template of_slots<stack ? G : 0>(p, at, exchanged(i + 1), sums);
     void* const next = const_cast<void*>(ways.of[blockIdx.y + 1].pass.x_proj);
-    if (speaks) rows.hand_on(step_at(steps, i, f.batch), sums, static_cast<T*>(next));
+    if (speaks) rows.hand_on(step_at(steps, i, f.batch), sums[0], static_cast<T*>(next));
   };
   const auto fetch = [&](Index i, const Step& step) {
     if (stack) relay.wait(at, i + 1);
@@ -91,10 +91,10 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     const bool last = i + 1 == steps.steps;
     const T* operands = exchanged(i);
     if constexpr (F > 0) {
-      float sums[F][elements];
-      product.template of_slots<0, F>(p, at, operands, sums);
+      float sums[1][F][elements];
+      product.template of_slots<0>(p, at, operands, sums);
       if (speaks) {
-        rows.operand(sums, staged);
+        rows.operand(sums[0], staged);
         __syncwarp();
         broadcast<octet>(p, at, staged, at.rows<T>(p, 1) + at.unit_of(p, 0));
       }
@@ -102,10 +102,10 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
       cluster_wait();
       operands = at.rows<T>(p, 1);
     }
-    float sums[L][elements];
-    product.template of_slots<F, L>(p, at, operands, sums);
+    float sums[1][L][elements];
+    product.template of_slots<F>(p, at, operands, sums);
     if (speaks) {
-      rows.advance(step, sums, staged);
+      rows.advance(step, sums[0], staged);
       __syncwarp();
       if (stack || !last) broadcast<octet>(p, at, staged, exchanged(i + 1) + at.unit_of(p, 0));
     }

@@ -16,6 +16,7 @@
 // a part of the chunks. The sums then meet in the block that owns the job.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 
@@ -42,6 +43,8 @@ FASTRNN_INLINE constexpr int thread_limit(Held held) { return held == Held::most
 // Chunks that a warp of the grid asks for ahead: 4 KB, so that all of a device's together keep its
 // L2 busy.
 FASTRNN_INLINE constexpr int asked_chunks(int number_bytes) { return 16 / number_bytes; }
+// The most tiles that its products are taken of at once: weights are read once for all of them.
+FASTRNN_INLINE constexpr int tiles_at_once(int number_bytes) { return number_bytes == 2 ? 3 : 2; }
 
 struct ClusterPlan {
   int cluster, tile;                 // blocks; sequences, of `columns`
@@ -129,7 +132,8 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
   p.stride = (row + (row % 128 == 0 ? (bytes == 2 ? 64 : 16) : 0)) / bytes;
   p.rows = std::int64_t(p.jobs) * p.stored_before(splits) * p.slots * octet * chunk_k * bytes;
   p.partial = p.rows + (shape.grid ? 0 : std::int64_t(p.buffers) * tile * p.stride * bytes);
-  p.stage = p.partial + std::int64_t(p.jobs) * (splits - 1) * p.slots * octet * columns * 4;
+  const int at_once = tiles_at_once(bytes), tiles = shape.tiles < at_once ? shape.tiles : at_once;
+  p.stage = p.partial + std::int64_t(p.jobs) * (splits - 1) * tiles * p.slots * octet * columns * 4;
   // The grid's warps take any of the gates; each stages its own.
   const int pairs = p.own * shape.tiles;
   const int stages = shape.grid ? (pairs < p.jobs * splits ? pairs : p.jobs * splits) : p.own;
@@ -142,17 +146,30 @@ inline ClusterPlan cluster_plan_of(const ClusterShape& shape, int cluster, int t
   return p;
 }
 
-// Cycles of a step that the choice of splits and held decides; an estimate, to compare choices.
+// Cycles of a step's products, which the choice of splits and held decides; an estimate, to compare
+// choices.
 inline double cluster_cost(const ClusterShape& shape, const ClusterPlan& p) {
   const double warps = p.jobs * p.splits;
   const double read =
       p.jobs * p.stored_before(p.splits) * p.slots * octet * chunk_k * shape.number_bytes / 128;
   const bool all_of_k_twice = shape.stack || (shape.operand_gates > 0 && !shape.backward);
-  const double of_chunk = shape.exact ? 40. + warps / 4 * p.slots * p.tile * 8
-                                      : 33. * shape.number_bytes / 2 * (1 + all_of_k_twice);
-  const double chain = p.chunks_of(0) * of_chunk;
   const double join = p.splits > 1 ? (60 + 8 * p.splits) * shape.products() : 0;
-  return (read > chain ? read : chain) + join;
+  const double chunks = p.chunks_of(0) * (1 + all_of_k_twice);
+  if (!shape.grid) {
+    const double of_chunk = shape.exact ? 40. + warps / 4 * p.slots * p.tile * 8
+                                        : 33. * shape.number_bytes / 2 * (1 + all_of_k_twice);
+    const double chain = p.chunks_of(0) * of_chunk;
+    return (read > chain ? read : chain) + join;
+  }
+  // A product takes one of four tensor cores 6.6 cycles, 62% of its peak; what else a warp does for
+  // a chunk, 60, other warps may hide.
+  const int at_once = tiles_at_once(shape.number_bytes),
+            turns = (shape.tiles + at_once - 1) / at_once;
+  const double products = chunks * shape.tiles * ((p.slots + 1) / 2) * shape.number_bytes * 6.6;
+  const double chain = chunks * turns * 60 + products;
+  const double busy = (p.jobs * p.splits + 3) / 4 * products;
+  const double slowest = std::max({read * turns, chain, busy});
+  return slowest + join * turns;
 }
 
 // The cheapest that fits `shared_limit`; jobs is 0 if none does.

@@ -38,25 +38,26 @@ class ClusterProduct {
         put(rounded(weights(s, chunk(Count + j))), s, stored_ + j * of_chunk);
   }
 
-  // `rows` are in the block's shared memory, or an Ahead of the chunks that a product takes.
-  // The sums of Many slots from First on.
-  template <int First, int Many, class Rows>
+  // `rows` are in the block's shared memory, one tile, or an Ahead of the chunks that a product
+  // takes. The sums of Many slots from First on.
+  template <int First, int Tiles, int Many, class Rows>
   __device__ __forceinline__ void of_slots(const ClusterPlan& p, const ClusterPlace& at,
-                                           Rows&& rows, float (&sums)[Many][elements]) const {
-    run<First, Many, false>(p, at, rows, 0, p.chunks, sums);
+                                           Rows&& rows,
+                                           float (&sums)[Tiles][Many][elements]) const {
+    run<First, false>(p, at, rows, 0, p.chunks, sums);
   }
 
   // Those of all slots over the chunks of the first product.
-  template <class Rows>
+  template <int Tiles, class Rows>
   __device__ __forceinline__ void first(const ClusterPlan& p, const ClusterPlace& at, Rows&& rows,
-                                        float (&sums)[Slots][elements]) const {
-    run<0, Slots, false>(p, at, rows, 0, p.first_chunks, sums);
+                                        float (&sums)[Tiles][Slots][elements]) const {
+    run<0, false>(p, at, rows, 0, p.first_chunks, sums);
   }
   // And over the others; over all if there is one product.
-  template <bool Two, class Rows>
+  template <bool Two, int Tiles, class Rows>
   __device__ __forceinline__ void last(const ClusterPlan& p, const ClusterPlace& at, Rows&& rows,
-                                       float (&sums)[Slots][elements]) const {
-    run<0, Slots, Two>(p, at, rows, Two ? p.first_chunks : 0, p.chunks, sums);
+                                       float (&sums)[Tiles][Slots][elements]) const {
+    run<0, Two>(p, at, rows, Two ? p.first_chunks : 0, p.chunks, sums);
   }
 
  private:
@@ -70,29 +71,33 @@ class ClusterProduct {
   }
 
   // Unless Late, `begin` is 0.
-  template <int First, int Many, bool Late, class Rows>
+  template <int First, bool Late, int Tiles, int Many, class Rows>
   __device__ __forceinline__ void run(const ClusterPlan& p, const ClusterPlace& at, Rows&& rows,
-                                      int begin, int end, float (&sums)[Many][elements]) const {
+                                      int begin, int end,
+                                      float (&sums)[Tiles][Many][elements]) const {
     auto&& from = source(p, at, rows);
-    Sums<Many> state(p, at);
+    from.with_tiles([&](auto number) {
+      constexpr int tiles = decltype(number)::value;
+      Sums<tiles, Many> state(p, at);
 #pragma unroll
-    for (int j = 0; j < Count; ++j) {
-      const int c = at.piece + j * p.pieces();
-      if (c < end && (!Late || begin <= c)) state.add(from, c, held_[j] + First);
-    }
-    const T* stored = stored_ + First * of_slot;
-    for (int c = at.piece + Count * p.pieces(); c < end; c += p.pieces(), stored += of_chunk) {
-      if (Late && c < begin) continue;
-      Run<T> weights[Many];
+      for (int j = 0; j < Count; ++j) {
+        const int c = at.piece + j * p.pieces();
+        if (c < end && (!Late || begin <= c)) state.add(from, c, held_[j] + First);
+      }
+      const T* stored = stored_ + First * of_slot;
+      for (int c = at.piece + Count * p.pieces(); c < end; c += p.pieces(), stored += of_chunk) {
+        if (Late && c < begin) continue;
+        Run<T> weights[Many];
 #pragma unroll
-      for (int s = 0; s < Many; ++s) weights[s] = load_pieces(stored + s * of_slot);
+        for (int s = 0; s < Many; ++s) weights[s] = load_pieces(stored + s * of_slot);
 #pragma unroll
-      for (int s = 0; s < Many; s += 2)
-        if (woven(First + s)) unweave(weights + s);
-      state.add(from, c, weights);
-    }
-    state.finish(sums);
-    if (p.splits > 1) join<First, Many>(p, at, sums);
+        for (int s = 0; s < Many; s += 2)
+          if (woven(First + s)) unweave(weights + s);
+        state.add(from, c, weights);
+      }
+      state.finish(sums);
+      if (p.splits > 1) join<First, tiles>(p, at, sums);
+    });
   }
 
   // In shared memory the pieces of the lanes lie side by side. Slots s and s + 1, if a product
@@ -129,41 +134,54 @@ class ClusterProduct {
     return run;
   }
 
-  // Tensor cores: a tile is two slots; neighbouring products of a chunk are summed apart, as chains
-  // that do not wait for each other. The order of k within a chunk is the lanes' own.
-  template <int Many>
+  // Tensor cores: two slots are a product's 16 rows. Products that follow each other are of several
+  // tiles or, of one tile alone, summed apart: chains that do not wait for each other. The order of
+  // k within a chunk is the lanes' own.
+  template <int Tiles, int Many>
   struct TensorSums {
-    static constexpr int tiles = (Many + 1) / 2;
-    float d[2][tiles][4] = {};
+    static constexpr int pairs = (Many + 1) / 2, chains = Tiles > 1 ? 1 : 2;
+    float d[chains][Tiles][pairs][4] = {};
 
     __device__ __forceinline__ TensorSums(const ClusterPlan&, const ClusterPlace&) {}
 
     template <class Rows>
     __device__ __forceinline__ void add(Rows&& rows, int chunk, const Run<T>* weights) {
-      std::uint32_t w[2 * tiles][words] = {}, b[words];
+      std::uint32_t w[2 * pairs][words] = {};
 #pragma unroll
       for (int s = 0; s < Many; ++s) memcpy(w[s], &weights[s], sizeof w[s]);
-      const Run<T> run = rounded(rows.take(chunk));
-      memcpy(b, &run, sizeof b);
+      Run<T> runs[Tiles];
+      rows.take(chunk, runs);
+      std::uint32_t b[Tiles][words];
+#pragma unroll
+      for (int t = 0; t < Tiles; ++t) {
+        const Run<T> run = rounded(runs[t]);
+        memcpy(b[t], &run, sizeof b[t]);
+      }
 #pragma unroll
       for (int i = 0; i < words; i += 2)
 #pragma unroll
-        for (int t = 0; t < tiles; ++t) {
-          const std::uint32_t a[4] = {w[2 * t][i], w[2 * t + 1][i], w[2 * t][i + 1],
-                                      w[2 * t + 1][i + 1]};
-          const std::uint32_t right[2] = {b[i], b[i + 1]};
-          mma<T>(d[i / 2 % 2][t], a, right);
-        }
+        for (int t = 0; t < Tiles; ++t)
+#pragma unroll
+          for (int s = 0; s < pairs; ++s) {
+            const std::uint32_t a[4] = {w[2 * s][i], w[2 * s + 1][i], w[2 * s][i + 1],
+                                        w[2 * s + 1][i + 1]};
+            const std::uint32_t right[2] = {b[t][i], b[t][i + 1]};
+            mma<T>(d[i / 2 % chains][t][s], a, right);
+          }
     }
 
-    __device__ __forceinline__ void finish(float (&sums)[Many][elements]) const {
+    template <int All>
+    __device__ __forceinline__ void finish(float (&sums)[All][Many][elements]) const {
 #pragma unroll
-      for (int s = 0; s < Many; ++s)
+      for (int t = 0; t < Tiles; ++t)
 #pragma unroll
-        for (int e = 0; e < elements; ++e) {
-          const int i = s % 2 * 2 + e;
-          sums[s][e] = d[0][s / 2][i] + d[1][s / 2][i];
-        }
+        for (int s = 0; s < Many; ++s)
+#pragma unroll
+          for (int e = 0; e < elements; ++e) {
+            const int i = s % 2 * 2 + e;
+            sums[t][s][e] = d[0][t][s / 2][i];
+            if (chains > 1) sums[t][s][e] += d[chains - 1][t][s / 2][i];
+          }
     }
   };
 
@@ -189,46 +207,49 @@ class ClusterProduct {
       }
     }
 
-    __device__ __forceinline__ void finish(float (&sums)[Many][elements]) {
+    __device__ __forceinline__ void finish(float (&sums)[1][Many][elements]) {
 #pragma unroll
       for (int s = 0; s < Many; ++s)
 #pragma unroll
         for (int n = 0; n < columns; ++n) {
           d[s][n] += shuffle_xor(d[s][n], 1);
           d[s][n] += shuffle_xor(d[s][n], 2);
-          if (n / 2 == place) sums[s][n % 2] = d[s][n];
+          if (n / 2 == place) sums[0][s][n % 2] = d[s][n];
         }
     }
   };
 
-  template <int Many, bool = exact>
+  template <int Tiles, int Many, bool = exact>
   struct Choose {
     using type = ExactSums<Many>;
   };
-  template <int Many>
-  struct Choose<Many, false> {
-    using type = TensorSums<Many>;
+  template <int Tiles, int Many>
+  struct Choose<Tiles, Many, false> {
+    using type = TensorSums<Tiles, Many>;
   };
-  template <int Many>
-  using Sums = typename Choose<Many>::type;
+  template <int Tiles, int Many>
+  using Sums = typename Choose<Tiles, Many>::type;
 
   // The sums of the job's other warps, in their order, onto the first one's.
-  template <int First, int Many>
+  template <int First, int Tiles, int All, int Many>
   __device__ __forceinline__ void join(const ClusterPlan& p, const ClusterPlace& at,
-                                       float (&sums)[Many][elements]) const {
+                                       float (&sums)[All][Many][elements]) const {
     constexpr int all = Slots * elements, count = Many * elements;
     float* const partial = reinterpret_cast<float*>(at.shared + p.partial) +
-                           (at.job * (p.splits - 1) * all + First * elements) * 32 + at.lane;
-    if (at.part > 0)
+                           (at.job * (p.splits - 1) * Tiles * all + First * elements) * 32 +
+                           at.lane;
+    const auto each = [&](int other, const auto& act) {
 #pragma unroll
-      for (int i = 0; i < count; ++i)
-        partial[((at.part - 1) * all + i) * 32] = sums[i / elements][i % elements];
+      for (int t = 0; t < Tiles; ++t)
+#pragma unroll
+        for (int i = 0; i < count; ++i)
+          act(partial[((other * Tiles + t) * all + i) * 32], sums[t][i / elements][i % elements]);
+    };
+    if (at.part > 0) each(at.part - 1, [](float& place, float& sum) { place = sum; });
     __syncthreads();
     if (at.part == 0)
       for (int other = 0; other < p.splits - 1; ++other)
-#pragma unroll
-        for (int i = 0; i < count; ++i)
-          sums[i / elements][i % elements] += partial[(other * all + i) * 32];
+        each(other, [](float& place, float& sum) { sum += place; });
   }
 
   Run<T> held_[at_least_one<Count>][Slots];

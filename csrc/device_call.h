@@ -134,6 +134,7 @@ struct Call {
     Extras inside{static_cast<const bool*>(data(extras.resets)),
                   static_cast<const std::int64_t*>(data(extras.seed)),
                   static_cast<const std::int64_t*>(data(extras.sequences)),
+                  extras.zoneout.on,
                   {}};
     for (int i = 0; i < max_states; ++i) inside.zoneout[i] = extras.zoneout.rates[i];
     // A projection that comes from outside has its bias, unless a norm is to come before it.

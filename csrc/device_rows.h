@@ -27,12 +27,12 @@ struct alignas(Width * sizeof(T) < 16 ? Width * sizeof(T) : 16) Packet {
 
 template <class T, int Width>
 __device__ __forceinline__ Packet<T, Width> load(const T* from) {
-  return *reinterpret_cast<const Packet<T, Width>*>(from);
+  return at_once<const Packet<T, Width>>(from);
 }
 
 template <class T, int Width>
 __device__ __forceinline__ void store(const Packet<T, Width>& packet, T* to) {
-  *reinterpret_cast<Packet<T, Width>*>(to) = packet;
+  at_once<Packet<T, Width>>(to) = packet;
 }
 
 // The same units of Count blocks that are `stride` apart; zeros from null.
@@ -62,9 +62,11 @@ struct Regularisers {
   double expected[max_states];           // how much of it is, without a seed
 
   explicit Regularisers(const Sequence& s)
-      : resets(s.extras.resets), seed(s.extras.seed), sequences(s.extras.sequences), zoned(false) {
+      : resets(s.extras.resets),
+        seed(s.extras.seed),
+        sequences(s.extras.sequences),
+        zoned(s.extras.zoned) {
     for (int i = 0; i < max_states; ++i) {
-      zoned = zoned || s.extras.zoneout[i] > 0;
       keep_below[i] = std::uint64_t(std::llrint(s.extras.zoneout[i] * 4294967296.));
       expected[i] = s.extras.zoneout[i];
     }

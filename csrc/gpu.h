@@ -29,6 +29,12 @@ __device__ __forceinline__ float widen(BFloat16 x) { return __bfloat162float(x);
 __device__ __forceinline__ void narrow(float x, Half* to) { *to = __float2half_rn(x); }
 __device__ __forceinline__ void narrow(float x, BFloat16* to) { *to = __float2bfloat16_rn(x); }
 
+// Neighbours that are read or written at once: a fault where they are not aligned as a whole.
+template <class Whole, class T>
+__device__ __forceinline__ Whole& at_once(T* first) {
+  return *reinterpret_cast<Whole*>(first);
+}
+
 struct Grid {
   unsigned x, y;  // blocks
   int threads;    // of a block
@@ -101,6 +107,11 @@ __device__ __forceinline__ float power_of_two(float x) {
   return y;
 }
 
+// Makes x here, not where it is used: what it is made of need not be kept until then.
+__device__ __forceinline__ void make_now(float& x) { asm volatile("" : "+f"(x)); }
+__device__ __forceinline__ void make_now(double& x) { asm volatile("" : "+d"(x)); }
+__device__ __forceinline__ void make_now(int& x) { asm volatile("" : "+r"(x)); }
+
 // 1 / x, to a unit in the last place.
 __device__ __forceinline__ float reciprocal(float x) {
   float y;
@@ -136,13 +147,19 @@ __device__ __forceinline__ void load_matrices(std::uint32_t (&to)[4], const void
                  : "memory");
 }
 
-// Begins to copy 16 aligned bytes from device to shared memory, or to write zeros there. They are
-// there for the thread itself once it has waited for their group, for others after a barrier.
+// Begins to copy 8 or 16 aligned bytes from device to shared memory, or to write zeros there. They
+// are there for the thread itself once it has waited for their group, for others after a barrier.
+template <int Bytes = 16>
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool zeros) {
   const auto at = unsigned(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from),
-               "r"(zeros ? 0 : 16)
-               : "memory");
+  if constexpr (Bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from),
+                 "r"(zeros ? 0 : 16)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(at), "l"(from),
+                 "r"(zeros ? 0 : 8)
+                 : "memory");
 }
 // The same for bytes that another warp of the block also copies: the second finds them in L1.
 __device__ __forceinline__ void copy_cached(void* to, const void* from) {

@@ -97,25 +97,33 @@ __device__ __forceinline__ float* sums_of(const ClusterPlan& p, const ClusterPla
   return every + ((tile * p.own + job) * p.share + from) * Count * 32 + at.lane;
 }
 
-// The products of all tiles, each to its owner; product(sums) takes the next one.
-template <int Slots, class Product>
-__device__ __forceinline__ void products(const ClusterPlan& p, ClusterPlace& at, int tiles,
+// The products of all tiles, each to its owner, as many at once as `ahead` takes; it has begun with
+// the first of `rows`. product(sums) takes the next ones.
+template <int Slots, class T, class Product>
+__device__ __forceinline__ void products(const ClusterPlan& p, const ClusterPlace& at,
+                                         Ahead<T>& ahead, const T* rows, int tiles,
                                          const Product& product) {
-  constexpr int Count = Slots * elements;
-  for (int tile = 0; tile < tiles; ++tile) {
-    at.turn_to(p, tile);
-    if (p.splits > 1) __syncthreads();  // the last tile's partial sums have been read
-    float sums[Slots][elements];
+  constexpr int Count = Slots * elements, most = Ahead<T>::at_once;
+  for (int tile = 0; tile < tiles; tile += ahead.tiles()) {
+    if (tile > 0) {
+      ahead.start(rows + tile * p.tile * p.stride, tiles - tile);
+      if (p.splits > 1) __syncthreads();  // the last tiles' partial sums have been read
+    }
+    float sums[most][Slots][elements];
     product(sums);
     if (at.part > 0) continue;
     int job = at.job;
     const int owner = count_out(job, p.own);
-    float* to = sums_of<Count>(p, at, tile, job, at.rank);
+#pragma unroll
+    for (int t = 0; t < most; ++t) {
+      if (t >= ahead.tiles()) break;
+      float* to = sums_of<Count>(p, at, tile + t, job, at.rank);
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-    if (p.share > 1) to = cluster_peer(to, unsigned(owner));
+      if (p.share > 1) to = cluster_peer(to, unsigned(owner));
 #endif
 #pragma unroll
-    for (int i = 0; i < Count; ++i) to[i * 32] = sums[i / elements][i % elements];
+      for (int i = 0; i < Count; ++i) to[i * 32] = sums[t][i / elements][i % elements];
+    }
   }
   meet_cluster(p);
 }
@@ -168,11 +176,11 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     // Read again rather than kept: the products need the registers.
     const auto step = [&] { return step_at(steps, i, f.batch); };
     if constexpr (F > 0) {
-      ahead.start(exchanged.of(p, 0, 0), tiles);
+      const T* const every = exchanged.of(p, 0, 0);
+      ahead.start(every, tiles);
       pairs.first(mine, H, [&] { rows.template fetch<0, F>(step()); });
-      products<F>(p, at, tiles, [&](float (&sums)[F][elements]) {
-        product.template of_slots<0, F>(p, at, ahead, sums);
-      });
+      products<F>(p, at, ahead, every, tiles,
+                  [&](auto& sums) { product.template of_slots<0>(p, at, ahead, sums); });
       pairs.each(mine, H, [&](bool first) {
         if (!first) rows.template fetch<0, F>(step());
         float sums[F][elements];
@@ -182,12 +190,12 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
       });
       exchanged.meet();
     }
-    ahead.start(exchanged.of(p, F > 0 ? 1 : i, 0), tiles);
+    const T* const every = exchanged.of(p, F > 0 ? 1 : i, 0);
+    ahead.start(every, tiles);
     // Arrives while the products are taken.
     pairs.first(mine, H, [&] { rows.template fetch<F>(step()); });
-    products<L>(p, at, tiles, [&](float (&sums)[L][elements]) {
-      product.template of_slots<F, L>(p, at, ahead, sums);
-    });
+    products<L>(p, at, ahead, every, tiles,
+                [&](auto& sums) { product.template of_slots<F>(p, at, ahead, sums); });
     pairs.each(mine, H, [&](bool first) {
       if (!first) rows.template fetch<F>(step());
       float sums[L][elements];
@@ -219,7 +227,7 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
   const Pairs pairs(p, tiles);
   T* const staged = reinterpret_cast<T*>(shared + p.stage) + pairs.warp * p.tile * O * G * octet;
   // With an operand, the two products read places of their own in one buffer.
-  const auto of = [&](Index i, int tile) { return exchanged.of(p, F > 0 ? 0 : i, tile); };
+  const auto of = [&](Index i, int tile) -> T* { return exchanged.of(p, F > 0 ? 0 : i, tile); };
   Ahead<T> ahead(p, at, F > 0 ? p.first_chunks : 0, p.chunks);
   pairs.each(mine, H, [&](bool) { rows.begin(); });
   meet_cluster(p);
@@ -229,9 +237,8 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
     if (receives) ahead.start(of(i + 1, 0), tiles);
     if (works) pairs.first(mine, H, [&] { rows.fetch(step_at(steps, i, b.batch)); });
     if (receives)
-      products<O>(p, at, tiles, [&](float (&sums)[O][elements]) {
-        product.template last<(F > 0)>(p, at, ahead, sums);
-      });
+      products<O>(p, at, ahead, of(i + 1, 0), tiles,
+                  [&](auto& sums) { product.template last<(F > 0)>(p, at, ahead, sums); });
     pairs.each(mine, H, [&](bool first) {
       if (works && !first) rows.fetch(step_at(steps, i, b.batch));
       float sums[O][elements] = {};
@@ -257,8 +264,8 @@ __global__ void __launch_bounds__(thread_limit(held), 1)
       Ahead<T> first(p, at, 0, p.first_chunks);
       first.start(of(i, 0), tiles);
       pairs.first(mine, H, [&] { rows.fetch(step); });
-      products<O>(p, at, tiles,
-                  [&](float (&sums)[O][elements]) { product.first(p, at, first, sums); });
+      products<O>(p, at, first, of(i, 0), tiles,
+                  [&](auto& sums) { product.first(p, at, first, sums); });
       T* const early = staged + p.tile * O * (G - F) * octet;
       pairs.each(mine, H, [&](bool first) {
         if (!first) rows.fetch(step);

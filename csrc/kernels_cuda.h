@@ -47,7 +47,8 @@ struct Extras {
   const bool* resets;             // [N] or null: zero the row's state before its step
   const std::int64_t* seed;       // one value, or null: each mask is replaced by its expectation
   const std::int64_t* sequences;  // [B], numbers the masks know the sequences by, or null: 0 to B-1
-  double zoneout[max_states];     // probabilities that a unit keeps its value; all 0: no zoneout
+  bool zoned;                     // zoneout acts, be it with rates of 0: the reserve has its slots
+  double zoneout[max_states];     // probabilities that a unit keeps its value
 };
 
 // One layer and direction, its input already projected.
@@ -206,7 +207,7 @@ const PersistentKernels* stack_kernels(const char* cell, Dtype dtype);
 
 // Masked attention, heads of up to 256 units; `shared_limit` is what one block can have.
 struct AttentionGradients : AttentionBackward {
-  void* means;  // sums [B, heads, Lq], scratch: rowsum(grad_output * output)
+  void* statistics;  // sums [B, heads, Lq, 2], scratch, each pair aligned
 };
 int attention_forward(Dtype, const AttentionForward&, std::int64_t shared_limit, void* stream);
 int attention_backward(Dtype, const AttentionGradients&, std::int64_t shared_limit, void* stream);

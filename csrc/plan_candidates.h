@@ -56,7 +56,7 @@ inline double grid_cycles(const ClusterShape& shape, const ClusterPlan& p, doubl
   const double sums = 4. * p.slots * octet * columns * shape.tiles * p.own * (p.share - 1);
   const double meeting = p.share > 1 ? 350 + sums / 15 / shape.products() : 0;
   return shape.products() * (2600 + meeting) + reads * exchanged / p.share / 64 +
-         shape.tiles * cluster_cost(shape, p);
+         cluster_cost(shape, p);
 }
 inline double step_cycles(const Request& r, const CellSizes& cell) {
   const double weights = double(cell.gates) * r.hidden_size * r.hidden_size * bytes_of(r.dtype);

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastrnn import _attention_batching
+from fastrnn._calls import below_autograd, need_gradients, second_order
 from fastrnn._library import LIBRARY
 from fastrnn.regularisers import random_words
 
@@ -130,14 +130,6 @@ def _fake_backward(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return *like, query.new_empty(shape)
 
 
-def below_autograd(op: Any, *args: Any) -> tuple[Tensor, ...]:
-    """An operator without a look at whether gradients are wanted."""
-    if torch.compiler.is_compiling():  # Dynamo refuses the guard, and has no need of it
-        return tuple(op(*args))
-    with torch._C._AutoDispatchBelowAutograd():
-        return tuple(op(*args))
-
-
 class MaskedAttention(torch.autograd.Function):
     """`fastrnn::masked_attention` with gradients."""
 
@@ -165,11 +157,7 @@ def gradients(backward: Any, ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         return (None,) * 8
     needs = ctx.needs_input_grad
     args = (grad, *ctx.saved_tensors, ctx.is_causal, ctx.dropout_p, ctx.scale, needs[3])
-    # Dynamo refuses a Function inside a Function's backward, and needs no second order.
-    # A tangent that comes with the gradient needs the Function too, which refuses it.
-    twice = torch.is_grad_enabled() or forward_ad._current_level >= 0
-    twice = twice and not torch.compiler.is_compiling()
-    found = backward.apply(*args) if twice else backward.forward(*args)
+    found = backward.apply(*args) if second_order() else backward.forward(*args)
     return *(g if need else None for g, need in zip(found, needs[:4], strict=True)), *[None] * 4
 
 
@@ -228,7 +216,7 @@ def register(prefix: str, function: Any, forward: Any, backward: Any) -> None:
 
     def differentiable(*args: Any) -> tuple[Tensor, ...]:
         """The operator by itself, as exported and traced programs call it: gradients flow too."""
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        if need_gradients(args):
             return tuple(function.apply(*args))
         with torch._C._AutoDispatchBelowAutograd():
             return tuple(forward_op(*args))

@@ -8,12 +8,20 @@ from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn._arguments import is_tensor
 
 Tensors = tuple[Tensor, ...]
+
+
+def no_script(module: nn.Module) -> nn.Module:
+    """Raise: as a module's `__prepare_scriptable__`, in place of torch's page about its Python."""
+    raise RuntimeError(
+        f"torch.jit.script: fastrnn.{type(module).__name__} cannot be scripted; "
+        "use torch.compile or torch.export"
+    )
 
 
 def whole(name: str, value: object) -> int:
@@ -194,7 +202,8 @@ def sequence_lengths(op: str, lengths: object, input: Tensor, batch_first: bool)
 
     if not isinstance(lengths, Tensor):
         if not isinstance(lengths, list | tuple) or any(type(n) is not int for n in lengths):
-            raise TypeError(f"{op}: lengths must be an int64 tensor or ints, got {lengths!r}")
+            got = lengths if isinstance(lengths, list | tuple) else type(lengths).__name__
+            raise TypeError(f"{op}: lengths must be an int64 tensor or a list of ints, got {got}")
         if known:
             within_steps(lengths)  # some ints are more than a tensor holds
         lengths = torch.tensor(lengths, dtype=torch.int64, device="cpu")

@@ -13,8 +13,8 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fastrnn import _library
+from fastrnn._calls import applied, by_functions, second_order
 from fastrnn._library import LIBRARY
-from fastrnn.ops import applied, by_functions
 from fastrnn.regularisers import random_words
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -64,15 +64,15 @@ class Dropout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (seed,) = ctx.saved_tensors
-        # As in ops.gradients: Dynamo refuses a Function here, a gradient of gradients needs it.
-        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         args = (grads[0], seed, ctx.p)
-        return applied(Dropout, *args) if twice else _below(*args), None, None
+        if forward_ad._current_level >= 0:  # a tangent came with the gradient
+            return _default(*args), None, None
+        return applied(Dropout, *args) if second_order() else _below(*args), None, None
 
 
 def _below(*args: Any) -> Tensor:
     """The operator without a look at whether gradients are wanted."""
-    # As in ops.below_autograd.
+    # As in _calls.below_autograd.
     found: Tensor = _OP(*args) if torch.compiler.is_compiling() else _guarded(*args)
     return found
 

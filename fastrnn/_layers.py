@@ -53,9 +53,9 @@ class Layers(Freezable):
             hx: the states before the first step, [L*D, B, H] (D directions; [L*D, H] for
                 unbatched input); an LSTM's are a pair (h_0, c_0), whose h_0 has `proj_size`
                 units if that is set; default None: zeros.
-            lengths: CPU int64 [B] or ints, from 1 to T in any order: where each sequence of a
-                padded input ends. The rest costs nothing, and is zero in the output; default
-                None: at T.
+            lengths: CPU int64 [B], or a list or tuple of ints, from 1 to T in any order: where
+                each sequence of a padded input ends. The rest costs nothing, and is zero in the
+                output; default None: at T.
             resets: bool, one for each step, laid out as `input` without its last axis ([N] for a
                 PackedSequence, as its `data`): a new sequence begins there, and no state crosses
                 over, in either direction; default None.

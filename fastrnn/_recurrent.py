@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fastrnn import _checks
 from fastrnn.cells import CELLS
 
 Tensors = tuple[Tensor, ...]
@@ -18,6 +19,7 @@ Device = torch.device | str | int | None
 class Recurrent(nn.Module):
     """A module that runs one of `CELLS`."""
 
+    __prepare_scriptable__ = _checks.no_script
     _shown: ClassVar[dict[str, object]]  # options of the repr, with the values it leaves out
     input_size: int
     hidden_size: int
@@ -42,12 +44,6 @@ class Recurrent(nn.Module):
                 nn.init.constant_(parameter, float("weight" in name))
             else:
                 nn.init.uniform_(parameter, -bound, bound)
-
-    def __prepare_scriptable__(self) -> Recurrent:
-        raise RuntimeError(
-            f"torch.jit.script: fastrnn.{type(self).__name__} cannot be scripted; "
-            "use torch.compile or torch.export"
-        )
 
     def extra_repr(self) -> str:
         text = f"{self.input_size}, {self.hidden_size}"

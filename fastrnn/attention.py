@@ -11,8 +11,8 @@ from torch import Tensor
 from fastrnn import _attention, _checks, _library, triton_attention
 from fastrnn._arguments import are_tensors, number
 from fastrnn._autocast import lower_dtype
+from fastrnn._calls import applied, below_autograd, by_functions
 from fastrnn.backends import choose, chosen
-from fastrnn.ops import applied, by_functions
 
 _WIDEST = 256  # units of a head in the CUDA kernels
 # Of each backend with kernels: the operator, and the autograd Function around it.
@@ -85,10 +85,7 @@ def masked_attention(
         output = _attention.reference(*args)[0]
     else:
         op, function = _OPERATORS[backend]
-        if by_functions():
-            output = applied(function, *args)[0]
-        else:
-            output = _attention.below_autograd(op, *args)[0]
+        output = (applied(function, *args) if by_functions() else below_autograd(op, *args))[0]
     result: Tensor = output.reshape(*lead, *output.shape[-2:]).to(dtype)
     return result
 

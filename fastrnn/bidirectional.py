@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastrnn import _arguments, _cuda, batching, ops
 from fastrnn._autocast import lower_dtype
+from fastrnn._calls import below_autograd, by_functions, need_gradients, second_order, unsaved
 from fastrnn._library import LIBRARY
 from fastrnn.backends import chosen
 from fastrnn.cells import CELLS, COMPILED
@@ -83,7 +83,7 @@ class BothDirections(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return ops.below_autograd(_BOTH, *args, True)
+        return below_autograd(_BOTH, *args, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -106,9 +106,7 @@ class BothDirections(torch.autograd.Function):
         saved = (out, cells_, reserve, out_back, cells_back, reserve_back)
         wanted = needs[0], any(needs[i] for i in (*range(2, 6), *range(7, 11)))
         args = (*given, *tensors, ctx.zoneout, *saved, ctx.cell, *wanted)
-        # As in ops.gradients.
-        twice = torch.is_grad_enabled() or forward_ad._current_level >= 0
-        if twice and not torch.compiler.is_compiling():
+        if second_order():
             found = _twice(ops.RecurrenceBackward.apply, _way_backward)(*args)
         else:
             _cuda.follow_tf32(tensors[0])
@@ -124,15 +122,12 @@ _apply: Any = BothDirections.apply
 
 def _differentiable(*args: Any) -> tuple[Tensor, ...]:
     """The operator by itself: gradients flow too."""
-    *inputs, save = args
-    tensors = (a for a in inputs if isinstance(a, Tensor))
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+    if not need_gradients(args):
         with torch._C._AutoDispatchBelowAutograd():
             return tuple(_BOTH(*args))
-    found = list(_apply(*inputs))
-    if not save:
-        found = [t if i % 4 < 2 else t[:, :0] if i % 4 == 2 else t[:0] for i, t in enumerate(found)]
-    return tuple(found)
+    *inputs, save = args
+    found = _apply(*inputs)
+    return tuple(found) if save else unsaved(found)
 
 
 _library: Any = LIBRARY
@@ -197,7 +192,7 @@ def run_both(
         *(way.get("seed") for way in ways),
         *(ways[0].get("sequences"), list(rates or ()), cell),
     )
-    found = _apply(*args) if ops.by_functions() else ops.below_autograd(_BOTH, *args, return_cells)
+    found = _apply(*args) if by_functions() else below_autograd(_BOTH, *args, return_cells)
     results = []
     for output, state_n, cells_, _ in (found[:4], found[4:]):
         every = cells_[0] if return_cells else None

@@ -48,6 +48,11 @@ class RNNOf(Layers):
     ) -> None:
         if not isinstance(cell, str) or cell not in CELLS:
             raise ValueError(f"RNNOf: cell must be one of {list(CELLS)}, got {cell!r}")
+        if "proj_size" in options:
+            raise TypeError(
+                "RNNOf() got an unexpected keyword argument 'proj_size': no cell but "
+                "fastrnn.LSTM's has a projection"
+            )
         super().__init__(
             cell,
             input_size,

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import _arguments, _checks, cells, ops, triton_ops, wavefront
 from fastrnn._arguments import Rates
 from fastrnn._autocast import autocasts
+from fastrnn._calls import applied, below_autograd, by_functions
 from fastrnn._cell import Tensors
 from fastrnn.attention import explained
 from fastrnn.attention import masked_attention as masked_attention
@@ -113,10 +114,10 @@ def run(
             *(extras.resets, extras.seed, extras.sequences, list(extras.zoneout or ())),
             *(cell, reverse),
         )
-        if ops.by_functions():
-            output, state_n, every, _ = ops.applied(function, *args)
+        if by_functions():
+            output, state_n, every, _ = applied(function, *args)
         else:
-            output, state_n, every, _ = ops.below_autograd(op, *args, return_cells)
+            output, state_n, every, _ = below_autograd(op, *args, return_cells)
         if weight_hr is not None and isinstance(state, tuple):
             state_n = cells.narrowed(state_n, weight_hr.size(0))
     else:

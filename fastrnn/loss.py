@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fastrnn._arguments import are_tensors, number
 from fastrnn._autocast import lower_dtype
+from fastrnn._calls import applied, by_functions, need_gradients
 from fastrnn._library import LIBRARY
 from fastrnn.backends import choose
-from fastrnn.ops import applied, by_functions
+from fastrnn.batching import Dims, one_by_one
 
 
 def reference(
@@ -68,7 +70,7 @@ def _default(*args: Any) -> tuple[Tensor, ...]:
 
 def _differentiable(*args: Any) -> tuple[Tensor, ...]:
     """The operator by itself, as exported and traced programs call it: gradients flow too."""
-    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+    if need_gradients(args):
         return _in_torch(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return tuple(torch.ops.fastrnn.linear_cross_entropy.default(*args))
@@ -89,6 +91,12 @@ def _fake(
         hidden.new_empty(weight.shape if gradients else (0,)),
         hidden.new_empty(bias.shape if gradients and bias is not None else (0,)),
     )
+
+
+@torch.library.register_vmap("fastrnn::linear_cross_entropy")
+def _batched(info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
+    op = torch.ops.fastrnn.linear_cross_entropy.default
+    return one_by_one(op, info.batch_size, dims, args)
 
 
 def _total(losses: Tensor, mean: bool) -> Tensor:
@@ -112,8 +120,10 @@ def _scaled(saved: list[Tensor], factor: Tensor, hooked: bool) -> tuple[Tensor, 
     Returns:
         The caller's own.
     """
-    # Neither traced, nor one of the batches that stand for many under vmap.
-    plain = all(type(t) is Tensor and torch._C._has_storage(t) for t in (factor, *saved))
+    # Neither traced, nor with a tangent, nor one of the batches that stand for many under vmap.
+    plain = forward_ad._current_level < 0 and all(
+        type(t) is Tensor and torch._C._has_storage(t) for t in (factor, *saved)
+    )
     if hooked or not plain or torch._C._len_torch_dispatch_stack() or _graph_is_kept():
         return tuple(g * factor for g in saved)
     if float(factor) != 1:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fastrnn._arguments import are_tensors, number
 from fastrnn._autocast import lower_dtype
+from fastrnn._checks import no_script
 from fastrnn.attention import masked_attention
 
 
@@ -24,6 +25,8 @@ class MultiHeadAttention(nn.Module):
 
     Source: Vaswani et al. 2017, section 3.2.2.
     """
+
+    __prepare_scriptable__ = no_script
 
     def __init__(self, n_units: int, n_heads: int, dropout: float = 0.0) -> None:
         super().__init__()

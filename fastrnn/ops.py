@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastrnn import _cuda, batching, cells
+from fastrnn._calls import below_autograd, need_gradients, second_order, unsaved
 from fastrnn._library import LIBRARY
 from fastrnn.regularisers import Extras, LayerNorm
 
@@ -144,40 +144,6 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     )
 
 
-def below_autograd(op: Any, *args: Any) -> tuple[Tensor, ...]:
-    """An operator without a look at whether gradients are wanted."""
-    if torch.compiler.is_compiling():  # Dynamo refuses the guard, and has no need of it
-        return tuple(op(*args))
-    _cuda.follow_tf32(args[0])
-    with torch._C._AutoDispatchBelowAutograd():
-        return tuple(op(*args))
-
-
-def by_functions() -> bool:
-    """Whether gradients flow through Functions, rather than through the operators by themselves.
-
-    Programs of `torch.export` and `torch.jit.trace` hold the operators; a Function would end the
-    gradients in the one (with `strict=True`) and is refused by the other.
-    """
-    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
-        return False
-    return torch._C._get_tracing_state() is None
-
-
-def applied(function: Any, *args: Any) -> Any:
-    """`function.apply(*args)` of a Function whose `forward` has no defaults.
-
-    torch's looks at the signature of `forward` in every call, to find defaults: 20 us.
-    """
-    if torch.compiler.is_compiling():
-        # Dynamo cannot follow `setup_context` where nothing needs a gradient.
-        needed = any(isinstance(a, Tensor) and a.requires_grad for a in args)
-        return function.apply(*args) if needed else function.forward(*args)
-    if torch._C._are_functorch_transforms_active():
-        return function.apply(*args)
-    return super(torch.autograd.Function, function).apply(*args)
-
-
 class Recurrence(torch.autograd.Function):
     """`fastrnn::recurrence` with gradients; takes the operator's arguments up to `reverse`."""
 
@@ -211,11 +177,7 @@ def gradients(backward: Any, ctx: Any, grads: tuple[Tensor | None, ...]) -> tupl
         *(*grads[:3], *tensors, ctx.zoneout),
         *(out, cells_, reserve, ctx.cell, ctx.reverse, *wanted),
     )
-    # Dynamo refuses a Function inside a Function's backward, and needs no second order.
-    # A tangent that comes with the gradients needs the Function too, which refuses it.
-    twice = torch.is_grad_enabled() or forward_ad._current_level >= 0
-    twice = twice and not torch.compiler.is_compiling()
-    found = backward.apply(*args) if twice else backward.forward(*args)
+    found = backward.apply(*args) if second_order() else backward.forward(*args)
     return (
         *(g if need else None for g, need in zip(found, needs[:_TENSORS], strict=True)),
         *(None,) * (_ROWS + 2 - _TENSORS),
@@ -282,15 +244,12 @@ def register(prefix: str, function: Any, forward: Any, backward: Any) -> None:
 
     def differentiable(*args: Any) -> tuple[Tensor, ...]:
         """The operator by itself, as exported and traced programs call it: gradients flow too."""
-        *inputs, save = args
-        tensors = (a for a in inputs if isinstance(a, Tensor))
-        if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+        if not need_gradients(args):
             with torch._C._AutoDispatchBelowAutograd():
                 return tuple(forward_op(*args))
-        output, state_n, cells_, reserve = function.apply(*inputs)
-        if not save:
-            cells_, reserve = cells_[:, :0], reserve[:0]
-        return output, state_n, cells_, reserve
+        *inputs, save = args
+        found = function.apply(*inputs)
+        return tuple(found) if save else unsaved(found)
 
     LIBRARY.impl(names[0], differentiable, "Autograd")
 

@@ -15,16 +15,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command line without the program's name; default: that of the process.
 
     Returns:
-        The exit code; see `run_program`.
+        The exit code; 130 after Ctrl-C and 143 after SIGTERM, with the runs saved; else see
+        `run_program`.
     """
     return run_program("fastrnn.sweep", _work, argv)
 
 
-def _work(arguments: list[str]) -> None:
+def _work(arguments: list[str]) -> int:
     from fastrnn.lm.options import read_options
     from fastrnn.lm.sweeping import SweepingOptions, sweep
 
-    sweep(read_options(SweepingOptions, "fastrnn.sweep", arguments))
+    return sweep(read_options(SweepingOptions, "fastrnn.sweep", arguments))
 
 
 if __name__ == "__main__":

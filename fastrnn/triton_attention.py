@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _attention, _kernels
+from fastrnn._calls import below_autograd
 from fastrnn._library import LIBRARY
 
 for _op in (torch.ops.fastrnn.masked_attention, torch.ops.fastrnn.masked_attention_backward):
@@ -33,7 +34,7 @@ class TritonMaskedAttention(_attention.MaskedAttention):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
         op = torch.ops.fastrnn.triton_masked_attention.default
-        return _attention.below_autograd(op, *args)
+        return below_autograd(op, *args)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:

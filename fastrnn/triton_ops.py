@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _kernels, ops
+from fastrnn._calls import below_autograd
 from fastrnn._library import LIBRARY
 
 for _op in (torch.ops.fastrnn.recurrence, torch.ops.fastrnn.recurrence_backward):
@@ -40,7 +41,7 @@ class TritonRecurrence(ops.Recurrence):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return ops.below_autograd(torch.ops.fastrnn.triton_recurrence.default, *args, True)
+        return below_autograd(torch.ops.fastrnn.triton_recurrence.default, *args, True)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:

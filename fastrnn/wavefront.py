@@ -12,10 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastrnn import _arguments, _cuda, ops
 from fastrnn._autocast import lower_dtype
+from fastrnn._calls import (
+    applied,
+    below_autograd,
+    by_functions,
+    need_gradients,
+    second_order,
+    unsaved,
+)
 from fastrnn._library import LIBRARY
 from fastrnn.backends import chosen
 from fastrnn.cells import COMPILED
@@ -111,7 +118,7 @@ class Stack(torch.autograd.Function):
         *layers: Tensor,
     ) -> tuple[Tensor, ...]:
         rows = (batch_sizes, resets)
-        output = ops.below_autograd(_STACK, input, layers, *rows, cell, bias, True)
+        output = below_autograd(_STACK, input, layers, *rows, cell, bias, True)
         saved = [t for i, t in enumerate(output) if i % _RESULTS != 1]
         # Of a lower layer only the last states are results.
         ctx.mark_non_differentiable(*saved[:-3], saved[-1])
@@ -129,8 +136,7 @@ class Stack(torch.autograd.Function):
         layers, saved = rest[: ctx.layers], rest[ctx.layers :]
         options = (batch_sizes, resets)
         of_states = grads[1::_RESULTS]
-        twice = torch.is_grad_enabled() or forward_ad._current_level >= 0
-        if twice and not torch.compiler.is_compiling():
+        if second_order():
             found = _again(input, layers, (*options, ctx.cell, ctx.bias), grads)
         else:
             given: list[Tensor] = []
@@ -172,14 +178,12 @@ def _again(
 
 def _differentiable(input: Tensor, layers: list[Tensor], *options: Any) -> list[Tensor]:
     """The operator by itself: gradients flow too."""
-    *inputs, save = options
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in (input, *layers)):
+    if not need_gradients((input, *layers)):
         with torch._C._AutoDispatchBelowAutograd():
             return list(_STACK(input, layers, *options))
-    found = list(ops.applied(Stack, input, *inputs, *layers))
-    if not save:
-        found = [t if i % 4 < 2 else t[:, :0] if i % 4 == 2 else t[:0] for i, t in enumerate(found)]
-    return found
+    *inputs, save = options
+    found = applied(Stack, input, *inputs, *layers)
+    return list(found if save else unsaved(found))
 
 
 _library: Any = LIBRARY
@@ -252,10 +256,10 @@ def run_stack(
     ]
     args = (batch_sizes, None if resets is None else resets.flatten(), cell, len(weights[0]) > 2)
     input = rows.flatten(0, 1) if padded else rows
-    if ops.by_functions():
-        found = ops.applied(Stack, input, *args, *layers)
+    if by_functions():
+        found = applied(Stack, input, *args, *layers)
     else:
-        found = ops.below_autograd(_STACK, input, layers, *args, return_cells)
+        found = below_autograd(_STACK, input, layers, *args, return_cells)
     output, _, cells, _ = found[-_RESULTS:]
     every = cells[0] if return_cells else None
     if padded:

@@ -46,7 +46,7 @@ class Backward(ctypes.Structure):
     _fields_ = [
         *(*_ATTENTION, ("grad_output", Heads), ("output", Heads), ("logsumexp", c_void_p)),
         *((n, Heads) for n in ("grad_query", "grad_key", "grad_value", "grad_mask")),
-        *(("grad_mask_column", c_int64), ("means", c_void_p)),
+        *(("grad_mask_column", c_int64), ("statistics", c_void_p)),
     ]
 
 
@@ -112,7 +112,7 @@ def run(
     launch("forward", Forward(*arguments, Heads.of(output), pointer(logsumexp)))
     given = (Heads.of(put(grad)), Heads.of(output), pointer(logsumexp))
     results = (*map(Heads.of, (*grads, to_mask)), column_stride(to_mask))
-    means = empty(B, heads, Lq, of=sums)
-    launch("backward", Backward(*arguments, *given, *results, pointer(means)))
+    statistics = device.empty((B, heads, Lq, 2), sums)
+    launch("backward", Backward(*arguments, *given, *results, pointer(statistics)))
     found = (output, logsumexp, *grads, to_mask)
     return {n: t for n, t in zip(NAMES, found, strict=True) if t is not None}

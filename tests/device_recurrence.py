@@ -51,7 +51,7 @@ class OnDevice:
         if save:
             self.results["cells"] = self.empty(self.cell.states - 1, rows, H)
             slots = self.cell.reserve
-            if problem.extras.zoneout or problem.projected:
+            if problem.extras.zoneout is not None or problem.projected:
                 slots += self.cell.states
             if "gains" in self.tensors:
                 slots += 2 * self.cell.gates
@@ -72,6 +72,7 @@ class OnDevice:
         zoneout = (*(self.problem.extras.zoneout or ()), 0.0, 0.0)[:2]
         extras = emulator.Extras(
             *(pointer(self.extras[n]) for n in ("resets", "seed", "sequences")),
+            self.problem.extras.zoneout is not None,
             (ctypes.c_double * 2)(*zoneout),
         )
         named = (pointer(self.tensors.get(n)) for n in ("state", "bias_ih", "bias_hh", "gains"))

@@ -67,7 +67,7 @@ class Step(ctypes.Structure):
 class Extras(ctypes.Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("resets", "seed", "sequences")),
-        ("zoneout", c_double * 2),
+        *(("zoned", c_bool), ("zoneout", c_double * 2)),
     ]
 
 

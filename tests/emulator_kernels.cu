@@ -74,11 +74,16 @@ enum Mistake {
   no_flag,
   odd_pair,
   odd_copy,
-  odd_matrix
+  odd_matrix,
+  odd_eight
 };
 
 struct alignas(8) Pair {
   float values[2];
+};
+
+struct alignas(16) Eight {
+  float values[8];
 };
 
 __global__ void wrong(int mistake, float* out, unsigned* flag) {
@@ -98,6 +103,7 @@ __global__ void wrong(int mistake, float* out, unsigned* flag) {
   if (mistake == no_flag) wait_at_least(flag, n + 1);
   if (mistake == odd_pair && i == 0) *reinterpret_cast<Pair*>(out + 1) = Pair{};
   if (mistake == odd_copy) copy_async(values, out + 1, false);
+  if (mistake == odd_eight && i == 0) out[0] = at_once<const Eight>(out + 1).values[7];
   if (mistake == odd_matrix) {
     std::uint32_t matrices[4];
     load_matrices<false>(matrices, values + 1);

@@ -106,6 +106,7 @@ def test_full_disk_leaves_the_old_checkpoint(
 ) -> None:
     save_checkpoint(tmp_path / "last", make(1))
     write_file(tmp_path / "file", b"old")
+    names = sorted(path.name for path in tmp_path.iterdir())
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -116,8 +117,28 @@ def test_full_disk_leaves_the_old_checkpoint(
     with pytest.raises(OSError, match="No space left"):
         write_file(tmp_path / "file", b"new")
     monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "last.new"]
     assert load_checkpoint(tmp_path / "last").counters["step"] == 1
     assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_two_processes_may_write_a_file_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, replace = True, os.replace
+
+    def interrupted(new: Path, path: Path) -> None:
+        nonlocal first
+        if first:  # as another process, which has written its own by now
+            first = False
+            monkeypatch.setattr(checkpoint_module.os, "getpid", lambda: -1)
+            write_file(path, b"theirs")
+        replace(new, path)
+
+    monkeypatch.setattr(checkpoint_module.os, "replace", interrupted)
+    write_file(tmp_path / "file", b"ours")
+    assert (tmp_path / "file").read_bytes() == b"ours"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_weights_of_another_shape_or_name_are_refused(tmp_path: Path) -> None:

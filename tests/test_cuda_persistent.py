@@ -118,6 +118,7 @@ def test_larger(device, schedule, cell, dtype, hidden, blocks, batch):
         ("cluster", "lstm", 200, 7, 3),
         ("cluster", "gru", 160, 2, 2),
         ("grid", "lstm", 136, 9, 9),
+        ("grid", "gru", 72, 3, 20),
         ("grid", "gru_reset_before", 200, 5, 2),
     ],
 )

@@ -151,7 +151,8 @@ def test_layer_norm_of_an_own_cell_is_refused():
 
 def test_a_projection_of_an_own_cell_is_refused():
     with pytest.raises(
-        TypeError, match=r"RNNOf\(\) got an unexpected keyword argument 'proj_size'"
+        TypeError,
+        match=r"RNNOf\(\) got an unexpected keyword argument 'proj_size': no cell but fastrnn",
     ):
         build("mgu", proj_size=2)
 

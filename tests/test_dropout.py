@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import fastrnn
 from fastrnn import _dropout, _library
@@ -70,6 +71,16 @@ def test_gradients_have_the_same_mask():
     run = lambda x: op(x, SEED, 0.4).tanh()  # noqa: E731
     assert torch.autograd.gradcheck(run, x, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(run, x)
+
+
+def test_a_tangent_that_comes_with_the_gradient():
+    x, tangent = torch.randn(8, requires_grad=True), torch.randn(8)
+    output = dropout(x, 0.5)
+    (mask,) = torch.autograd.grad(output, x, torch.ones(8), retain_graph=True)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(torch.ones(8), tangent)
+        (gradient,) = torch.autograd.grad(output, x, dual)
+        assert torch.equal(forward_ad.unpack_dual(gradient).tangent, mask * tangent)
 
 
 def test_opcheck():

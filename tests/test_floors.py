@@ -18,7 +18,7 @@ FLOORS = (
     ("regularisers", "_cell"),
     ("cells",),
     ("_cuda",),
-    ("backends",),
+    ("backends", "_calls"),
     ("batching", "_attention_batching", "_attention", "ops"),
     ("triton_ops", "triton_attention", "_dropout"),
     (

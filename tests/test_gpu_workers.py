@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from benchmarks.gpu import correctness
 from benchmarks.gpu.budget import Budget
 from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.process import finished
+from benchmarks.gpu.process import ROOT, finished
 from benchmarks.gpu.supervise import Supervisor
 from tests import gpu_checks
 
@@ -49,6 +51,16 @@ for task in options.tasks:
 """
 
 
+# Starts a worker that would sleep for a minute.
+STARTER = """
+import sys
+from benchmarks.gpu.process import started
+worker = "import time; print('sleeps', flush=True); time.sleep(60)"
+with started([sys.executable, "-c", worker], None) as process:
+    process.wait()
+"""
+
+
 @pytest.fixture
 def supervised(tmp_path: Path):
     """Rows of tasks by their name, and what the log has."""
@@ -71,6 +83,17 @@ def test_a_worker_that_dies_or_hangs_costs_its_own_row(supervised):
     assert rows["a-hang"]["errors"]["case"] == "took longer than 2 s"
     assert rows["a-slow"]["out"] == rows["b-good"]["out"] == {}
     assert "it hurts\n" in log and '{"begin": "a-hang"}\n' in log
+
+
+def test_a_worker_ends_with_who_started_it():
+    command = [sys.executable, "-c", STARTER]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as starter:
+        assert starter.stdout is not None
+        assert starter.stdout.readline() == b"sleeps\n"
+        starter.kill()
+        killed = time.monotonic()
+        assert starter.stdout.read() == b""  # which the worker would keep open
+    assert time.monotonic() - killed < 30
 
 
 def test_what_hangs_twice_is_left_out_of_all_that_is_like_it(supervised):

@@ -136,9 +136,14 @@ def test_compiles_for_any_lengths():
         (torch.tensor(LENGTHS).int(), ValueError, r"\[B\] = \[4\], got torch.int32 \[4\] on cpu"),
         (torch.ones(4, 1).long(), ValueError, r"\[B\] = \[4\], got torch.int64 \[4, 1\]"),
         (torch.ones(4).long().to("meta"), ValueError, r"got torch.int64 \[4\] on meta"),
-        ([2.0, 5, 1, 4], TypeError, r"must be an int64 tensor or ints, got \[2.0, 5, 1, 4\]"),
-        ([True] * 4, TypeError, "must be an int64 tensor or ints, got"),
-        (5, TypeError, "must be an int64 tensor or ints, got 5"),
+        (
+            [2.0, 5, 1, 4],
+            TypeError,
+            r"or a list of ints, got \[2.0, 5, 1, 4\]",
+        ),
+        ([True] * 4, TypeError, "must be an int64 tensor or a list of ints, got"),
+        (5, TypeError, "must be an int64 tensor or a list of ints, got int"),
+        (range(1, 5), TypeError, "or a list of ints, got range$"),
     ],
 )
 def test_bad_lengths(lengths, error, message):

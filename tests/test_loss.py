@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 import fastrnn
@@ -138,7 +139,19 @@ def test_gradients_of_many_factors_at_once():
 
 
 @native
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_tangent_that_comes_with_the_gradient():
+    tensors, target = random_case("odd", torch.float64)
+    hidden = tensors[0].requires_grad_()
+    expected = with_gradients(loss.linear_cross_entropy, tensors, target, {})[1] / 3
+    value = loss.linear_cross_entropy(*tensors, target)
+    with forward_ad.dual_level():
+        factor = forward_ad.make_dual(torch.ones_like(value), torch.full_like(value, 5))
+        (gradient,) = torch.autograd.grad(value, hidden, factor)
+        torch.testing.assert_close(forward_ad.unpack_dual(gradient).tangent, 5 * expected)
+
+
+@native
+@pytest.mark.filterwarnings("error:There is a performance drop")
 def test_gradients_through_a_batch_of_losses():
     tensors, target = random_case("odd", torch.float64)
     leaves = [torch.stack([t, t.cos()]).requires_grad_() for t in tensors]

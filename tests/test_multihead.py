@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,13 @@ def test_explain_names_every_backend():
     with fastrnn.use_backend("reference"):
         lines = fastrnn.explain(attention, torch.zeros(1, 3, 8)).splitlines()
     assert lines[0] == "reference: runs masked attention (products and softmax in torch)"
+
+
+def test_cannot_be_scripted():
+    words = r"^torch.jit.script: fastrnn.MultiHeadAttention cannot be scripted; use torch.compile"
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match=words):
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit.script itself
+        torch.jit.script(nn.Sequential(MultiHeadAttention(8, 2)))
 
 
 @pytest.mark.parametrize("sizes", [(0, 3, 3), (2, 0, 3), (2, 3, 0)], ids=str)

@@ -113,7 +113,7 @@ def test_compiles_without_a_graph_break(cell):
     torch.testing.assert_close([t.grad for t in layer.present], expected)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.filterwarnings("error:There is a performance drop")
 def test_transforms_agree_with_autograd():
     layer = small_layer("lstm")
     present = [t.detach() for t in layer.present]
@@ -131,7 +131,7 @@ def test_transforms_agree_with_autograd():
     torch.testing.assert_close(per_sample[1], shifted)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.filterwarnings("error:There is a performance drop")
 def test_hessian_equals_the_reference():
     layer = small_layer("gru")
     present = [t.detach() for t in layer.present]

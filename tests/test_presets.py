@@ -76,6 +76,7 @@ def test_a_file_goes_over_a_preset_and_the_command_line_over_both(tmp_path: Path
         ("--explosion nan", "--explosion must be at least 0 and finite, got nan"),
         ("--init-range 0", "--init-range must be above 0 and finite in float32, got 0.0"),
         ("--init-range 1e39", "--init-range must be above 0 and finite in float32, got 1e+39"),
+        ("--init-range 1.8e38", "--init-range must be at most 1.7014e+38, got 1.8e+38"),
         ("--output-size 7", "--tied needs"),
         ("--bpe-size 10", "--bpe-size must be at least 258, got 10"),
         ("--warmup -1", "--warmup must be at least 0, got -1"),

@@ -305,6 +305,16 @@ def test_zoneout_and_resets(schedule, cell, dtype, drawn):
     check(layer.with_extras(drawn=drawn), dtype)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "norm"),
+    [(schedule, False) for schedule in SCHEDULES] + [("step", True)],
+    indirect=["schedule"],
+)
+def test_zoneout_of_zeros_has_its_slots(schedule, norm):
+    layer = random_layer("lstm", [4, 4, 3, 1], 6, 20, norm=norm)
+    check(replace(layer, extras=(None, None, None, [0.0, 0.0])), torch.bfloat16)
+
+
 @every_cell
 def test_inference_equals_training(schedule, cell):
     layer = random_layer(cell, [6, 6, 3], 10, 24).to(torch.float32)

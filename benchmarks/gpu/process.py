@@ -1,7 +1,11 @@
-"""Processes that do not outlive their time, nor do those that they start; their words are kept."""
+"""Processes that do not outlive their time, nor do those that they start; their words are kept.
+
+Nor do they outlive who started them, be it killed: they would keep the device.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -11,6 +15,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+_PRCTL = ctypes.CDLL(None).prctl
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+
+
+def _end_with_parent() -> None:
+    _PRCTL(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 @contextmanager
@@ -23,6 +33,7 @@ def started(command: Sequence[str], stdout: Any, **environment: str) -> Iterator
         stdout=stdout,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=_end_with_parent,
     )
     try:
         yield process

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <source_location>
 #include <tuple>
+#include <type_traits>
 
 #include "machine.h"
 #include "memory.h"
@@ -70,6 +71,13 @@ using emulator::widen;
 using Half = emulator::Half;
 using BFloat16 = emulator::BFloat16;
 
+// The compiler takes them apart, or has no call for so many.
+template <class Whole, class T>
+Whole& at_once(T* first) {
+  emulator::check_aligned(first, alignof(Whole), !std::is_const_v<Whole>);
+  return *reinterpret_cast<Whole*>(first);
+}
+
 struct Grid {
   unsigned x, y;
   int threads;
@@ -118,6 +126,8 @@ inline bool block_any(bool value, const Place& where = Place::current()) {
 }
 
 inline float power_of_two(float x) { return ::exp2f(x); }
+template <class S>
+void make_now(S&) {}
 inline float reciprocal(float x) { return 1.f / x; }
 
 template <class T>
@@ -129,7 +139,7 @@ std::uint32_t pair_of(float low, float high, T) {
 
 template <bool Transposed>
 void load_matrices(std::uint32_t (&to)[4], const void* row) {
-  emulator::check_aligned(row, 16);
+  emulator::check_aligned(row, 16, false);
   const auto* const all = emulator::exchange(static_cast<const std::uint16_t*>(row));
   const unsigned group = emulator::current->lane / 4, place = emulator::current->lane % 4;
   for (unsigned i = 0; i < 4; ++i) {
@@ -143,10 +153,11 @@ void load_matrices(std::uint32_t (&to)[4], const void* row) {
 }
 
 // Nothing is there before the wait, and what was is not to be read any more.
-inline void copy_async(void* to, const void* from, bool zeros) {
+template <int Bytes = 16>
+void copy_async(void* to, const void* from, bool zeros) {
   if (zeros) from = nullptr;
-  emulator::begin_copy(to, from, 16);
-  emulator::current->copies.back().push_back({to, from});
+  emulator::begin_copy(to, from, Bytes);
+  emulator::current->copies.back().push_back({to, from, Bytes});
 }
 
 inline void copy_cached(void* to, const void* from) { copy_async(to, from, false); }
@@ -161,7 +172,7 @@ void wait_copies(const Place& where = Place::current()) {
     for (const emulator::Copy& copy : groups.front()) {
       const auto* const from = static_cast<const std::uint64_t*>(copy.from);
       auto* const to = static_cast<std::uint64_t*>(copy.to);
-      for (int i = 0; i < 2; ++i) to[i] = from ? from[i] : 0;
+      for (int i = 0; i < copy.bytes / 8; ++i) to[i] = from ? from[i] : 0;
     }
 }
 

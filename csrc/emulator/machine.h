@@ -47,6 +47,7 @@ struct Block;
 struct Copy {
   void* to;
   const void* from;
+  int bytes;
 };
 
 struct Thread {

@@ -130,8 +130,8 @@ void aligned_access(const void* address, std::size_t bytes, bool write, void* ca
 
 }  // namespace
 
-void check_aligned(const void* address, std::size_t bytes) {
-  expect_aligned(address, bytes, false, __builtin_return_address(0));
+void check_aligned(const void* address, std::size_t bytes, bool write) {
+  expect_aligned(address, bytes, write, __builtin_return_address(0));
 }
 
 unsigned char* allocate(std::size_t bytes, std::size_t misalign) {
@@ -168,7 +168,7 @@ void close_shared(unsigned char* shared) {
 }
 
 void begin_copy(void* to, const void* from, std::size_t bytes) {
-  check_aligned(from, bytes);
+  check_aligned(from, bytes, false);
   aligned_access(to, bytes, true, __builtin_return_address(0));
   const std::size_t at = offset(to) / grain;
   for (std::size_t i = at; i < at + bytes / grain; ++i) records[i].write.epoch = unwritten;

@@ -24,8 +24,8 @@ void release_all();
 unsigned char* open_shared(std::size_t number, std::size_t bytes);
 void close_shared(unsigned char* shared);
 
-// The current thread needs a multiple of `bytes` here.
-void check_aligned(const void* address, std::size_t bytes);
+// The current thread needs a multiple of `bytes` here, to read or to write.
+void check_aligned(const void* address, std::size_t bytes, bool write);
 
 // It begins to write what is at `from` (null: zeros): until it has, nothing that can be read is
 // there.

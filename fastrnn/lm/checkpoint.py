@@ -44,9 +44,13 @@ class Checkpoint:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file that, after a crash at any moment, is the old one or the new one, whole."""
-    temporary = path.with_name(path.name + ".new")
-    _write_through(temporary, content)
-    os.replace(temporary, path)
+    # By the process, as another may write the same file at the same time.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        _write_through(temporary, content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 

@@ -83,6 +83,9 @@ def _check_ranges(config: Config) -> None:
         value = getattr(group, name)
         if not 0 < value <= LARGEST:
             raise UserError(f"{flag(name)} must be above 0 and finite in float32, got {value}")
+    if model.init_range > LARGEST / 2:  # the width from -r to r is finite, too
+        most = f"{LARGEST / 2:.5g}"
+        raise UserError(f"--init-range must be at most {most}, got {model.init_range}")
     for group, names in ((optimizer, "clip weight_decay"), (training, "ar tar explosion")):
         for name in names.split():
             value = getattr(group, name)

@@ -151,11 +151,12 @@ def _figures(loss: float, count: int, characters: int) -> dict[str, float | None
 
 
 def count_letters(text: Iterable[str]) -> int:
-    """Characters of the words of a text, and one space or line end after each.
+    """Characters of a text with one space between words; a line end is one, as it is predicted.
 
     From the text, since a word that is not in the dictionary has its letters there alone.
     """
-    return sum(len(word) + 1 for piece in text for word in piece.split())
+    lines = (line for piece in text for line in piece.split("\n")[:-1])
+    return sum(len(" ".join(line.split())) + 1 for line in lines)
 
 
 def count_characters(tokens: Tensor, vocabulary: Vocabulary, level: str) -> int:

@@ -28,10 +28,11 @@ from fastrnn.lm.plan import Plan, options_of, read_plan, written
 from fastrnn.lm.program import one_line, run_program
 from fastrnn.lm.report import Reporter, duration
 from fastrnn.lm.reporting import ReportingOptions, write_report
-from fastrnn.lm.run import RESULT
 from fastrnn.lm.session import train
 from fastrnn.lm.study import open_study
 from fastrnn.lm.summary import read_summary
+
+_TERMINATED = 128 + signal.SIGTERM  # the exit code
 
 
 @dataclass
@@ -46,15 +47,17 @@ class SweepingOptions:
     """Show the traceback of an error."""
 
 
-def sweep(options: SweepingOptions) -> None:
+def sweep(options: SweepingOptions) -> int:
     """Make a sweep's runs, and the page that shows them.
 
     Args:
         options: see `SweepingOptions`.
 
+    Returns:
+        The exit code: 0; 130 after Ctrl-C, 143 after SIGTERM, the runs under way saved.
+
     Raises:
         UserError: the file cannot be used, or its storage, or runs failed.
-        KeyboardInterrupt: after Ctrl-C, once the runs under way are in their checkpoints.
     """
     if options.workers < 1:
         raise UserError(f"--workers must be at least 1, got {options.workers}")
@@ -63,19 +66,21 @@ def sweep(options: SweepingOptions) -> None:
     plan.out.mkdir(parents=True, exist_ok=True)
     study = open_study(plan)
     _prepare(study, plan, path)
-    whole = work(path) if options.workers == 1 else _share_out(path, options.workers)
+    code = work(path) if options.workers == 1 else _share_out(path, options.workers)
     _conclude(study, plan)
-    if not whole:
-        raise KeyboardInterrupt
+    if code:
+        print("fastrnn.sweep: interrupted", file=sys.stderr)
+        return code
     newest = _newest(study)
     if failed := [name for name, trial in newest.items() if trial.state == TrialState.FAIL]:
         raise UserError(
             f"{len(failed)} of {len(newest)} runs failed, see above why: {', '.join(failed)}; "
             "started again, the sweep tries them again"
         )
+    return 0
 
 
-def _share_out(path: Path, workers: int) -> bool:
+def _share_out(path: Path, workers: int) -> int:
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_worker, args=(path, threads)) for _ in range(workers)]
@@ -90,35 +95,37 @@ def _share_out(path: Path, workers: int) -> bool:
                 told = True
                 for process in alive:
                     process.terminate()
-    codes = [process.exitcode for process in processes]
-    stopped = {130, -signal.SIGTERM} if told else {130}  # the latter between two runs
-    if failed := [code for code in codes if code and code not in stopped]:
+    codes = [process.exitcode or 0 for process in processes]
+    if told:  # between two runs it ends a worker at once
+        codes = [_TERMINATED if code == -signal.SIGTERM else code for code in codes]
+    if failed := [code for code in codes if code not in (0, 130, _TERMINATED)]:
         raise UserError(f"{len(failed)} of {workers} workers died, see above; start again to go on")
-    return not any(codes)
+    return max(codes)
 
 
 def _worker(path: Path, threads: int) -> None:
     torch.set_num_threads(threads)
-    sys.exit(run_program("fastrnn.sweep", lambda _: 0 if work(path) else 130, []))
+    sys.exit(run_program("fastrnn.sweep", lambda _: work(path), []))
 
 
-def work(path: Path) -> bool:
+def work(path: Path) -> int:
     """Train one run of a sweep after another, until none is left.
 
     Args:
         path: the sweep's file.
 
     Returns:
-        False if Ctrl-C or SIGTERM ended it before, or the end of the sweep that it works for.
+        The exit code: 0; 130 or 143 if Ctrl-C or SIGTERM ended it before, or the end of the sweep
+        that it works for.
     """
     plan = read_plan(path)
     study = open_study(plan)
     while not _orphaned() and (claimed := _claim(study, plan)) is not None:
         trial, lock = claimed
         with lock:
-            if not _train(trial, plan):
-                return False
-    return not _orphaned()
+            if code := _train(trial, plan):
+                return code
+    return _TERMINATED if _orphaned() else 0
 
 
 def _orphaned() -> bool:
@@ -198,30 +205,31 @@ def _claim(study: optuna.Study, plan: Plan) -> tuple[Trial, IO[str]] | None:
         return trial, lock
 
 
-def _train(trial: Trial, plan: Plan) -> bool:
-    """Make or continue the run of a trial; False if it was interrupted."""
+def _train(trial: Trial, plan: Plan) -> int:
+    """Make or continue the run of a trial; the exit code, other than 0 if it was interrupted."""
     folder = plan.out / _folder(trial)
     point = {key: _suggest(trial, key, values) for key, values in plan.search.items()}
     print(f"{folder.name}  {written(point)}", flush=True)
     try:
-        train(options_of(plan.settings | point, folder), Reporter(Console(file=io.StringIO())))
+        settings = options_of(plan.settings | point, folder)
+        code = train(settings, Reporter(Console(file=io.StringIO())))
     except Exception as error:
         reason = one_line(error)
         if reason is None:
             raise
         _fail(trial, reason)
-        return True
-    if not (folder / RESULT).is_file():
-        return False
+        return 0
+    if code:
+        return code
     summary = read_summary(folder)
     best = summary.best_loss
     if best is None:
         _fail(trial, "no validation loss was finite")
-        return True
+        return 0
     trial.study.tell(trial, best)
     took = duration(summary.seconds or 0)
     print(f"{folder.name}  valid perplexity {perplexity(best):.2f}, {took}", flush=True)
-    return True
+    return 0
 
 
 def _fail(trial: Trial, reason: str) -> None:

@@ -197,8 +197,7 @@ def test_a_text_of_its_own_kind_is_learned_on_the_way(rule: str, rate: float) ->
 
 def test_characters_are_counted_as_they_stand_in_the_text() -> None:
     written = "ab c\n\nd efg\n"
-    # The empty line has no word before its end.
-    assert count_letters([written, "h  i\n"]) == len(written) - 1 + len("h i\n")
+    assert count_letters([written, " h  i\n"]) == len(written) + len("h i\n")
     characters = tokenize(written, "char")
     vocabulary = Vocabulary.of(characters, 1)
     assert count_characters(vocabulary.encode(characters), vocabulary, "char") == len(written)

@@ -161,9 +161,10 @@ def test_an_interrupted_sweep_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(sweeping, "train", interrupt)
         assert main([str(path)]) == 130
-        # As the trainer ends after the first Ctrl-C: in order, but with no result.
-        patch.setattr(sweeping, "train", lambda *_: 0)
-        assert main([str(path)]) == 130
+        # As the trainer ends after the first Ctrl-C, and after SIGTERM: in order.
+        for code in (130, 143):
+            patch.setattr(sweeping, "train", lambda *_, code=code: code)
+            assert main([str(path)]) == code
     assert main([str(path)]) == 0
     assert sorted(made(tmp_path / "sweep")) == ["0000", "0001"]
 
@@ -180,7 +181,7 @@ def test_sigterm_stops_the_workers_at_their_checkpoints(runs: Path, tmp_path: Pa
             time.sleep(0.02)
         program.terminate()
         told = program.communicate()[1]
-    assert program.returncode == 130 and told == "fastrnn.sweep: interrupted\n"
+    assert program.returncode == 143 and told == "fastrnn.sweep: interrupted\n"
     for folder in begun:
         lock = try_lock(tmp_path / "sweep" / f".{folder.name}.lock")
         assert lock is not None  # no worker is left
@@ -201,7 +202,7 @@ def test_a_worker_whose_sweep_was_killed_begins_no_further_run(
     alive = iter([True, False, False])
     parent = SimpleNamespace(is_alive=lambda: next(alive))
     monkeypatch.setattr(sweeping.multiprocessing, "parent_process", lambda: parent)
-    assert not sweeping.work(path)
+    assert sweeping.work(path) == 143
     assert sorted(made(plan.out)) == ["0000"]
 
 

@@ -1,0 +1,68 @@
+"""How the operators are called: whether gradients are wanted, and who makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fastrnn import _cuda
+
+
+def need_gradients(args: Iterable[Any]) -> bool:
+    """Whether gradients are wanted of an operator's arguments."""
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+
+
+def by_functions() -> bool:
+    """Whether gradients flow through Functions, rather than through the operators by themselves.
+
+    Programs of `torch.export` and `torch.jit.trace` hold the operators; a Function would end the
+    gradients in the one (with `strict=True`) and is refused by the other.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return False
+    return torch._C._get_tracing_state() is None
+
+
+def second_order() -> bool:
+    """Whether a backward pass is to be a Function, too: its gradients may have some of their own.
+
+    Dynamo refuses a Function inside a Function's backward, and needs no second order. A tangent
+    that comes with the gradients needs the Function, which refuses it.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
+def below_autograd(op: Any, *args: Any) -> tuple[Tensor, ...]:
+    """An operator without a look at whether gradients are wanted."""
+    if torch.compiler.is_compiling():  # Dynamo refuses the guard, and has no need of it
+        return tuple(op(*args))
+    _cuda.follow_tf32(args[0])
+    with torch._C._AutoDispatchBelowAutograd():
+        return tuple(op(*args))
+
+
+def applied(function: Any, *args: Any) -> Any:
+    """`function.apply(*args)` of a Function whose `forward` has no defaults.
+
+    torch's looks at the signature of `forward` in every call, to find defaults: 20 us.
+    """
+    if torch.compiler.is_compiling():
+        # Dynamo cannot follow `setup_context` where nothing needs a gradient.
+        needed = any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        return function.apply(*args) if needed else function.forward(*args)
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)
+
+
+def unsaved(results: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The results of recurrences, four of each, with cells and reserves of no rows."""
+    each = enumerate(results)
+    return tuple(t if i % 4 < 2 else t[:, :0] if i % 4 == 2 else t[:0] for i, t in each)
