@@ -47,7 +47,8 @@ def load_rows(
     INSIDE: no row is beyond it.
     """
     rows, columns = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
-    place = pointer + first * stride + (rows.to(tl.int64) * stride + columns)
+    # Not every loop counts in int64; in the interpreter none does.
+    place = pointer + tl.cast(first, tl.int64) * stride + (rows.to(tl.int64) * stride + columns)
     if INSIDE and SIZE == WIDTH:
         block = tl.load(place)
     else:
@@ -100,7 +101,8 @@ def masks(
         if CAUSAL:
             allowed = allowed & (j <= i)
     if MASK != NONE:
-        place = mask + tl.minimum(i, queries - 1) * strides[2] + j * strides[3]
+        row = tl.minimum(i, queries - 1).to(tl.int64)
+        place = mask + row * strides[2] + j.to(tl.int64) * strides[3]
         found = tl.load(place) if WHOLE else tl.load(place, mask=j < keys, other=0)
         if MASK == ADDITIVE:
             added = found.to(MATH) * LOG2_E

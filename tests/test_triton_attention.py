@@ -148,6 +148,24 @@ def test_scales_that_are_not_positive(scale, device):
 
 
 @on_devices
+def test_elements_more_than_32_bits_apart(device):
+    """Pages of memory between the rows are never touched, so they cost nothing."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (1, 1, 33, 8), (1, 1, 33, 8), (1, 1, 33, 33)  # the last row lies 2**31 elements away
+    near = [torch.randn(shape, generator=generator).to(device, torch.float16) for shape in shapes]
+    memory = torch.empty(33 * 2**26, dtype=torch.float16, device=device)
+    far = [
+        memory[64 * n :].as_strided(t.shape, (0, 0, 2**26, 1)).copy_(t) for n, t in enumerate(near)
+    ]
+    attention = _kernels.module("attention")
+    passes = attention.masked_attention, attention.masked_attention_backward
+    found = []
+    for query, grad, mask in (near, far):
+        found.append(everything(*passes, (query, query, query, mask, None, False, 0.0, 1.0), grad))
+    assert all(map(torch.equal, *found))
+
+
+@on_devices
 def test_no_queries_or_keys(device):
     attention = _kernels.module("attention")
     for queries, keys in ((0, 3), (3, 0)):
