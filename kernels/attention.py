@@ -16,7 +16,7 @@ from .layer import precision
 from .tuning import INTERPRETED, Config, shared_memory
 
 _LARGEST_WORD = 2**32 - 1
-_LEAST_SCALE = 1e-30  # in place of 0, which -inf must not be multiplied by
+_LEAST_SCALE = 1e-30  # in place of what is 0 in float32, which -inf must not be multiplied by
 _DTYPES = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
@@ -177,8 +177,9 @@ def empty_rows(like: Tensor, width: int) -> Tensor:
 def masked_attention(*args: object) -> tuple[Tensor, Tensor]:
     """Output and logsumexp, as `fastrnn._attention.reference` defines them."""
     call = _checked(*args)
-    if call.scale <= 0:  # the kernel takes the highest product for the highest score
-        call = call._replace(query=-call.query, scale=max(-call.scale, _LEAST_SCALE))
+    if call.scale < 0:  # the kernel takes the highest product for the highest score
+        call = call._replace(query=-call.query, scale=-call.scale)
+    call = call._replace(scale=max(call.scale, _LEAST_SCALE))
     output = empty_rows(args[0], call.value.size(-1))
     logsumexp = args[0].new_empty(args[0].shape[:-1], dtype=statistics_dtype(args[0].dtype))
     mask, mask_strides = call.expanded_mask

@@ -134,8 +134,8 @@ def test_operator(device):
 
 
 @on_devices
-@pytest.mark.parametrize("scale", [-0.5, 0.0])
-def test_scales_that_are_not_positive(scale, device):
+@pytest.mark.parametrize("scale", [-0.5, 0.0, 1e-60])
+def test_scales_that_are_not_positive_in_float32(scale, device):
     generator = torch.Generator().manual_seed(0)
     query, grad = torch.randn(2, 1, 2, 40, 16, generator=generator).to(device)
     mask = torch.rand(1, 1, 40, 40, generator=generator).to(device) < 0.7
