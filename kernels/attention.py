@@ -36,12 +36,16 @@ _LARGE = {
     "forward": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8, 2)},
     "query": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8)},
     "key": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(32, 32, 8)},
+    # Its rows are the query's, which pads the statistics of rows to them.
+    "mask": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(128, 32, 8)},
 }
 # Elsewhere they lie in registers, too few of them for loads under way beside a mask or dropout.
 _SMALL = {
     "forward": {64: Config(64, 64, 4), 128: Config(64, 64, 8), 256: Config(32, 32, 8)},
     "query": {64: Config(64, 32, 4), 128: Config(64, 32, 8), 256: Config(32, 32, 8)},
     "key": {64: Config(64, 32, 4), 128: Config(64, 32, 8), 256: Config(32, 32, 8)},
+    # Of 256 units 64 keys: with 32, Triton gives a thread operands enough to spill 1,168 bytes.
+    "mask": {64: Config(64, 32, 4), 128: Config(64, 32, 8), 256: Config(32, 64, 8)},
 }
 _LEAST_LARGE = 232_448  # bytes of shared memory
 _GROUP = 64  # rows of four warps
@@ -55,8 +59,8 @@ def widest(dtype: torch.dtype) -> int:
 def tile(width: int, dtype: torch.dtype, kernel: str, plain: bool, own: int) -> Config:
     """Of heads of so many units; small in the interpreter, so that there are several.
 
-    kernel: "forward", "query" or "key"; plain: neither a mask nor dropout; own: rows that the
-    programs share, which decide on how many each has, not on the order of a row's sums.
+    kernel: "forward", "query", "key" or "mask"; plain: neither a mask nor dropout; own: rows that
+    the programs share, which decide on how many each has, not on the order of a row's sums.
     """
     if INTERPRETED:
         return Config(32, 32, 1)
@@ -259,7 +263,7 @@ def masked_attention_backward(
             grad_key_value[(columns * call.pairs,)](*shared, *into, **call.constants(turned))
         if to_mask.numel():
             every = [n == 1 for n in mask.shape]
-            both = by_query._replace(units=by_key.units, stages=by_key.stages)
+            both = call.tile("mask")
             columns = triton.cdiv(keys, both.units)
             own = mask.size(0) * mask.size(1)
             names = ("EVERY_BATCH", "EVERY_HEAD", "EVERY_QUERY", "EVERY_KEY")

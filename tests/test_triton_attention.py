@@ -224,10 +224,11 @@ def compile_attention(capability, dtype, size, kind):
         output, logsumexp = attention.masked_attention(*args, *options)
         attention.masked_attention_backward(output, *args, output, logsumexp, *options, wanted)
     assert len(device.compiled) == (4 if wanted else 3)
-    most = {256: 512, 128: 128}.get(size, 64)  # bytes of spilled registers
+    # Bytes of spilled registers: dropout's words come on top of what a tile's products hold.
+    most = 512 if size == 256 else max(size, 64) * (3 if dropped else 1)
     for kernel in device.compiled:
         assert kernel.shared <= SHARED[capability], kernel
-        assert kernel.stack <= (2 * most + 128 if dropped else most), (kernel, size, dtype, kind)
+        assert kernel.stack <= most, (kernel, size, dtype, kind)
     return device.compiled
 
 
