@@ -37,7 +37,7 @@ _LARGE = {
     "query": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8)},
     "key": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(32, 32, 8)},
     # Its rows are the query's, which pads the statistics of rows to them.
-    "mask": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(128, 32, 8)},
+    "mask": {64: Config(128, 32, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(128, 32, 8)},
 }
 # Elsewhere they lie in registers, too few of them for loads under way beside a mask or dropout.
 _SMALL = {
