@@ -13,39 +13,69 @@ from .attention_backward import grad_key_value, grad_mask, grad_query
 from .attention_forward import attention_forward
 from .attention_tiles import ADDITIVE, BOOLEAN
 from .layer import precision
-from .tuning import INTERPRETED, Config
+from .tuning import INTERPRETED, Config, shared_memory
 
 _LARGEST_WORD = 2**32 - 1
+_LEAST_SCALE = 1e-30  # in place of what is 0 in float32, which -inf must not be multiplied by
 _DTYPES = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
     torch.float32: tl.float32,
     torch.float64: tl.float64,
 }
-# Queries and keys of a tile, and warps, by the widest head and by bits: 16, 32, 64. They are not
-# tuned, since another tile sums in another order. What does not fit is not there.
-_FORWARD = {
-    64: {16: Config(64, 64, 4), 32: Config(32, 32, 8), 64: Config(16, 16, 8)},
-    128: {16: Config(64, 64, 8), 32: Config(16, 16, 8)},
-    256: {16: Config(32, 32, 8), 32: Config(16, 16, 8)},
+# A program's own rows, rows of a step, warps and steps whose loads are under way, by bits and the
+# widest head. What does not fit is not there. Not tuned: another step sums in another order.
+_EXACT = {
+    32: {64: Config(32, 32, 8), 128: Config(16, 16, 8), 256: Config(16, 16, 8)},
+    64: {64: Config(16, 16, 8)},
 }
-_BACKWARD = _FORWARD | {
-    64: _FORWARD[64] | {16: Config(64, 32, 8)},
-    128: _FORWARD[128] | {16: Config(64, 32, 8)},
+# The same of 16 bits, by kernel. Hopper's and the first Blackwell's products read their operands
+# from shared memory; two groups of four warps that have 64 rows each share what they read.
+_LARGE = {
+    "plain": {64: Config(128, 64, 4, 3), 128: Config(128, 128, 8, 2), 256: Config(128, 32, 8, 2)},
+    "forward": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8, 2)},
+    "query": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8)},
+    "key": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(32, 32, 8)},
+    # Its rows are the query's, which pads the statistics of rows to them.
+    "mask": {64: Config(128, 32, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(128, 32, 8)},
 }
+# Elsewhere they lie in registers, too few of them for loads under way beside a mask or dropout.
+_SMALL = {
+    "forward": {64: Config(64, 64, 4), 128: Config(64, 64, 8), 256: Config(32, 32, 8)},
+    "query": {64: Config(64, 32, 4), 128: Config(64, 32, 8), 256: Config(32, 32, 8)},
+    "key": {64: Config(64, 32, 4), 128: Config(64, 32, 8), 256: Config(32, 32, 8)},
+    # Of 256 units 64 keys: with 32, Triton gives a thread operands enough to spill 1,168 bytes.
+    "mask": {64: Config(64, 32, 4), 128: Config(64, 32, 8), 256: Config(32, 64, 8)},
+}
+_LEAST_LARGE = 232_448  # bytes of shared memory
+_GROUP = 64  # rows of four warps
 
 
 def widest(dtype: torch.dtype) -> int:
     """Units that a head can have."""
-    return max(width for width, tiles in _FORWARD.items() if 8 * dtype.itemsize in tiles)
+    return max(_EXACT.get(8 * dtype.itemsize, _SMALL["key"]))
 
 
-def tile(width: int, dtype: torch.dtype, backward: bool) -> Config:
-    """Of heads of so many units; small in the interpreter, so that there are several."""
+def tile(width: int, dtype: torch.dtype, kernel: str, plain: bool, own: int) -> Config:
+    """Of heads of so many units; small in the interpreter, so that there are several.
+
+    kernel: "forward", "query", "key" or "mask"; plain: neither a mask nor dropout; own: rows that
+    the programs share, which decide on how many each has, not on the order of a row's sums.
+    """
     if INTERPRETED:
         return Config(32, 32, 1)
-    tiles = _BACKWARD if backward else _FORWARD
-    return tiles[min(w for w in tiles if w >= width)][8 * dtype.itemsize]
+    large = dtype.itemsize <= 2 and shared_memory() >= _LEAST_LARGE
+    if dtype.itemsize > 2:
+        tiles = _EXACT[8 * dtype.itemsize]
+    elif large:
+        tiles = _LARGE["plain" if plain and kernel == "forward" else kernel]
+    else:
+        tiles = _SMALL[kernel]
+    config = tiles[min(w for w in tiles if w >= width)]
+    if large and own <= _GROUP < config.rows:
+        return config._replace(rows=_GROUP, warps=4)
+    pipelined = tiles is _SMALL[kernel] and plain and width <= 128
+    return config._replace(stages=2) if pipelined else config
 
 
 class Attention(NamedTuple):
@@ -70,10 +100,11 @@ class Attention(NamedTuple):
         return self.query.size(0) * self.query.size(1)
 
     @property
-    def numbers(self) -> tuple[float, int, float]:
-        """Scale, words below which a weight is dropped, and what the others are multiplied by."""
+    def numbers(self) -> tuple[float, ...]:
+        """Heads, lengths, scale, words below which a weight is dropped, factor of the others."""
         dropped = min(round(self.dropout_p * 2**32), _LARGEST_WORD)
-        return self.scale, dropped, 1 / (1 - self.dropout_p)
+        lengths = self.query.size(1), *self.lengths[:2]
+        return *lengths, self.scale, dropped, 1 / (1 - self.dropout_p)
 
     @property
     def expanded_mask(self) -> tuple[Tensor | None, tuple[int, ...]]:
@@ -84,12 +115,19 @@ class Attention(NamedTuple):
         lengths = self.lengths[:2]
         return read, read.expand(*self.query.shape[:2], *lengths).stride()
 
+    def tile(self, kernel: str) -> Config:
+        queries, keys, *widths = self.lengths
+        plain, own = self.mask is None and self.seed is None, keys if kernel == "key" else queries
+        return tile(max(widths), self.query.dtype, kernel, plain, own)
+
     def constants(self, config: Config) -> dict[str, object]:
         dtype, mask = self.query.dtype, self.mask
         kind = 0 if mask is None else (BOOLEAN if mask.dtype == torch.bool else ADDITIVE).value
         widths = (max(16, triton.next_power_of_2(n)) for n in self.lengths[2:])
         math = tl.float64 if dtype == torch.float64 else tl.float32
         return {
+            "E": self.lengths[2],
+            "D": self.lengths[3],
             "MASK": kind,
             "CAUSAL": self.is_causal,
             "MATH": math,
@@ -98,6 +136,7 @@ class Attention(NamedTuple):
             "ROWS": config.rows,
             "KEYS": config.units,
             **dict(zip(("SIZE", "WIDTH"), widths, strict=True)),
+            "STAGES": config.stages,
             **config.options,
         }
 
@@ -124,8 +163,11 @@ def _checked(*args: object) -> Attention:
         raise ValueError(
             f"masked_attention: heads must have at most {most} units, got {max(size, width)}"
         )
-    rows = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
-    return Attention(*rows, mask, *rest)
+    return Attention(*map(rows_side_by_side, (query, key, value)), mask, *rest)
+
+
+def rows_side_by_side(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def empty_rows(like: Tensor, width: int) -> Tensor:
@@ -139,30 +181,33 @@ def empty_rows(like: Tensor, width: int) -> Tensor:
 def masked_attention(*args: object) -> tuple[Tensor, Tensor]:
     """Output and logsumexp, as `fastrnn._attention.reference` defines them."""
     call = _checked(*args)
-    queries, _, size, width = call.lengths
-    output = empty_rows(args[0], width)
+    if call.scale < 0:  # the kernel takes the highest product for the highest score
+        call = call._replace(query=-call.query, scale=-call.scale)
+    call = call._replace(scale=max(call.scale, _LEAST_SCALE))
+    output = empty_rows(args[0], call.value.size(-1))
     logsumexp = args[0].new_empty(args[0].shape[:-1], dtype=statistics_dtype(args[0].dtype))
     mask, mask_strides = call.expanded_mask
-    config = tile(max(size, width), call.query.dtype, backward=False)
-    strides = [s for t in (call.query, call.key, call.value, output) for s in t.stride()[:3]]
-    if output.numel() or logsumexp.numel():
+    strides = *map(row_strides, (*call[:3], output)), mask_strides
+    if logsumexp.numel():
         with torch.cuda.device_of(call.query):
-            attention_forward[(triton.cdiv(queries, config.rows) * call.pairs,)](
-                call.query,
-                call.key,
-                call.value,
+            config = call.tile("forward")
+            grid = (triton.cdiv(call.query.size(2), config.rows) * call.pairs,)
+            attention_forward[grid](
+                *call[:3],
                 mask,
                 call.seed,
                 output,
                 logsumexp,
                 *strides,
-                *mask_strides,
-                call.query.size(1),
-                *call.lengths,
                 *call.numbers,
                 **call.constants(config),
             )
     return output, logsumexp
+
+
+def row_strides(tensor: Tensor) -> tuple[int, ...]:
+    """Of batch, heads and rows."""
+    return tensor.stride()[:3]
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -185,39 +230,48 @@ def masked_attention_backward(
     mask_grad: bool,
 ) -> tuple[Tensor, ...]:
     """Gradients of query, key, value and, if wanted, of an additive mask."""
-    given = (t.contiguous() for t in (query, key, value))
-    call = _checked(*given, mask, seed, is_causal, dropout_p, scale)
-    queries, keys, size, width = call.lengths
-    math, grad_output = statistics_dtype(query.dtype), grad_output.contiguous()
-    delta = (grad_output.to(math) * output.to(math)).sum(-1)
-    read, strides = call.expanded_mask
-    results = [torch.empty_like(t) for t in (call.query, call.key, call.value)]
+    call = _checked(query, key, value, mask, seed, is_causal, dropout_p, scale)
+    grad_output, output = rows_side_by_side(grad_output), rows_side_by_side(output)
+    read, mask_strides = call.expanded_mask
+    to_query, to_key, to_value = (empty_rows(t, t.size(-1)) for t in (query, key, value))
     to_mask = query.new_empty(mask.shape if mask_grad else 0)  # contiguous, whatever the mask is
-    config = tile(max(size, width), query.dtype, backward=True)
-    tensors = (*call[:3], read, call.seed, grad_output, logsumexp.contiguous(), delta)
-    rest = (query.size(1), *call.lengths, *call.numbers)
-    constants = call.constants(config)
-    rows, columns = triton.cdiv(queries, config.rows), triton.cdiv(keys, config.units)
     with torch.cuda.device_of(query):
+        by_query, by_key = call.tile("query"), call.tile("key")
+        queries, keys = query.size(2), key.size(2)
+        rows, columns = triton.cdiv(queries, by_query.rows), triton.cdiv(keys, by_key.rows)
+        padded = rows * by_query.rows  # a whole number of the others' steps
+        statistics = logsumexp.new_empty(*query.shape[:2], 2, padded)
+        strides = *map(row_strides, (*call[:3], grad_output)), mask_strides
+        shared = (
+            *call[:3],
+            read,
+            call.seed,
+            grad_output,
+            statistics,
+            *strides,
+            *call.numbers,
+            padded,
+        )
         if call.pairs and queries:
-            grad_query[(rows * call.pairs,)](*tensors, results[0], *strides, *rest, **constants)
+            from_output = output, row_strides(output), logsumexp.contiguous()
+            into = to_query, row_strides(to_query)
+            grid = (rows * call.pairs,)
+            grad_query[grid](*shared, *from_output, *into, **call.constants(by_query))
         if call.pairs and keys:
-            grad_key_value[(columns * call.pairs,)](
-                *tensors, *results[1:], *strides, *rest, **constants
-            )
+            into = to_key, row_strides(to_key), to_value, row_strides(to_value)
+            turned = Config(by_key.units, by_key.rows, *by_key[2:])
+            grad_key_value[(columns * call.pairs,)](*shared, *into, **call.constants(turned))
         if to_mask.numel():
             every = [n == 1 for n in mask.shape]
+            both = call.tile("mask")
+            columns = triton.cdiv(keys, both.units)
             own = mask.size(0) * mask.size(1)
-            grid = (own, 1 if every[2] else rows, 1 if every[3] else columns)
             names = ("EVERY_BATCH", "EVERY_HEAD", "EVERY_QUERY", "EVERY_KEY")
-            grad_mask[grid](
-                *tensors,
+            grad_mask[(own, 1 if every[2] else rows, 1 if every[3] else columns)](
+                *shared,
                 to_mask,
-                *strides,
                 query.size(0),
-                *rest,
                 **dict(zip(names, every, strict=True)),
-                **constants,
+                **call.constants(both),
             )
-    like = zip((query, key, value), results, strict=True)
-    return *(empty_rows(t, t.size(-1)).copy_(g) for t, g in like), to_mask
+    return to_query, to_key, to_value, to_mask

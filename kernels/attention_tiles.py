@@ -5,36 +5,76 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# What MASK means to a kernel.
-BOOLEAN, ADDITIVE = tl.constexpr(1), tl.constexpr(2)
+# What MASK means to a kernel; NONE: there is no mask.
+NONE, BOOLEAN, ADDITIVE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 # Arguments of the kernels whose values are not worth a compilation each.
 NUMBERS = ("queries", "keys", "dropped")
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def pair_and_first(length, ROWS: tl.constexpr):
+def pair_and_first(length, ROWS: tl.constexpr, LAST_FIRST: tl.constexpr):
     """The program's head of a batch, and the first of its rows, of `length` (int64 both)."""
     # All on the one axis of a grid that is not limited to 65,535.
     blocks = tl.cdiv(length, ROWS)
     program = tl.program_id(0).to(tl.int64)
-    return program // blocks, program % blocks * ROWS
+    block = program % blocks
+    if LAST_FIRST:  # under the causal rule the last rows take longest
+        block = blocks - 1 - block
+    return program // blocks, block * ROWS
 
 
 @triton.jit
-def load_rows(pointer, rows, stride, count, width, WIDTH: tl.constexpr, DOT: tl.constexpr):
-    """[ROWS, WIDTH] of a matrix [count, width], zero beyond it."""
-    columns = tl.arange(0, WIDTH)[None, :]
-    mask = (rows[:, None] < count) & (columns < width)
-    return tl.load(pointer + rows[:, None] * stride + columns, mask=mask, other=0.0).to(DOT)
+def head_of(pointer, pair, heads, strides):
+    """Where the first row of a pair of batch and head lies."""
+    return pointer + pair // heads * strides[0] + pair % heads * strides[1]
 
 
 @triton.jit
-def store_rows(pointer, rows, stride, count, width, block, WIDTH: tl.constexpr):
+def load_rows(
+    pointer,
+    first,
+    stride,
+    count,
+    ROWS: tl.constexpr,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DOT: tl.constexpr,
+    INSIDE: tl.constexpr = False,
+):
+    """[ROWS, WIDTH] from row `first` of a matrix [count, SIZE], zero beyond it.
+
+    INSIDE: no row is beyond it.
+    """
+    rows, columns = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
+    # Not every loop counts in int64; in the interpreter none does.
+    place = pointer + tl.cast(first, tl.int64) * stride + (rows.to(tl.int64) * stride + columns)
+    if INSIDE and SIZE == WIDTH:
+        block = tl.load(place)
+    else:
+        mask = columns < SIZE
+        if not INSIDE:
+            mask = mask & (rows < count - first)
+        block = tl.load(place, mask=mask, other=0.0)
+    return block.to(DOT)
+
+
+@triton.jit
+def store_rows(
+    pointer,
+    first,
+    stride,
+    count,
+    block,
+    ROWS: tl.constexpr,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     """The reverse."""
-    columns = tl.arange(0, WIDTH)[None, :]
-    mask = (rows[:, None] < count) & (columns < width)
-    value = block.to(pointer.dtype.element_ty)
-    tl.store(pointer + rows[:, None] * stride + columns, value, mask=mask)
+    rows, columns = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
+    place = pointer + first * stride + (rows.to(tl.int64) * stride + columns)
+    mask = (rows < count - first) & (columns < SIZE)
+    tl.store(place, block.to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -42,57 +82,59 @@ def masks(
     mask,
     i,
     j,
-    stride_i,
-    stride_j,
+    strides,
     queries,
     keys,
     MASK: tl.constexpr,
     CAUSAL: tl.constexpr,
+    WHOLE: tl.constexpr,
     MATH: tl.constexpr,
 ):
-    """Of a tile of queries i and keys j: what may attend, and what is added to the scores."""
-    allowed = (i[:, None] < queries) & (j[None, :] < keys)
-    added = 0.0
-    if mask is not None:
-        place = mask + i[:, None] * stride_i + j[None, :] * stride_j
-        if MASK == BOOLEAN:
-            allowed = allowed & (tl.load(place, mask=allowed, other=0) != 0)
+    """Of a tile of queries i and keys j: what may attend, and what is added, by log2(e).
+
+    WHOLE: every key of it exists, and the causal rule lets every query attend to it. Queries that
+    do not exist count as the last one: the callers give them no weight.
+    """
+    allowed, added = True, 0.0
+    if not WHOLE:
+        allowed = j < keys
+        if CAUSAL:
+            allowed = allowed & (j <= i)
+    if MASK != NONE:
+        row = tl.minimum(i, queries - 1).to(tl.int64)
+        place = mask + row * strides[2] + j.to(tl.int64) * strides[3]
+        found = tl.load(place) if WHOLE else tl.load(place, mask=j < keys, other=0)
+        if MASK == ADDITIVE:
+            added = found.to(MATH) * LOG2_E
+            found = added != float("-inf")  # NaN stays
         else:
-            added = tl.load(place, mask=allowed, other=float("-inf")).to(MATH)
-            allowed = allowed & (added != float("-inf"))  # NaN stays
-    if CAUSAL:
-        allowed = allowed & (j[None, :] <= i[:, None])
+            found = found != 0
+        allowed = found if WHOLE else allowed & found
     return allowed, added
 
 
 @triton.jit
-def scores(
-    query,
-    key,
-    scale,
-    allowed,
-    added,
-    MASK: tl.constexpr,
-    MATH: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Scaled products with the masks, -inf where a query may not attend to a key."""
-    found = tl.dot(query, tl.trans(key), input_precision=PRECISION, out_dtype=MATH)
-    found = found * (scale * tl.full((1, 1), 1, MATH)).to(MATH)
-    if MASK == ADDITIVE:
-        found = found + added
-    return tl.where(allowed, found, float("-inf"))
+def scores(a, b, factor, added, MASK: tl.constexpr, MATH: tl.constexpr, PRECISION: tl.constexpr):
+    """Products of rows; with an additive mask times `factor`, with it."""
+    found = tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=MATH)
+    return found * factor + added if MASK == ADDITIVE else found
+
+
+@triton.jit
+def in_math(number, MATH: tl.constexpr):
+    """[1], of a float64 argument."""
+    return (tl.full((1,), 1, MATH) * number).to(MATH)
 
 
 @triton.jit
 def kept_weights(seed, pair, i, first_key, dropped, ROWS: tl.constexpr, KEYS: tl.constexpr):
-    """Which weights of a tile dropout keeps, as `fastrnn._attention.reference` draws them.
+    """Which weights of a tile [ROWS, KEYS] dropout keeps, as `fastrnn._attention.reference` does.
 
     Word j % 4 of Philox at the counter (j // 4, pair, i, 0) has to be at least `dropped`.
     """
     zero = tl.zeros((ROWS, KEYS // 4), tl.int32)
     quad = (first_key // 4 + tl.arange(0, KEYS // 4)[None, :] + zero).to(tl.int32)
-    row, of = (i[:, None] + zero).to(tl.int32), (pair + zero).to(tl.int32)
+    row, of = (i + zero).to(tl.int32), (pair + zero).to(tl.int32)
     a, b, c, d = tl.philox(tl.load(seed), quad, of, row, zero)
     # The last axis of a join is the newest: four words side by side.
     words = tl.join(tl.join(a, c), tl.join(b, d))
@@ -101,37 +143,34 @@ def kept_weights(seed, pair, i, first_key, dropped, ROWS: tl.constexpr, KEYS: tl
 
 @triton.jit
 def weight_gradients(
-    q,
-    k,
-    v,
-    grad,
+    a,
+    b,
+    c,
+    d,
     logsumexp,
     delta,
-    scale,
+    factor,
     allowed,
     added,
-    seed,
-    pair,
-    i,
-    first_key,
-    dropped,
+    kept,
     share,
     MASK: tl.constexpr,
+    WHOLE: tl.constexpr,
     MATH: tl.constexpr,
     PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
 ):
     """Of a tile: the weights that values were summed with, and the gradients of the scores.
 
-    grad: [ROWS, D], of the output; delta: [ROWS], its products with the output.
+    a, b, c, d: queries, keys, the output's gradients, values for a tile [ROWS, KEYS]; keys,
+    queries, values, gradients for a tile [KEYS, ROWS]. logsumexp, by log2(e), and delta, the rows'
+    products of output and gradient, lie along the tile's rows.
     """
-    s = scores(q, k, scale, allowed, added, MASK, MATH, PRECISION)
-    w = tl.exp(s - logsumexp[:, None])
+    s = scores(a, b, factor, added, MASK, MATH, PRECISION)
+    w = tl.exp2(s * (1.0 if MASK == ADDITIVE else factor) - logsumexp)
+    if MASK != NONE or not WHOLE:
+        w = tl.where(allowed, w, 0.0)
     used = w
-    to_w = tl.dot(grad, tl.trans(v), input_precision=PRECISION, out_dtype=MATH)
-    if seed is not None:
-        kept = kept_weights(seed, pair, i, first_key, dropped, ROWS, KEYS)
-        more = (share * tl.full((1, 1), 1, MATH)).to(MATH)
-        used, to_w = tl.where(kept, w * more, 0.0), tl.where(kept, to_w * more, 0.0)
-    return used, w * (to_w - delta[:, None])
+    to_w = tl.dot(c, tl.trans(d), input_precision=PRECISION, out_dtype=MATH)
+    if kept is not None:
+        used, to_w = tl.where(kept, w * share, 0.0), tl.where(kept, to_w * share, 0.0)
+    return used, w * (to_w - delta)

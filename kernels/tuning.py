@@ -27,16 +27,17 @@ def shared_memory() -> int:
 
 
 class Config(NamedTuple):
-    """Sequences and units of a program, and its warps."""
+    """Sequences and units of a program, its warps, and tiles of loads that are under way."""
 
     rows: int
     units: int
     warps: int
+    stages: int = 1
 
     @property
     def options(self) -> dict[str, int | bool]:
         """Of a launch. Fused multiply-adds are named, since Triton's default for them changes."""
-        return {"num_warps": self.warps, "num_stages": 1, "enable_fp_fusion": True}
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
 choices: dict[tuple[object, ...], Config] = {}

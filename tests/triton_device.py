@@ -22,6 +22,14 @@ GRID = (2**31 - 1, 65_535, 65_535)  # blocks along each axis
 _TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
+def _dump(binary: bytes, what: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        command = [str(_TOOL), what, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @dataclass(frozen=True)
 class Compiled:
     """What a kernel takes of a multiprocessor; `stack` is where spilled registers go."""
@@ -31,6 +39,11 @@ class Compiled:
     stack: int
     shared: int
     warps: int
+    binary: bytes = field(repr=False)
+
+    def count(self, instruction: str) -> int:
+        """How often its machine code has it."""
+        return _dump(self.binary, "--dump-sass").count(f" {instruction}.")
 
 
 @dataclass
@@ -74,13 +87,9 @@ class Device:
         return launch
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[object, ...]:
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(binary)
-            file.flush()
-            command = [str(_TOOL), "--dump-resource-usage", file.name]
-            found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found = _dump(binary, "--dump-resource-usage")
         usage = re.search(r"REG:(\d+) STACK:(\d+)", found)
         assert usage, found
         registers, stack = map(int, usage.groups())
-        self.compiled.append(Compiled(name, registers, stack, shared, self._warps))
+        self.compiled.append(Compiled(name, registers, stack, shared, self._warps, binary))
         return object(), object(), registers, stack, 1024
