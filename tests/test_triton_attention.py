@@ -213,7 +213,7 @@ def compile_attention(capability, dtype, size, kind):
     mask = {
         "causal": None,
         "boolean": torch.ones(2, 1, 100, 80, dtype=torch.bool),
-        "added": torch.zeros(1, 2, 100, 1, dtype=dtype),
+        "added": torch.zeros(1, 2, 1, 80, dtype=dtype),
         "dropout": torch.zeros(1, 2, 100, 80, dtype=dtype),
     }[kind]
     dropped = kind == "dropout"
