@@ -35,7 +35,7 @@ _LARGE = {
     "plain": {64: Config(128, 64, 4, 3), 128: Config(128, 128, 8, 2), 256: Config(128, 32, 8, 2)},
     "forward": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8, 2)},
     "query": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8)},
-    "key": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(32, 32, 8)},
+    "key": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 3), 256: Config(32, 32, 8)},
     # Its rows are the query's, which pads the statistics of rows to them.
     "mask": {64: Config(128, 32, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(128, 32, 8)},
 }
