@@ -47,6 +47,17 @@ _SMALL = {
     # Of 256 units 64 keys: with 32, Triton gives a thread operands enough to spill 1,168 bytes.
     "mask": {64: Config(64, 32, 4), 128: Config(64, 32, 8), 256: Config(32, 64, 8)},
 }
+# What an additive mask or dropout takes of the registers, these tiles leave.
+_HEAVY = {
+    "forward": {128: Config(128, 32, 8, 2)},
+    "query": {128: Config(128, 32, 8, 2)},
+    "key": {128: Config(64, 32, 8, 2)},
+}
+_SMALL_HEAVY = {
+    "forward": {64: Config(64, 32, 4)},
+    "query": {128: Config(32, 32, 8)},
+    "mask": {128: Config(32, 32, 8)},
+}
 _LEAST_LARGE = 232_448  # bytes of shared memory
 _GROUP = 64  # rows of four warps
 
@@ -56,11 +67,12 @@ def widest(dtype: torch.dtype) -> int:
     return max(_EXACT.get(8 * dtype.itemsize, _SMALL["key"]))
 
 
-def tile(width: int, dtype: torch.dtype, kernel: str, plain: bool, own: int) -> Config:
+def tile(width: int, dtype: torch.dtype, kernel: str, plain: bool, heavy: bool, own: int) -> Config:
     """Of heads of so many units; small in the interpreter, so that there are several.
 
-    kernel: "forward", "query", "key" or "mask"; plain: neither a mask nor dropout; own: rows that
-    the programs share, which decide on how many each has, not on the order of a row's sums.
+    kernel: "forward", "query", "key" or "mask"; plain: neither a mask nor dropout; heavy: an
+    additive mask or dropout; own: rows that the programs share, which decide on how many each has,
+    not on the order of a row's sums.
     """
     if INTERPRETED:
         return Config(32, 32, 1)
@@ -69,12 +81,13 @@ def tile(width: int, dtype: torch.dtype, kernel: str, plain: bool, own: int) -> 
         tiles = _EXACT[8 * dtype.itemsize]
     elif large:
         tiles = _LARGE["plain" if plain and kernel == "forward" else kernel]
+        tiles = tiles | (_HEAVY.get(kernel, {}) if heavy else {})
     else:
-        tiles = _SMALL[kernel]
+        tiles = _SMALL[kernel] | (_SMALL_HEAVY.get(kernel, {}) if heavy else {})
     config = tiles[min(w for w in tiles if w >= width)]
     if large and own <= _GROUP < config.rows:
         return config._replace(rows=_GROUP, warps=4)
-    pipelined = tiles is _SMALL[kernel] and plain and width <= 128
+    pipelined = dtype.itemsize <= 2 and not large and plain and width <= 128
     return config._replace(stages=2) if pipelined else config
 
 
@@ -117,8 +130,10 @@ class Attention(NamedTuple):
 
     def tile(self, kernel: str) -> Config:
         queries, keys, *widths = self.lengths
-        plain, own = self.mask is None and self.seed is None, keys if kernel == "key" else queries
-        return tile(max(widths), self.query.dtype, kernel, plain, own)
+        plain = self.mask is None and self.seed is None
+        heavy = not plain and (self.seed is not None or self.mask.dtype != torch.bool)
+        own = keys if kernel == "key" else queries
+        return tile(max(widths), self.query.dtype, kernel, plain, heavy, own)
 
     def constants(self, config: Config) -> dict[str, object]:
         dtype, mask = self.query.dtype, self.mask
@@ -129,6 +144,8 @@ class Attention(NamedTuple):
             "E": self.lengths[2],
             "D": self.lengths[3],
             "MASK": kind,
+            "EVERY_QUERY": mask is not None and mask.size(2) == 1,
+            "EVERY_KEY": mask is not None and mask.size(3) == 1,
             "CAUSAL": self.is_causal,
             "MATH": math,
             "DOT": math if INTERPRETED else _DTYPES[dtype],
@@ -266,12 +283,12 @@ def masked_attention_backward(
             both = call.tile("mask")
             columns = triton.cdiv(keys, both.units)
             own = mask.size(0) * mask.size(1)
-            names = ("EVERY_BATCH", "EVERY_HEAD", "EVERY_QUERY", "EVERY_KEY")
             grad_mask[(own, 1 if every[2] else rows, 1 if every[3] else columns)](
                 *shared,
                 to_mask,
                 query.size(0),
-                **dict(zip(names, every, strict=True)),
+                EVERY_BATCH=every[0],
+                EVERY_HEAD=every[1],
                 **call.constants(both),
             )
     return to_query, to_key, to_value, to_mask

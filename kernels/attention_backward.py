@@ -61,6 +61,8 @@ def grad_query(
     E: tl.constexpr,
     D: tl.constexpr,
     MASK: tl.constexpr,
+    EVERY_QUERY: tl.constexpr,
+    EVERY_KEY: tl.constexpr,
     CAUSAL: tl.constexpr,
     MATH: tl.constexpr,
     DOT: tl.constexpr,
@@ -100,9 +102,8 @@ def grad_query(
             j = first_key + tl.arange(0, KEYS)[None, :]
             k = load_rows(key, first_key, key_strides[2], keys, KEYS, E, SIZE, DOT, not edge)
             v = load_rows(value, first_key, value_strides[2], keys, KEYS, D, WIDTH, DOT, not edge)
-            allowed, added = masks(
-                mask, i, j, mask_strides, queries, keys, MASK, CAUSAL, not edge, MATH
-            )
+            tile = mask, i, j, mask_strides, queries, keys
+            allowed, added = masks(*tile, MASK, EVERY_QUERY, EVERY_KEY, CAUSAL, not edge, MATH)
             some = True if MASK == NONE else tl.max(allowed.to(tl.int32)) != 0
             if some:
                 kept, more = None, 1.0
@@ -146,6 +147,8 @@ def grad_key_value(
     E: tl.constexpr,
     D: tl.constexpr,
     MASK: tl.constexpr,
+    EVERY_QUERY: tl.constexpr,
+    EVERY_KEY: tl.constexpr,
     CAUSAL: tl.constexpr,
     MATH: tl.constexpr,
     DOT: tl.constexpr,
@@ -183,9 +186,8 @@ def grad_key_value(
             q = load_rows(query, first, query_strides[2], queries, ROWS, E, SIZE, DOT)
             grad = load_rows(grad_output, first, grad_strides[2], queries, ROWS, D, WIDTH, DOT)
             at, delta = row_statistics(statistics, pair, first, padded, ROWS)
-            allowed, added = masks(
-                mask, i, j, mask_strides, queries, keys, MASK, CAUSAL, inside, MATH
-            )
+            tile = mask, i, j, mask_strides, queries, keys
+            allowed, added = masks(*tile, MASK, EVERY_QUERY, EVERY_KEY, CAUSAL, inside, MATH)
             some = True if MASK == NONE else tl.max(allowed.to(tl.int32)) != 0
             if some:
                 kept, more = None, 1.0
@@ -233,11 +235,11 @@ def grad_mask(
     batches,
     EVERY_BATCH: tl.constexpr,  # whether the mask is one for all batches, and so on
     EVERY_HEAD: tl.constexpr,
-    EVERY_QUERY: tl.constexpr,
-    EVERY_KEY: tl.constexpr,
     E: tl.constexpr,
     D: tl.constexpr,
     MASK: tl.constexpr,
+    EVERY_QUERY: tl.constexpr,
+    EVERY_KEY: tl.constexpr,
     CAUSAL: tl.constexpr,
     MATH: tl.constexpr,
     DOT: tl.constexpr,
@@ -277,9 +279,8 @@ def grad_mask(
                     j = first_key + tl.arange(0, KEYS).to(tl.int64)[None, :]
                     k = load_rows(k_at, first_key, key_strides[2], keys, KEYS, E, SIZE, DOT)
                     v = load_rows(v_at, first_key, value_strides[2], keys, KEYS, D, WIDTH, DOT)
-                    allowed, added = masks(
-                        mask_at, i, j, mask_strides, queries, keys, MASK, CAUSAL, False, MATH
-                    )
+                    tile = mask_at, i, j, mask_strides, queries, keys
+                    allowed, added = masks(*tile, MASK, EVERY_QUERY, EVERY_KEY, CAUSAL, False, MATH)
                     kept, more = None, 1.0
                     if seed is not None:
                         kept = kept_weights(seed, pair, i, first_key, dropped, ROWS, KEYS)

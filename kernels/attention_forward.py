@@ -44,6 +44,8 @@ def attention_forward(
     E: tl.constexpr,
     D: tl.constexpr,
     MASK: tl.constexpr,
+    EVERY_QUERY: tl.constexpr,
+    EVERY_KEY: tl.constexpr,
     CAUSAL: tl.constexpr,
     MATH: tl.constexpr,
     DOT: tl.constexpr,
@@ -76,9 +78,8 @@ def attention_forward(
             j = first_key + tl.arange(0, KEYS)[None, :]
             k = load_rows(key, first_key, key_strides[2], keys, KEYS, E, SIZE, DOT, not edge)
             v = load_rows(value, first_key, value_strides[2], keys, KEYS, D, WIDTH, DOT, not edge)
-            allowed, added = masks(
-                mask, i, j, mask_strides, queries, keys, MASK, CAUSAL, not edge, MATH
-            )
+            tile = mask, i, j, mask_strides, queries, keys
+            allowed, added = masks(*tile, MASK, EVERY_QUERY, EVERY_KEY, CAUSAL, not edge, MATH)
             some = True if MASK == NONE else tl.max(allowed.to(tl.int32)) != 0
             if some:
                 s = scores(q, k, factor, added, MASK, MATH, PRECISION)

@@ -86,12 +86,15 @@ def masks(
     queries,
     keys,
     MASK: tl.constexpr,
+    EVERY_QUERY: tl.constexpr,
+    EVERY_KEY: tl.constexpr,
     CAUSAL: tl.constexpr,
     WHOLE: tl.constexpr,
     MATH: tl.constexpr,
 ):
     """Of a tile of queries i and keys j: what may attend, and what is added, by log2(e).
 
+    EVERY_QUERY: whether the mask is one for all queries; EVERY_KEY: for all keys.
     WHOLE: every key of it exists, and the causal rule lets every query attend to it. Queries that
     do not exist count as the last one: the callers give them no weight.
     """
@@ -101,9 +104,15 @@ def masks(
         if CAUSAL:
             allowed = allowed & (j <= i)
     if MASK != NONE:
-        row = tl.minimum(i, queries - 1).to(tl.int64)
-        place = mask + row * strides[2] + j.to(tl.int64) * strides[3]
-        found = tl.load(place) if WHOLE else tl.load(place, mask=j < keys, other=0)
+        # Of what is broadcast a tile loads one row or column (a column, if both): fewer loads, and
+        # fewer places to hold.
+        place = mask
+        if EVERY_KEY or not EVERY_QUERY:
+            place += tl.minimum(i, queries - 1).to(tl.int64) * strides[2]
+        if not EVERY_KEY:
+            place += j.to(tl.int64) * strides[3]
+        exists = True if WHOLE or EVERY_KEY else j < keys
+        found = tl.load(place) if exists is True else tl.load(place, mask=exists, other=0)
         if MASK == ADDITIVE:
             added = found.to(MATH) * LOG2_E
             found = added != float("-inf")  # NaN stays
