@@ -50,7 +50,7 @@ _SMALL = {
 # What an additive mask or dropout takes of the registers, these tiles leave.
 _HEAVY = {
     "forward": {128: Config(128, 32, 8, 2)},
-    "query": {128: Config(128, 32, 8, 2)},
+    "query": {128: Config(128, 32, 8, 2), 256: Config(128, 16, 8)},
     "key": {128: Config(64, 32, 8, 2)},
 }
 _SMALL_HEAVY = {
