@@ -4,7 +4,7 @@
 // lane by lane, and the weight is read as it lies, one value for all lanes. Built once per
 // instruction set (FASTRNN_ISA).
 //
-// Operands of the products are T's: Bf16 is rounded from tensors of float, and sums into such.
+// Operands of the products are rounded to T: Bf16 from tensors of float, and sums into such.
 #include "cross_entropy_softmax_cpu.h"
 
 namespace fastrnn::FASTRNN_ISA {
@@ -12,9 +12,11 @@ namespace fastrnn::FASTRNN_ISA {
 template <class T>
 class CrossEntropyLoop {
   using C = Value<T>;
+  using O = Operand<T>;
   using V = Vec<C>;
   static constexpr Index w = V::width, lanes = Chunk<T>::lanes, block = Cut<T>::block;
   static constexpr int NR = Chunk<T>::NR, NK = CrossEntropyOperands<T>::NK;
+  static constexpr bool grouped = depth<T> > 1;
   static constexpr Index R = tile_rows<NR>;
   static constexpr Index slice = 2 * block, parts = 2;  // of a sum over classes
 
@@ -29,9 +31,9 @@ class CrossEntropyLoop {
     const bool gradients = s_.grad_hidden != nullptr;
     logits_ = arena_.template take<C>((gradients ? classes : block * threads) * stride);
     if (!gradients) return;
-    grad_block_ = arena_.template take<T>(block * stride * threads);
+    grad_block_ = arena_.template take<O>(block * stride * threads);
     grad_tiles_ = arena_.template take<C>(parts * ceil_div(s_.features, R) * R * stride);
-    if constexpr (rounds<T>) grad_groups_ = arena_.template take<T>(padded<T>(classes) * stride);
+    if constexpr (grouped) grad_groups_ = arena_.template take<O>(padded<T>(classes) * stride);
   }
 
   Index bytes() const { return arena_.bytes(); }
@@ -65,16 +67,16 @@ class CrossEntropyLoop {
   }
 
   // Has the processor read `count` values that are needed soon.
-  static void fetch(const T* p, Index count) {
-    for (Index i = 0; i < count; i += 64 / Index(sizeof(T))) __builtin_prefetch(p + i, 0, 2);
+  static void fetch(const O* p, Index count) {
+    for (Index i = 0; i < count; i += 64 / Index(sizeof *p)) __builtin_prefetch(p + i, 0, 2);
   }
 
   // A tile of up to R rows by `used` vectors of a panel of rows.
   template <int Used = NR>
-  static void tile_of_rows(int used, Index rows, const T* a, Index row_stride, Index k_stride,
-                           const T* panel, Index k, C* tile, bool accumulate) {
+  static void tile_of_rows(int used, Index rows, const O* a, Index row_stride, Index k_stride,
+                           const O* panel, Index k, C* tile, bool accumulate) {
     if (used == Used)
-      with_rows<T, NR, Used>(rows, rows, a, row_stride, k_stride, panel, k, tile, accumulate,
+      with_rows<O, NR, Used>(rows, rows, a, row_stride, k_stride, panel, k, tile, accumulate,
                              lanes);
     else if constexpr (Used > 1)
       tile_of_rows<Used - 1>(used, rows, a, row_stride, k_stride, panel, k, tile, accumulate);
@@ -104,13 +106,12 @@ class CrossEntropyLoop {
   void grad_weight(const Team& team, const Chunk<T>& chunk, Index b) const {
     const Index K = s_.features, classes = cut_.block_classes(b);
     const bool accumulate = chunk.row0 > 0;
-    T* const grad = grad_block_ + team.rank * block * cut_.stride;
+    O* const grad = grad_block_ + team.rank * block * cut_.stride;
     for (Index panel = 0; panel < chunk.panels(); ++panel) {
       C* const x = logits(team, b, panel);
       softmax_.gradient(chunk, panel, b, x, grad + panel * lanes);
       if constexpr (rounds<T>)
-        round_panel(x, classes, grad + panel * lanes,
-                    grad_groups_ + (panel * padded<T>(s_.classes) + b * block) * lanes);
+        round_panel(x, classes, grad + panel * lanes, gradients(team, b * block, panel));
     }
     if (C* const bias = static_cast<C*>(s_.grad_bias))
       for (Index c = 0; c < classes; ++c) {
@@ -132,11 +133,11 @@ class CrossEntropyLoop {
 
   // A panel's gradients x [classes][lanes] rounded into `grad`, as they are, and into `groups`,
   // where the gradients of a group of classes are together.
-  void round_panel(const C* x, Index classes, T* grad, T* groups) const {
+  void round_panel(const C* x, Index classes, O* grad, O* groups) const {
     for (Index c = 0; c < classes; c += depth<T>)
       for (Index v = 0; v < lanes; v += w) {
         for (Index i = 0; i < smaller(depth<T>, classes - c); ++i)
-          V::load(x + (c + i) * lanes + v).store(grad + (c + i) * cut_.stride + v);
+          store_operand<T>(V::load(x + (c + i) * lanes + v), grad + (c + i) * cut_.stride + v, w);
         const auto at = [&](Index i) { return grad + (c + i) * cut_.stride + v; };
         const auto columns = zip_rows<T>(at, classes - c, w);
         __builtin_memcpy(groups + c * lanes + v * depth<T>, &columns.v, sizeof columns.v);
@@ -144,10 +145,10 @@ class CrossEntropyLoop {
   }
 
   // out [count, K], from its column `panel` on, = or += grad [count, rows] hidden [rows, K].
-  void weight_tile(const T* grad, Index count, Index rows, Index panel, C* out,
+  void weight_tile(const O* grad, Index count, Index rows, Index panel, C* out,
                    bool accumulate) const {
     const Index K = s_.features, column = panel * NK * w, left = K - column;
-    const T* const packed = operands_.hidden_features(panel, rows);
+    const O* const packed = operands_.hidden_features(panel, rows);
     for (Index r = 0; r < count; ++r) {
       __builtin_prefetch(out + r * K + column, 1, 3);
       __builtin_prefetch(out + r * K + column + w, 1, 3);
@@ -156,7 +157,7 @@ class CrossEntropyLoop {
     const bool whole = left >= NK * w;
     const int used = whole ? NK : vectors_used<NK>(ceil_div(left, w));
     for (Index i = 0; i < rows; i += gradient_slice)
-      tile_product<T, NK>(used, count, grad + i, cut_.stride, depth<T>, packed + i * NK * w,
+      tile_product<O, NK>(used, count, grad + i, cut_.stride, depth<T>, packed + i * NK * w,
                           smaller(gradient_slice, rows - i), whole ? out + column : tile,
                           i > 0 || (whole && accumulate), whole ? K : NK * w);
     if (whole) return;
@@ -179,7 +180,7 @@ class CrossEntropyLoop {
                   last = smaller(s_.classes, cut_.blocks * (part + 1) / parts * block);
       // A part without classes, of few, still gets its zeros.
       for (Index c = first; count > 0 && (c == first || c < last); c += slice) {
-        const T* const next = operands_.weight_group(c + slice);
+        const O* const next = operands_.weight_group(c + slice);
         const Index ahead = larger(0, smaller(slice, last - c - slice)) * operands_.group_stride();
         for (Index i = 0; i < count; ++i) {
           const Index tile = begin + i, k = tile / panels * R, panel = tile % panels;
@@ -211,8 +212,8 @@ class CrossEntropyLoop {
   }
 
   // A panel's gradients from the group of classes c on, as a product reads them.
-  const T* gradients(const Team& team, Index c, Index panel) const {
-    if constexpr (rounds<T>)
+  O* gradients(const Team& team, Index c, Index panel) const {
+    if constexpr (grouped)
       return grad_groups_ + (panel * padded<T>(s_.classes) + c) * lanes;
     else
       return logits(team, 0, panel) + c * lanes;
@@ -224,7 +225,7 @@ class CrossEntropyLoop {
   const CrossEntropyOperands<T> operands_;
   const Softmax<T> softmax_;
   C *logits_, *grad_tiles_ = nullptr;
-  T *grad_block_ = nullptr, *grad_groups_ = nullptr;
+  O *grad_block_ = nullptr, *grad_groups_ = nullptr;
 };
 
 template <class T>

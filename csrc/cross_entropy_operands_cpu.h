@@ -1,7 +1,7 @@
 // How `linear_cross_entropy` is cut into chunks, blocks and panels, and its hidden states and
 // weights as the products read them.
 //
-// Operands of the products are T's: Bf16 is rounded from tensors of float.
+// Operands of the products are rounded to T: Bf16 from tensors of float.
 #pragma once
 
 #include "gemm_cpu.h"
@@ -57,25 +57,28 @@ struct Cut {
 template <class T>
 class CrossEntropyOperands {
   using C = Value<T>;
+  using O = Operand<T>;
   static constexpr Index w = width<T>, lanes = Chunk<T>::lanes;
   static constexpr int NR = Chunk<T>::NR;
+  static constexpr bool grouped = depth<T> > 1;
 
  public:
   static constexpr int NK = 2;  // vectors of a panel of features
 
   CrossEntropyOperands(const CrossEntropy& args, const Cut<T>& cut, Arena& arena) : s_(args) {
     const Index K = s_.features, classes = s_.classes;
-    hidden_lanes_ = arena.take<T>(padded<T>(K) * cut.stride);
-    if (s_.grad_hidden) hidden_panels_ = arena.take<T>(panel_size<T, NK>(K, cut.rows));
+    hidden_lanes_ = arena.take<O>(padded<T>(K) * cut.stride);
+    if (s_.grad_hidden) hidden_panels_ = arena.take<O>(panel_size<T, NK>(K, cut.rows));
     if constexpr (rounds<T>) {
       rounded_hidden_ = arena.take<T>(cut.rows * K);
-      rounded_weight_ = arena.take<T>(classes * K);
-      if (s_.grad_hidden) weight_groups_ = arena.take<T>(padded<T>(classes) * group_stride());
+      rounded_weight_ = arena.take<O>(classes * K);
+      if (grouped && s_.grad_hidden)
+        weight_groups_ = arena.take<O>(padded<T>(classes) * group_stride());
     }
   }
 
   // A class's weights [K].
-  const T* weight(Index row) const {
+  const O* weight(Index row) const {
     if constexpr (rounds<T>)
       return rounded_weight_ + row * s_.features;
     else
@@ -83,27 +86,30 @@ class CrossEntropyOperands {
   }
 
   // The weights of the group of classes from c on, each feature's together.
-  const T* weight_group(Index c) const {
-    if constexpr (rounds<T>)
+  const O* weight_group(Index c) const {
+    if constexpr (grouped)
       return weight_groups_ + c * group_stride();
     else
       return weight(c);
   }
-  Index group_stride() const { return rounds<T> ? ceil_div(s_.features, w) * w : s_.features; }
+  Index group_stride() const { return grouped ? ceil_div(s_.features, w) * w : s_.features; }
 
   // A panel of rows from feature k on, lanes along rows; one of features, lanes along these.
-  const T* hidden_rows(Index panel, Index k) const {
+  const O* hidden_rows(Index panel, Index k) const {
     return hidden_lanes_ + (panel * padded<T>(s_.features) + k) * lanes;
   }
-  const T* hidden_features(Index panel, Index rows) const {
+  const O* hidden_features(Index panel, Index rows) const {
     return hidden_panels_ + panel * NK * w * padded<T>(rows);
   }
 
   void round_weight(const Team& team) const {
-    copy(team, s_.classes * s_.features, tensor_row(s_.weight, 0), rounded_weight_);
-    if (!s_.grad_hidden) return;
+    const Index K = s_.features, count = s_.classes * K, end = team.end(count);
+    for (Index i = team.begin(count); i < end; i += w)
+      store_operand<T>(Vec<C>::load(tensor_row(s_.weight, 0) + i, end - i), rounded_weight_ + i,
+                       end - i);
+    if (!grouped || !s_.grad_hidden) return;
     team.wait();
-    const Index K = s_.features, groups = ceil_div(s_.classes, depth<T>);
+    const Index groups = ceil_div(s_.classes, depth<T>);
     for (Index group = team.begin(groups); group < team.end(groups); ++group)
       for (Index k = 0; k < K; k += w) {
         const Index c = group * depth<T>;
@@ -143,8 +149,9 @@ class CrossEntropyOperands {
   }
 
   const CrossEntropy& s_;
-  T *hidden_lanes_, *hidden_panels_ = nullptr;
-  T *rounded_hidden_ = nullptr, *rounded_weight_ = nullptr, *weight_groups_ = nullptr;
+  O *hidden_lanes_, *hidden_panels_ = nullptr;
+  T* rounded_hidden_ = nullptr;
+  O *rounded_weight_ = nullptr, *weight_groups_ = nullptr;
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -82,7 +82,7 @@ class Softmax {
 
   // A panel's exponentials x become the loss's gradient, scale (softmax - (1 - smoothing) onehot -
   // smoothing / V), in `grad` [classes][stride] too unless it is to be rounded.
-  void gradient(const Chunk<T>& chunk, Index panel, Index b, C* x, T* grad) const {
+  void gradient(const Chunk<T>& chunk, Index panel, Index b, C* x, Operand<T>* grad) const {
     const Index classes = cut_.block_classes(b), row0 = panel * lanes;
     scale(chunk.used(panel), x, classes, b * cut_.stride + row0, row0, grad);
     for (Index row = row0; row < smaller(chunk.rows, row0 + lanes); ++row) {
@@ -96,7 +96,7 @@ class Softmax {
 
  private:
   template <int Used = NR>
-  void scale(int used, C* x, Index classes, Index place, Index row, T* grad) const {
+  void scale(int used, C* x, Index classes, Index place, Index row, Operand<T>* grad) const {
     if (used < Used) {
       if constexpr (Used > 1) scale<Used - 1>(used, x, classes, place, row, grad);
       return;

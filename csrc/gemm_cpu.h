@@ -4,8 +4,8 @@
 //
 // A sum takes k in the same order whatever the tile or the number of threads: same bits.
 //
-// Numbers that are computed in more than they are stored in (Bf16) go in as they are stored, and
-// come out as they are computed: tiles are float.
+// Numbers that are computed in more than they are stored in (Bf16) come out as they are computed:
+// tiles are float.
 #pragma once
 
 #include "packing_cpu.h"
@@ -29,45 +29,38 @@ constexpr int splits(Index rows) {
 }
 
 // What a micro-kernel multiplies: a group of neighbours along k of each lane's column (`column`),
-// or of one row in every lane (`row`), part by part.
+// or of one row in every lane (`row`).
 template <class T>
 struct Factor {
-  static constexpr int parts = 1;
-  static FASTRNN_INLINE Vec<T> column(const T* p, int) { return Vec<T>::load(p); }
-  static FASTRNN_INLINE Vec<T> row(const T* p, Index, int) { return Vec<T>(*p); }
+  static FASTRNN_INLINE Vec<T> column(const T* p) { return Vec<T>::load(p); }
+  static FASTRNN_INLINE Vec<T> row(const T* p, Index) { return Vec<T>(*p); }
   static FASTRNN_INLINE Vec<T> multiply_add(Vec<T> sum, Vec<T> x, Vec<T> y) { return sum + x * y; }
 };
 
+#ifdef __AVX512BF16__
 template <>
 struct Factor<Bf16> {
   using V = Vec<float>;
-#ifdef __AVX512BF16__
-  static constexpr int parts = 1;
-  static FASTRNN_INLINE V of(Words pairs, int) { return Floats(pairs); }
+  static FASTRNN_INLINE V column(const Bf16* p) {
+    Words pairs;
+    __builtin_memcpy(&pairs, p, sizeof pairs);
+    return Floats(pairs);
+  }
+  // k: what is left of the row. A missing neighbour is 0, as the panel's.
+  static FASTRNN_INLINE V row(const Bf16* p, Index k) {
+    std::uint32_t pair = p->bits;
+    if (k > 1) __builtin_memcpy(&pair, p, sizeof pair);
+    return Floats(Words{} + pair);
+  }
   static FASTRNN_INLINE V multiply_add(V sum, V x, V y) {
     return Floats(_mm512_dpbf16_ps(__m512(sum.v), __m512bh(x.v), __m512bh(y.v)));
   }
-#else
-  static constexpr int parts = 2;
-  static FASTRNN_INLINE V of(Words pairs, int part) { return of_pair(pairs, part); }
-  static FASTRNN_INLINE V multiply_add(V sum, V x, V y) { return sum + x * y; }
-#endif
-  static FASTRNN_INLINE V column(const Bf16* p, int part) {
-    Words pairs;
-    __builtin_memcpy(&pairs, p, sizeof pairs);
-    return of(pairs, part);
-  }
-  // k: what is left of the row. A missing neighbour is 0, as the panel's.
-  static FASTRNN_INLINE V row(const Bf16* p, Index k, int part) {
-    std::uint32_t pair = p->bits;
-    if (k > 1) __builtin_memcpy(&pair, p, sizeof pair);
-    return of(Words{} + pair, part);
-  }
 };
+#endif
 
-// tile[rows][stride] = a[rows, k] panel[k][NV * width], over the first `Used` vectors of each,
-// or += if `accumulate`: the product is summed before, since a small term rounds against its own
-// sum, not against a larger one. `k_stride`: between groups of a row.
+// tile[rows][stride] = a[rows, k] panel[k][NV * width], both operands, over the first `Used`
+// vectors of each, or += if `accumulate`: the product is summed before, since a small term rounds
+// against its own sum, not against a larger one. `k_stride`: between groups of a row.
 template <class T, int Rows, int NV, int Used, int Split = 1>
 void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, Index k,
                   Value<T>* tile, bool accumulate, Index stride = NV * width<T>) {
@@ -82,17 +75,14 @@ void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, 
 #pragma GCC unroll 4
       for (int v = 0; v < Used; ++v) sum[s][r][v] = V(Value<T>(0));
   const auto multiply_add = [&](V(&into)[Rows][Used], Index left) __attribute__((always_inline)) {
-#pragma GCC unroll 2
-    for (int part = 0; part < F::parts; ++part) {
-      V b[Used];
+    V b[Used];
 #pragma GCC unroll 4
-      for (int v = 0; v < Used; ++v) b[v] = F::column(panel + v * w * depth<T>, part);
+    for (int v = 0; v < Used; ++v) b[v] = F::column(panel + v * w * depth<T>);
 #pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) {
-        const V x = F::row(a + r * row_stride, left, part);
+    for (int r = 0; r < Rows; ++r) {
+      const V x = F::row(a + r * row_stride, left);
 #pragma GCC unroll 4
-        for (int v = 0; v < Used; ++v) into[r][v] = F::multiply_add(into[r][v], x, b[v]);
-      }
+      for (int v = 0; v < Used; ++v) into[r][v] = F::multiply_add(into[r][v], x, b[v]);
     }
     a += k_stride, panel += NV * w * depth<T>;
   };
@@ -203,19 +193,31 @@ constexpr Index sum_slice = 1024, gradient_slice = 192;
 // tile[rows][NV * width] = a[rows, k] panel, over the first `used` vectors; a's rows are `lda`
 // apart and `among` others.
 template <class T, int NV>
-FASTRNN_INLINE void panel_product(int used, Index rows, const T* a, Index lda, const T* panel,
-                                  Index k, Value<T>* tile, Index among = 0) {
+FASTRNN_INLINE void panel_product(int used, Index rows, const T* a, Index lda,
+                                  const Operand<T>* panel, Index k, Value<T>* tile,
+                                  Index among = 0) {
   constexpr Index w = width<T>;
   constexpr int part = part_vectors<NV>;
   const Index slices = larger(1, ceil_div(k, sum_slice)), groups = ceil_div(k, depth<T>);
-  for (int v = 0; v < used; v += part)
-    for (Index i = 0; i < slices; ++i) {
-      const Index begin = groups * i / slices * depth<T>;
-      const Index end = smaller(k, groups * (i + 1) / slices * depth<T>);
-      tile_product<T, part>(used < part ? used : part, rows, a + begin, lda, depth<T>,
-                            panel + (v * padded<T>(k) + part * begin) * w, end - begin,
-                            tile + v * w, i > 0, NV * w, among);
+  for (Index i = 0; i < slices; ++i) {
+    const Index begin = groups * i / slices * depth<T>;
+    const Index end = smaller(k, groups * (i + 1) / slices * depth<T>);
+    const auto multiply = [&](const Operand<T>* x, Index ld) __attribute__((always_inline)) {
+      for (int v = 0; v < used; v += part)
+        tile_product<Operand<T>, part>(used < part ? used : part, rows, x, ld, depth<T>,
+                                       panel + (v * padded<T>(k) + part * begin) * w, end - begin,
+                                       tile + v * w, i > 0, NV * w, among);
+    };
+    if constexpr (widens<T>) {
+      constexpr Index stride = sum_slice + w;  // rows not all in the same sets of the cache
+      alignas(64) Operand<T> wide[tile_rows<NV> * stride];
+      for (Index r = 0; r < rows; ++r)
+        widen_row(a + r * lda + begin, end - begin, wide + r * stride);
+      multiply(wide, stride);
+    } else {
+      multiply(a + begin, lda);
     }
+  }
 }
 
 // This thread's share of C = A B, A row-major with stride `lda`, B packed and `vectors` wide; each
@@ -223,7 +225,8 @@ FASTRNN_INLINE void panel_product(int used, Index rows, const T* a, Index lda, c
 // more.
 template <class T, int NV, class Finish>
 FASTRNN_INLINE void product(const Team& team, Index rows, Index vectors, Index k, const T* a,
-                            Index lda, const T* packed, const Finish& finish, Index among = 0) {
+                            Index lda, const Operand<T>* packed, const Finish& finish,
+                            Index among = 0) {
   if (rows <= 0 || vectors == 0) return;
   among = larger(among, rows);
   constexpr Index panel_row = NV * width<T>;
@@ -254,8 +257,8 @@ void store_tile(const Value<T>* tile, Index rows, Index panel, T* out, Index col
 // This thread's rows of out [rows, n] = a [rows, k] B, B packed; as many at a time as stay in the
 // cache for all of B's panels.
 template <class T, int NV>
-void product_by_rows(const Team& team, Index rows, Index n, Index k, const T* a, const T* packed,
-                     T* out) {
+void product_by_rows(const Team& team, Index rows, Index n, Index k, const T* a,
+                     const Operand<T>* packed, T* out) {
   constexpr Index at_once = 256;
   const Index end = team.end(rows);
   for (Index row = team.begin(rows), count; row < end; row += count) {

@@ -8,15 +8,16 @@ namespace fastrnn::FASTRNN_ISA {
 // A product's B, packed, and where C = A B goes: C row-major [M, columns].
 template <class T>
 struct Target {
-  const T* packed;
+  const Operand<T>* packed;
   Index columns;
   T* out;
 };
 
-// out[n] = the sums of the columns of a [rows, n], its groups of rows `stride` groups apart, or +=
-// if `accumulate`; in two levels, since one long sum would round each small term against the whole.
+// out[n] = the sums of the columns of operands a [rows, n], its groups of rows `stride` groups
+// apart, or += if `accumulate`; in two levels, since one long sum would round each small term
+// against the whole.
 template <class T>
-void add_column_sums(const T* a, Index stride, Index rows, Index n, bool accumulate,
+void add_column_sums(const Operand<T>* a, Index stride, Index rows, Index n, bool accumulate,
                      Value<T>* out) {
   using V = Vec<Value<T>>;
   constexpr Index w = width<T>, level = 32;
@@ -25,7 +26,7 @@ void add_column_sums(const T* a, Index stride, Index rows, Index n, bool accumul
     for (Index row = 0; row < rows; row += level) {
       V part(Value<T>(0));
       for (Index i = row; i < smaller(row + level, rows); i += depth<T>) {
-        const T* const group = a + (i / depth<T> * stride + column) * depth<T>;
+        const Operand<T>* const group = a + (i / depth<T> * stride + column) * depth<T>;
         if constexpr (depth<T> == 1) {
           part = part + V::load(group);
         } else {
@@ -64,7 +65,7 @@ constexpr Index transposed_scratch(Index rows) {
 // `scratch` holds `transposed_scratch` values, the thread's own.
 template <class T, int NV>
 void transposed_product(const Team& team, const T* a, Index lda, Index m, Index k, bool add,
-                        const Target<T>* targets, int count, T* scratch, T* sums) {
+                        const Target<T>* targets, int count, Operand<T>* scratch, T* sums) {
   using V = Vec<Value<T>>;
   constexpr Index w = width<T>, panel_width = NV * w, stride = scratch_stride<T, NV>;
   constexpr Index group = stride * depth<T>;
@@ -83,21 +84,21 @@ void transposed_product(const Team& team, const T* a, Index lda, Index m, Index 
     if (sums) {
       for (Index r = 0; r < rows; r += w)
         V::load(sums + row0 + r, add ? rows - r : 0).store(column_sums + r);
-      add_column_sums(scratch, stride, k, rows, add, column_sums);
+      add_column_sums<T>(scratch, stride, k, rows, add, column_sums);
       for (Index r = 0; r < rows; r += w) V::load(column_sums + r).store(sums + row0 + r, rows - r);
     }
     for (const Target<T>* target = targets; target < targets + count; ++target) {
       const Index panels = ceil_div(target->columns, panel_width);
       for (Index panel = 0; panel < panels; ++panel) {
-        const T* b = target->packed + panel * padded<T>(k) * panel_width;
+        const Operand<T>* b = target->packed + panel * padded<T>(k) * panel_width;
         T* out = target->out + row0 * target->columns + panel * panel_width;
         const Index left = target->columns - panel * panel_width;
         const int used = vectors_used<NV>(ceil_div(left, w));
         for (Index i = 0; i < parts; ++i) {
           const Index begin = i * gradient_slice;
-          tile_product<T, NV>(used, rows, scratch + begin * stride, depth<T>, group,
-                              b + begin * panel_width, smaller(gradient_slice, k - begin), tile,
-                              i > 0, panel_width, m);
+          tile_product<Operand<T>, NV>(used, rows, scratch + begin * stride, depth<T>, group,
+                                       b + begin * panel_width, smaller(gradient_slice, k - begin),
+                                       tile, i > 0, panel_width, m);
         }
         for (Index r = 0; r < rows; ++r)
           for (Index v = 0; v < NV && v * w < left; ++v) {

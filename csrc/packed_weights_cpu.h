@@ -16,6 +16,7 @@ constexpr int panel_units = Gates <= 2 ? 2 : 1;
 
 template <class T, class Cell>
 struct PackedWeights {
+  using O = Operand<T>;
   static constexpr int G = Cell::gates;
   static constexpr int first = Cell::operand_gates, last = G - first;  // gates of each product
   static constexpr Index w = width<T>;
@@ -25,10 +26,10 @@ struct PackedWeights {
   // I is 0 without a projection of the input, P without one of h.
   PackedWeights(Arena& arena, Index I, Index H, Index P = 0) : I(I), H(H), P(P) {
     const Index width_h = padded<T>(P ? P : H);
-    ih = arena.take<T>(gate_vectors<G>() * w * padded<T>(I));
-    last_gates = arena.take<T>(gate_vectors<last>() * w * width_h);
-    if constexpr (first > 0) first_gates = arena.take<T>(gate_vectors<first>() * w * width_h);
-    if (P) projection = arena.take<T>(panel_size<T, projection_vectors>(P, H));
+    ih = arena.take<O>(gate_vectors<G>() * w * padded<T>(I));
+    last_gates = arena.take<O>(gate_vectors<last>() * w * width_h);
+    if constexpr (first > 0) first_gates = arena.take<O>(gate_vectors<first>() * w * width_h);
+    if (P) projection = arena.take<O>(panel_size<T, projection_vectors>(P, H));
   }
 
   // This thread's share of packing weight_ih [G*H, I] (null without a projection), weight_hh
@@ -43,7 +44,7 @@ struct PackedWeights {
   }
 
   const Index I, H, P;
-  T *ih, *last_gates, *first_gates = nullptr, *projection = nullptr;
+  O *ih, *last_gates, *first_gates = nullptr, *projection = nullptr;
 
  private:
   template <int Gates>
@@ -54,7 +55,7 @@ struct PackedWeights {
 
   // weight [Gates*H, k] to gate-interleaved panels.
   template <int Gates>
-  void pack_gates(const Team& team, const T* weight, Index k, T* packed) const {
+  void pack_gates(const Team& team, const T* weight, Index k, O* packed) const {
     constexpr int units = panel_units<Gates>, NV = Gates * units, part = part_vectors<NV>;
     const Index vectors = gate_vectors<Gates>();
     for (Index v = team.begin(vectors); v < team.end(vectors); ++v) {

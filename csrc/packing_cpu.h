@@ -1,5 +1,6 @@
 // Matrices into panels of NV vectors of columns, [panels][K][NV * width], which a product streams.
-// Of Bf16, pairs: [panels][ceil(K / 2)][NV * width][2].
+// Of Bf16, pairs: [panels][ceil(K / 2)][NV * width][2], or floats where no instruction multiplies
+// pairs.
 #pragma once
 
 #include "lanes.h"
@@ -11,31 +12,41 @@ constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 constexpr Index smaller(Index a, Index b) { return a < b ? a : b; }
 constexpr Index larger(Index a, Index b) { return a > b ? a : b; }
 
-// How a T is stored: what it is computed in, how many neighbours along k stay together in a panel,
-// and the number as wide as they are.
+// How a T is stored: what it is computed in, what products multiply, and the number as wide as the
+// neighbours along k that stay together in a panel.
 template <class T>
 struct Storage {
   typedef T Value;
+  typedef T Operand;
   typedef T Group;
 };
 
 template <>
 struct Storage<Bf16> {
   typedef float Value;
+#ifdef __AVX512BF16__
+  typedef Bf16 Operand;
+#else
+  typedef float Operand;
+#endif
   typedef float Group;
 };
 
 template <class T>
 using Value = typename Storage<T>::Value;
 template <class T>
+using Operand = typename Storage<T>::Operand;
+template <class T>
 using Group = typename Storage<T>::Group;
 
 template <class T>
 constexpr int width = Vec<Value<T>>::width;
 template <class T>
-constexpr Index depth = sizeof(Group<T>) / sizeof(T);
+constexpr Index depth = sizeof(Group<T>) / sizeof(Operand<T>);
 template <class T>
 constexpr bool rounds = sizeof(T) < sizeof(Value<T>);
+template <class T>
+constexpr bool widens = sizeof(T) < sizeof(Operand<T>);
 
 // k in whole groups.
 template <class T>
@@ -55,7 +66,7 @@ constexpr int tile_rows = accumulators / part_vectors<NV>;
 template <class T>
 FASTRNN_INLINE Vec<Group<T>> load_groups(const T* p, Index n) {
   if constexpr (depth<T> == 1) {
-    return Vec<T>::load(p, n);
+    return Vec<Group<T>>::load(p, n);
   } else {
     Words words;
     const Halves low = load_halves(p, n), high = load_halves(p + float_width, n - float_width);
@@ -70,7 +81,7 @@ FASTRNN_INLINE Vec<Group<T>> load_groups(const T* p, Index n) {
 template <class T, class Row>
 FASTRNN_INLINE Vec<Group<T>> zip_rows(const Row& row, Index rows, Index lanes) {
   if constexpr (depth<T> == 1)
-    return Vec<T>::load(row(0), lanes);
+    return Vec<Group<T>>::load(row(0), lanes);
   else
     return Floats(
         zip(load_halves(row(0), lanes), rows > 1 ? load_halves(row(1), lanes) : Halves{}));
@@ -79,7 +90,7 @@ FASTRNN_INLINE Vec<Group<T>> zip_rows(const Row& row, Index rows, Index lanes) {
 // One vector of columns, transposed: out[k][0..width) = source[lane * ld + k] in groups along k,
 // zeros from `lanes` on; out's rows of groups are `stride` numbers apart.
 template <class T>
-void pack_columns_transposed(const T* source, Index ld, Index lanes, Index k, T* out,
+void pack_columns_transposed(const T* source, Index ld, Index lanes, Index k, Operand<T>* out,
                              Index stride) {
   using G = Vec<Group<T>>;
   constexpr Index w = width<T>, block = w * depth<T>;
@@ -91,14 +102,14 @@ void pack_columns_transposed(const T* source, Index ld, Index lanes, Index k, T*
     if (lanes == w && count == block) {  // as a rule
 #pragma GCC unroll 16
       for (Index lane = 0; lane < w; ++lane)
-        __builtin_memcpy(&square[lane].v, source + lane * ld + k0, sizeof(G));
+        square[lane] = load_groups<T>(source + lane * ld + k0, block);
     } else {
 #pragma GCC unroll 16
       for (Index lane = 0; lane < w; ++lane)
         square[lane] = load_groups<T>(source + lane * ld + k0, lane < lanes ? count : 0);
     }
     transpose(square);
-    T* const here = out + k0 / depth<T> * stride;
+    Operand<T>* const here = out + k0 / depth<T> * stride;
     if (count == block) {
 #pragma GCC unroll 16
       for (Index i = 0; i < w; ++i) __builtin_memcpy(here + i * stride, &square[i].v, sizeof(G));
@@ -118,7 +129,7 @@ constexpr Index panel_size(Index n, Index k) {
 
 // B^T [n, k] row-major to panels: natural column order.
 template <class T, int NV>
-void pack_transposed(const Team& team, const T* source, Index n, Index k, T* packed) {
+void pack_transposed(const Team& team, const T* source, Index n, Index k, Operand<T>* packed) {
   constexpr Index w = width<T>;
   const Index vectors = ceil_div(n, NV * w) * NV;
   for (Index v = team.begin(vectors); v < team.end(vectors); ++v)
@@ -131,10 +142,11 @@ void pack_transposed(const Team& team, const T* source, Index n, Index k, T* pac
 // threads share the panels as those of a product do, which then need not fetch them from another
 // core; else the rows, which are then read in order.
 template <class T, int NV, class Row>
-void pack_rows(const Team& team, Index n, Index k, const Row& row, T* packed) {
+void pack_rows(const Team& team, Index n, Index k, const Row& row, Operand<T>* packed) {
   constexpr Index w = width<T>;
   const Index panels = ceil_div(n, NV * w), groups = ceil_div(k, depth<T>);
-  const bool near = panels >= team.size && n * k * Index(sizeof(T)) <= near_bytes() * team.size;
+  const bool near =
+      panels >= team.size && n * k * Index(sizeof(Operand<T>)) <= near_bytes() * team.size;
   const Team of_panels = near ? team : team.alone(), of_groups = near ? team.alone() : team;
   const Index first_vector = of_panels.begin(panels) * NV, last_vector = of_panels.end(panels) * NV;
   for (Index group = of_groups.begin(groups); group < of_groups.end(groups); ++group) {
@@ -143,7 +155,7 @@ void pack_rows(const Team& team, Index n, Index k, const Row& row, T* packed) {
       const auto at = [&](Index i)
                           __attribute__((always_inline)) { return row(first + i) + v * w; };
       const auto columns = zip_rows<T>(at, k - first, n - v * w);
-      T* const out = packed + ((v / NV * groups + group) * NV + v % NV) * w * depth<T>;
+      Operand<T>* const out = packed + ((v / NV * groups + group) * NV + v % NV) * w * depth<T>;
       __builtin_memcpy(out, &columns.v, sizeof columns.v);
     }
   }
@@ -156,6 +168,19 @@ void copy(const Team& team, Index count, const From* from, To* to) {
   const Index end = team.end(count);
   for (Index i = team.begin(count); i < end; i += V::width)
     V::load(from + i, end - i).store(to + i, end - i);
+}
+
+// The first n lanes rounded to T's, as operands.
+template <class T>
+FASTRNN_INLINE void store_operand(Vec<Value<T>> x, Operand<T>* to, Index n) {
+  if constexpr (widens<T>) x.v = widen(narrow(x.v));
+  x.store(to, n);
+}
+
+// The operands that a row's n numbers are.
+template <class T>
+FASTRNN_INLINE void widen_row(const T* row, Index n, Operand<T>* to) {
+  for (Index i = 0; i < n; i += width<T>) load_groups<T>(row + i, n - i).store(to + i, n - i);
 }
 
 template <class T>

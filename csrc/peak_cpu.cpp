@@ -5,7 +5,8 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// Each thread multiplies a block of rows with one panel that stays in the first-level cache.
+// Each thread multiplies a block of rows with one panel that stays in the first-level cache. T:
+// what products multiply.
 template <class T>
 double multiplied(const Team& team, std::int64_t rounds) {
   constexpr int NV = 2, rows = tile_rows<NV>;
@@ -22,7 +23,8 @@ double multiplied(const Team& team, std::int64_t rounds) {
 }
 
 double multiply_adds(const Team& team, std::int64_t rounds, int dtype_bytes) {
-  return dtype_bytes == 2 ? multiplied<Bf16>(team, rounds) : multiplied<float>(team, rounds);
+  return dtype_bytes == 2 ? multiplied<Operand<Bf16>>(team, rounds)
+                          : multiplied<float>(team, rounds);
 }
 
 // Each thread sums its share of the floats, the same one in every round.

@@ -17,6 +17,7 @@ namespace fastrnn::FASTRNN_ISA {
 template <class T, class Cell>
 class BackwardLoop {
   using C = Value<T>;
+  using O = Operand<T>;
   using V = Vec<C>;
   static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve;
   static constexpr int first = Cell::operand_gates;
@@ -35,20 +36,20 @@ class BackwardLoop {
     const Index N = s_.rows, I = s_.input_size;
     carry_ = arena_.template take<C>(S * s_.batch * H_);
     if (s_.resets) zeros_ = arena_.template take<T>(s_.batch * H_);
-    packed_hh_ = arena_.template take<T>(panel_size<T, NV>(H_, first ? first * H_ : GH_));
-    if (first) packed_last_ = arena_.template take<T>(panel_size<T, NV>(H_, GH_ - first * H_));
+    packed_hh_ = arena_.template take<O>(panel_size<T, NV>(H_, first ? first * H_ : GH_));
+    if (first) packed_last_ = arena_.template take<O>(panel_size<T, NV>(H_, GH_ - first * H_));
     if (first) operand_ = arena_.template take<T>(N * H_);
     grad_x_ = s_.weight_ih ? arena_.template take<T>(N * GH_) : static_cast<T*>(s_.grad_input);
     grad_h_ = shared_gradients<Cell> ? grad_x_ : arena_.template take<T>(N * GH_);
     if (s_.weight_ih && s_.grad_input)
-      packed_ih_ = arena_.template take<T>(panel_size<T, NV>(I, GH_));
+      packed_ih_ = arena_.template take<O>(panel_size<T, NV>(I, GH_));
     const Index slice = largest_slice<T>(N);
-    if (s_.grad_weight_ih) packed_x_ = arena_.template take<T>(panel_size<T, NV>(I, slice));
+    if (s_.grad_weight_ih) packed_x_ = arena_.template take<O>(panel_size<T, NV>(I, slice));
     if (s_.grad_weight_hh) {
-      packed_prev_ = arena_.template take<T>(panel_size<T, NV>(H_, slice));
+      packed_prev_ = arena_.template take<O>(panel_size<T, NV>(H_, slice));
       previous_ = arena_.template take<const T*>(N);
-      if (first) packed_operand_ = arena_.template take<T>(panel_size<T, NV>(H_, slice));
-      scratch_ = arena_.template take<T>(transposed_scratch<T, NV>(N) * threads);
+      if (first) packed_operand_ = arena_.template take<O>(panel_size<T, NV>(H_, slice));
+      scratch_ = arena_.template take<O>(transposed_scratch<T, NV>(N) * threads);
     }
   }
 
@@ -57,7 +58,7 @@ class BackwardLoop {
   void run(const Team& team) {
     pack(team);
     team.wait();
-    const Share share(s_, team, GH_ * H_ * Index(sizeof(T)));
+    const Share share(s_, team, GH_ * H_ * Index(sizeof(O)));
     for (Index step = s_.steps - 1; step >= 0; --step) {
       const Segment* begin = s_.segments + s_.step_begin[step];
       const Segment* end = s_.segments + s_.step_begin[step + 1];
@@ -123,7 +124,7 @@ class BackwardLoop {
   // finish(row in segment, unit, lanes, grad). The product's many small terms are summed before
   // the larger base is added: summed onto it, they would lose seven times more digits.
   template <class Finish>
-  void unit_product(const Team& team, const Part& part, Index k, const T* a, const T* packed,
+  void unit_product(const Team& team, const Part& part, Index k, const T* a, const O* packed,
                     const C* base, const Finish& finish) const {
     const auto finish_tile = [&](const C* tile, Index row0, Index count, Index panel) {
       for (Index v = 0; v < NV; ++v) {
@@ -227,7 +228,7 @@ class BackwardLoop {
     const T* const input = static_cast<const T*>(s_.input);
     for (Index slice = 0; slice < slices; ++slice) {
       const Index row0 = s_.rows * slice / slices, rows = s_.rows * (slice + 1) / slices - row0;
-      const auto pack = [&](Index n, T* packed, const auto& at) {
+      const auto pack = [&](Index n, O* packed, const auto& at) {
         pack_rows<T, NV>(team, n, rows, [&](Index row) { return at(row0 + row); }, packed);
       };
       if (slice > 0) team.wait();
@@ -246,7 +247,7 @@ class BackwardLoop {
   void add_weights(const Team& team, Index row0, Index rows) const {
     T* const hh = static_cast<T*>(s_.grad_weight_hh);
     T* const ih = static_cast<T*>(s_.grad_weight_ih);
-    T* const scratch = scratch_ + team.rank * transposed_scratch<T, NV>(s_.rows);
+    O* const scratch = scratch_ + team.rank * transposed_scratch<T, NV>(s_.rows);
     const Target<T> x{packed_x_, s_.input_size, ih}, prev{packed_prev_, H_, hh};
     // The bias of the product whose gradients these are gets their sums on the way.
     const auto gradient = [&](const T* grad, Index first_gate, Index gates, void* bias,
@@ -276,10 +277,10 @@ class BackwardLoop {
   Arena arena_;
   C* carry_;
   const T** previous_ = nullptr;
-  T *zeros_ = nullptr, *packed_hh_, *packed_last_ = nullptr, *operand_ = nullptr, *grad_x_,
-    *grad_h_;
-  T *packed_ih_ = nullptr, *packed_x_ = nullptr, *packed_prev_ = nullptr;
-  T *packed_operand_ = nullptr, *scratch_ = nullptr;
+  T *zeros_ = nullptr, *operand_ = nullptr, *grad_x_, *grad_h_;
+  O *packed_hh_, *packed_last_ = nullptr, *packed_ih_ = nullptr;
+  O *packed_x_ = nullptr, *packed_prev_ = nullptr, *packed_operand_ = nullptr;
+  O* scratch_ = nullptr;
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -37,7 +37,7 @@ class ForwardLoop {
         packed_(weights()) {
     if (s_.projects) {
       const Index fits = projected_bytes / Index(G * H_ * sizeof(C));
-      const bool cached = G * H_ * s_.input_size * Index(sizeof(T)) <= cached_weights;
+      const bool cached = G * H_ * s_.input_size * Index(sizeof(Operand<T>)) <= cached_weights;
       const Index worth = cached ? projected_rows : s_.rows;
       chunk_rows_ = smaller(s_.rows, larger(s_.batch, larger(fits, worth)));
       x_proj_ = arena_.template take<C>(ceil_div(H_, w) * chunk_rows_ * G * w);
@@ -58,7 +58,7 @@ class ForwardLoop {
     for (int i = carried; i < S; ++i) copy(team, s_.batch * H_, state(i), carry(i, 0));
     if (zeros_) clear(team, s_.batch * H_, zeros_);
     team.wait();
-    const Share share(s_, team, G * H_ * H_ * Index(sizeof(T)));
+    const Share share(s_, team, G * H_ * H_ * Index(sizeof(Operand<T>)));
     if (share.own) {
       const Index begin = chunk_rows_ * share.begin / s_.batch;
       x_proj_ += begin * ceil_div(H_, w) * G * w;
@@ -169,8 +169,8 @@ class ForwardLoop {
   // Gates * H columns of bias + a [rows, k] W; finish(row, unit, lanes, gates) gets each vector of
   // units once. These are rows `among` others.
   template <int Gates, class Finish>
-  void gate_product(const Team& team, Index rows, Index among, Index k, const T* a, const T* packed,
-                    const T* bias, const Finish& finish) const {
+  void gate_product(const Team& team, Index rows, Index among, Index k, const T* a,
+                    const Operand<T>* packed, const T* bias, const Finish& finish) const {
     constexpr int Units = panel_units<Gates>, NV = Gates * Units;
     const auto finish_tile = [&](const C* tile, Index row0, Index count, Index panel) {
       for (Index u = 0; u < Units; ++u) {
