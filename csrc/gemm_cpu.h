@@ -28,6 +28,27 @@ constexpr int splits(Index rows) {
   return rows * NV >= 8 ? 1 : rows * NV >= 4 ? 2 : 4;
 }
 
+// What a micro-kernel has fetched into the second cache with every group of k: nothing,
+struct Nothing {
+  FASTRNN_INLINE void next() const {}
+};
+// or the next `step` bytes from `place` on.
+struct Fetch {
+  const char* place;
+  Index step;
+  FASTRNN_INLINE void next() {
+    __builtin_prefetch(place, 0, 2);
+    place += step;
+  }
+  // Part `i` of `many` of the memory at `place`, `groups` of so many bytes; the first few take it.
+  static Fetch part(const void* place, Index groups, Index bytes, Index i, Index many) {
+    constexpr Index most = 4;
+    many = smaller(many, most);
+    if (i >= many) return {static_cast<const char*>(place), 0};
+    return {static_cast<const char*>(place) + groups * bytes * i / many, bytes / many};
+  }
+};
+
 // What a micro-kernel multiplies: a group of neighbours along k of each lane's column (`column`),
 // or of one row in every lane (`row`).
 template <class T>
@@ -61,9 +82,9 @@ struct Factor<Bf16> {
 // tile[rows][stride] = a[rows, k] panel[k][NV * width], both operands, over the first `Used`
 // vectors of each, or += if `accumulate`: the product is summed before, since a small term rounds
 // against its own sum, not against a larger one. `k_stride`: between groups of a row.
-template <class T, int Rows, int NV, int Used, int Split = 1>
+template <class T, int Rows, int NV, int Used, int Split = 1, class Ahead = Nothing>
 void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, Index k,
-                  Value<T>* tile, bool accumulate, Index stride = NV * width<T>) {
+                  Value<T>* tile, bool accumulate, Index stride = NV * width<T>, Ahead ahead = {}) {
   using V = Vec<Value<T>>;
   using F = Factor<T>;
   constexpr int w = V::width;
@@ -75,6 +96,7 @@ void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, 
 #pragma GCC unroll 4
       for (int v = 0; v < Used; ++v) sum[s][r][v] = V(Value<T>(0));
   const auto multiply_add = [&](V(&into)[Rows][Used], Index left) __attribute__((always_inline)) {
+    ahead.next();
     V b[Used];
 #pragma GCC unroll 4
     for (int v = 0; v < Used; ++v) b[v] = F::column(panel + v * w * depth<T>);
@@ -104,14 +126,14 @@ void micro_kernel(const T* a, Index row_stride, Index k_stride, const T* panel, 
 }
 
 // The kernel of this many rows, which are `among` in the whole product.
-template <class T, int NV, int Used, int Rows = tile_rows<NV>>
+template <class T, int NV, int Used, int Rows = tile_rows<NV>, class Ahead = Nothing>
 FASTRNN_INLINE void with_rows(Index rows, Index among, const T* a, Index row_stride, Index k_stride,
                               const T* panel, Index k, Value<T>* tile, bool accumulate,
-                              Index stride) {
+                              Index stride, Ahead ahead = {}) {
   if (rows == Rows) {
     const auto kernel = [&](auto split) __attribute__((always_inline)) {
       micro_kernel<T, Rows, NV, Used, split()>(a, row_stride, k_stride, panel, k, tile, accumulate,
-                                               stride);
+                                               stride, ahead);
     };
     const int split = splits<NV>(among);
     if constexpr (splits<NV>(Rows) == 4)
@@ -122,7 +144,7 @@ FASTRNN_INLINE void with_rows(Index rows, Index among, const T* a, Index row_str
   }
   if constexpr (Rows > 1)
     with_rows<T, NV, Used, Rows - 1>(rows, among, a, row_stride, k_stride, panel, k, tile,
-                                     accumulate, stride);
+                                     accumulate, stride, ahead);
 }
 
 // A panel that needs only half of its vectors (the last one, as a rule) does half the work.
@@ -134,16 +156,17 @@ constexpr int vectors_used(Index needed) {
   return needed <= half_panel<NV> ? half_panel<NV> : NV;
 }
 
-template <class T, int NV>
+template <class T, int NV, class Ahead = Nothing>
 FASTRNN_INLINE void tile_product(int used, Index rows, const T* a, Index row_stride, Index k_stride,
                                  const T* panel, Index k, Value<T>* tile, bool accumulate = true,
-                                 Index stride = NV * width<T>, Index among = 0) {
+                                 Index stride = NV * width<T>, Index among = 0, Ahead ahead = {}) {
   if (among == 0) among = rows;
   if (used == NV)
-    with_rows<T, NV, NV>(rows, among, a, row_stride, k_stride, panel, k, tile, accumulate, stride);
+    with_rows<T, NV, NV>(rows, among, a, row_stride, k_stride, panel, k, tile, accumulate, stride,
+                         ahead);
   else
     with_rows<T, NV, half_panel<NV>>(rows, among, a, row_stride, k_stride, panel, k, tile,
-                                     accumulate, stride);
+                                     accumulate, stride, ahead);
 }
 
 // The tiles of a product, panel by panel, dealt to the threads by the work in them. Half of the
@@ -170,13 +193,16 @@ class Tiles {
   struct Tile {
     Index panel, row0, rows;
     int used;  // vectors
+    Index block;
   };
+  Index blocks() const { return blocks_.count; }
   Tile operator[](Index i) const {
     const bool full = i >= early_ && i < early_ + full_;
     const Index panel = full ? (i - early_) / blocks_.count : panels_ - 1;
     const Index block = i < early_ ? i : (i - early_) % blocks_.count + (full ? 0 : early_);
     const Index row0 = blocks_.start(block);
-    return {panel, row0, blocks_.start(block + 1) - row0, full ? NV : last_used_};
+    const Index rows = blocks_.start(block + 1) - row0;
+    return {panel, row0, rows, full ? NV : last_used_, block};
   }
 
  private:
@@ -191,11 +217,12 @@ class Tiles {
 constexpr Index sum_slice = 1024, gradient_slice = 192;
 
 // tile[rows][NV * width] = a[rows, k] panel, over the first `used` vectors; a's rows are `lda`
-// apart and `among` others.
+// apart and `among` others. If several blocks of rows take this panel, from a far cache, block
+// `block` of them fetches its share of the next one.
 template <class T, int NV>
 FASTRNN_INLINE void panel_product(int used, Index rows, const T* a, Index lda,
-                                  const Operand<T>* panel, Index k, Value<T>* tile,
-                                  Index among = 0) {
+                                  const Operand<T>* panel, Index k, Value<T>* tile, Index among = 0,
+                                  Index block = 0, Index blocks = 1) {
   constexpr Index w = width<T>;
   constexpr int part = part_vectors<NV>;
   const Index slices = larger(1, ceil_div(k, sum_slice)), groups = ceil_div(k, depth<T>);
@@ -203,10 +230,18 @@ FASTRNN_INLINE void panel_product(int used, Index rows, const T* a, Index lda,
     const Index begin = groups * i / slices * depth<T>;
     const Index end = smaller(k, groups * (i + 1) / slices * depth<T>);
     const auto multiply = [&](const Operand<T>* x, Index ld) __attribute__((always_inline)) {
-      for (int v = 0; v < used; v += part)
-        tile_product<Operand<T>, part>(used < part ? used : part, rows, x, ld, depth<T>,
-                                       panel + (v * padded<T>(k) + part * begin) * w, end - begin,
-                                       tile + v * w, i > 0, NV * w, among);
+      for (int v = 0; v < used; v += part) {
+        const Operand<T>* const here = panel + (v * padded<T>(k) + part * begin) * w;
+        const auto with = [&](auto ahead) __attribute__((always_inline)) {
+          tile_product<Operand<T>, part>(used < part ? used : part, rows, x, ld, depth<T>, here,
+                                         end - begin, tile + v * w, i > 0, NV * w, among, ahead);
+        };
+        if (blocks > 1)
+          with(Fetch::part(here + NV * w * padded<T>(k), (end - begin) / depth<T>,
+                           part * w * Index(sizeof(Group<T>)), block, blocks));
+        else
+          with(Nothing());
+      }
     };
     if constexpr (widens<T>) {
       constexpr Index stride = sum_slice + w;  // rows not all in the same sets of the cache
@@ -233,10 +268,12 @@ FASTRNN_INLINE void product(const Team& team, Index rows, Index vectors, Index k
   alignas(64) Value<T> tile[tile_rows<NV> * panel_row];
   const Tiles<NV> tiles(rows, vectors);
   const Index last = tiles.share(team.rank + 1, team.size);
+  const Index bytes = vectors * width<T> * padded<T>(k) * Index(sizeof(Operand<T>));
+  const Index blocks = bytes > near_bytes() * team.size ? tiles.blocks() : 1;
   for (Index item = tiles.share(team.rank, team.size); item < last; ++item) {
-    const auto [panel, row0, rows_here, used] = tiles[item];
+    const auto [panel, row0, rows_here, used, block] = tiles[item];
     panel_product<T, NV>(used, rows_here, a + row0 * lda, lda,
-                         packed + panel * padded<T>(k) * panel_row, k, tile, among);
+                         packed + panel * padded<T>(k) * panel_row, k, tile, among, block, blocks);
     finish(tile, row0, rows_here, panel);
   }
 }
