@@ -30,10 +30,12 @@ constexpr int splits(Index rows) {
 
 // What a micro-kernel has fetched into the second cache with every group of k: nothing,
 struct Nothing {
+  static constexpr bool full = false;
   FASTRNN_INLINE void next() const {}
 };
 // or the next `step` bytes from `place` on.
 struct Fetch {
+  static constexpr bool full = true;  // tiles alone, half of the rows or more, and all vectors
   const char* place;
   Index step;
   FASTRNN_INLINE void next() {
@@ -136,13 +138,13 @@ FASTRNN_INLINE void with_rows(Index rows, Index among, const T* a, Index row_str
                                                stride, ahead);
     };
     const int split = splits<NV>(among);
-    if constexpr (splits<NV>(Rows) == 4)
+    if constexpr (!Ahead::full && splits<NV>(Rows) == 4)
       if (split == 4) return kernel(std::integral_constant<int, 4>());
-    if constexpr (splits<NV>(Rows) >= 2)
+    if constexpr (!Ahead::full && splits<NV>(Rows) >= 2)
       if (split == 2) return kernel(std::integral_constant<int, 2>());
     return kernel(std::integral_constant<int, 1>());
   }
-  if constexpr (Rows > 1)
+  if constexpr (Rows > (Ahead::full ? tile_rows<NV> / 2 : 1))
     with_rows<T, NV, Used, Rows - 1>(rows, among, a, row_stride, k_stride, panel, k, tile,
                                      accumulate, stride, ahead);
 }
@@ -161,10 +163,10 @@ FASTRNN_INLINE void tile_product(int used, Index rows, const T* a, Index row_str
                                  const T* panel, Index k, Value<T>* tile, bool accumulate = true,
                                  Index stride = NV * width<T>, Index among = 0, Ahead ahead = {}) {
   if (among == 0) among = rows;
-  if (used == NV)
+  if (Ahead::full || used == NV)
     with_rows<T, NV, NV>(rows, among, a, row_stride, k_stride, panel, k, tile, accumulate, stride,
                          ahead);
-  else
+  else if constexpr (!Ahead::full)
     with_rows<T, NV, half_panel<NV>>(rows, among, a, row_stride, k_stride, panel, k, tile,
                                      accumulate, stride, ahead);
 }
@@ -236,7 +238,7 @@ FASTRNN_INLINE void panel_product(int used, Index rows, const T* a, Index lda,
           tile_product<Operand<T>, part>(used < part ? used : part, rows, x, ld, depth<T>, here,
                                          end - begin, tile + v * w, i > 0, NV * w, among, ahead);
         };
-        if (blocks > 1)
+        if (blocks > 1 && used == NV)
           with(Fetch::part(here + NV * w * padded<T>(k), (end - begin) / depth<T>,
                            part * w * Index(sizeof(Group<T>)), block, blocks));
         else

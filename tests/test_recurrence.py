@@ -65,6 +65,15 @@ def test_grid(cell, shape, dtype, extras):
 
 
 @native
+@pytest.mark.parametrize("cell", CELLS)
+def test_any_number_of_rows_by_weights_of_a_far_cache(cell):
+    layer = random_layer(cell, list(range(27, 0, -1)), 8, 600).to(torch.float32)
+    exact = everything(ops.reference, layer.to(torch.float64))
+    found = everything(ops.Recurrence.apply, layer), everything(ops.reference, layer)
+    assert_all_as_close_as_torch(*found, exact, FLOORS[torch.float32])
+
+
+@native
 @pytest.mark.parametrize(
     ("name", "only"), [("avx512", " and bfloat16"), ("avx2", ""), ("portable", "")]
 )
