@@ -71,11 +71,16 @@ class CrossEntropyLoop {
     for (Index i = 0; i < count; i += 64 / Index(sizeof *p)) __builtin_prefetch(p + i, 0, 2);
   }
 
-  // A tile of up to R rows by `used` vectors of a panel of rows.
+  // A tile of up to R rows by `used` vectors of a panel of rows. A full one has as many weights as
+  // it takes fetched from `next` on, if that is not null.
   template <int Used = NR>
   static void tile_of_rows(int used, Index rows, const O* a, Index row_stride, Index k_stride,
-                           const O* panel, Index k, C* tile, bool accumulate) {
-    if (used == Used)
+                           const O* panel, Index k, C* tile, bool accumulate,
+                           const O* next = nullptr) {
+    if (next && used == NR && rows == R)
+      with_rows<O, NR, NR>(rows, rows, a, row_stride, k_stride, panel, k, tile, accumulate, lanes,
+                           Fetch{reinterpret_cast<const char*>(next), R * Index(sizeof(Group<T>))});
+    else if (used == Used)
       with_rows<O, NR, Used>(rows, rows, a, row_stride, k_stride, panel, k, tile, accumulate,
                              lanes);
     else if constexpr (Used > 1)
@@ -88,6 +93,7 @@ class CrossEntropyLoop {
     const Index slices = larger(1, ceil_div(K, sum_slice)), groups = ceil_div(K, depth<T>);
     for (Index panel = 0; panel < chunk.panels(); ++panel) {
       C* const x = logits(team, b, panel);
+      const bool last = panel + 1 == chunk.panels();
       for (bool level : {s_.classes > 1, false}) {  // of one class the softmax is 1 to the bit
         for (Index c = 0; c < classes; c += R)
           for (Index i = 0; i < slices; ++i) {
@@ -95,7 +101,8 @@ class CrossEntropyLoop {
             const Index end = smaller(K, groups * (i + 1) / slices * depth<T>);
             tile_of_rows(chunk.used(panel), smaller(R, classes - c),
                          operands_.weight(b * block + c) + k0, K, depth<T>,
-                         operands_.hidden_rows(panel, k0), end - k0, x + c * lanes, i > 0);
+                         operands_.hidden_rows(panel, k0), end - k0, x + c * lanes, i > 0,
+                         last ? operands_.weight((b + 1) * block + c) + k0 * R : nullptr);
           }
         if (softmax_.block(chunk, panel, b, level, x)) break;
       }
