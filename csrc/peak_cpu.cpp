@@ -1,6 +1,6 @@
 // The floor's yardsticks: how many multiply-adds a second this processor does, and how fast it
 // reads memory, when nothing else limits it. Built once per instruction set (FASTRNN_ISA).
-#include "gemm_cpu.h"
+#include "micro_kernel_cpu.h"
 #include "kernels_cpu.h"
 
 namespace fastrnn::FASTRNN_ISA {
