@@ -1,7 +1,7 @@
 // The floor's yardsticks: how many multiply-adds a second this processor does, and how fast it
 // reads memory, when nothing else limits it. Built once per instruction set (FASTRNN_ISA).
-#include "micro_kernel_cpu.h"
 #include "kernels_cpu.h"
+#include "micro_kernel_cpu.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
