@@ -16,7 +16,7 @@ class CrossEntropyLoop {
   using V = Vec<C>;
   static constexpr Index w = V::width, lanes = Chunk<T>::lanes, block = Cut<T>::block;
   static constexpr int NR = Chunk<T>::NR, NK = CrossEntropyOperands<T>::NK;
-  static constexpr bool grouped = depth<T> > 1;
+  static constexpr bool grouped = CrossEntropyOperands<T>::grouped;
   static constexpr Index R = tile_rows<NR>;
   static constexpr Index slice = 2 * block, parts = 2;  // of a sum over classes
 
@@ -71,16 +71,11 @@ class CrossEntropyLoop {
     for (Index i = 0; i < count; i += 64 / Index(sizeof *p)) __builtin_prefetch(p + i, 0, 2);
   }
 
-  // A tile of up to R rows by `used` vectors of a panel of rows. A full one has as many weights as
-  // it takes fetched from `next` on, if that is not null.
+  // A tile of up to R rows by `used` vectors of a panel of rows.
   template <int Used = NR>
   static void tile_of_rows(int used, Index rows, const O* a, Index row_stride, Index k_stride,
-                           const O* panel, Index k, C* tile, bool accumulate,
-                           const O* next = nullptr) {
-    if (next && used == NR && rows == R)
-      with_rows<O, NR, NR>(rows, rows, a, row_stride, k_stride, panel, k, tile, accumulate, lanes,
-                           Fetch{reinterpret_cast<const char*>(next), R * Index(sizeof(Group<T>))});
-    else if (used == Used)
+                           const O* panel, Index k, C* tile, bool accumulate) {
+    if (used == Used)
       with_rows<O, NR, Used>(rows, rows, a, row_stride, k_stride, panel, k, tile, accumulate,
                              lanes);
     else if constexpr (Used > 1)
@@ -95,15 +90,16 @@ class CrossEntropyLoop {
       C* const x = logits(team, b, panel);
       const bool last = panel + 1 == chunk.panels();
       for (bool level : {s_.classes > 1, false}) {  // of one class the softmax is 1 to the bit
-        for (Index c = 0; c < classes; c += R)
+        for (Index c = 0; c < classes; c += R) {
+          if (last) fetch(operands_.weight(b * block + classes + c), R * K);
           for (Index i = 0; i < slices; ++i) {
             const Index k0 = groups * i / slices * depth<T>;
             const Index end = smaller(K, groups * (i + 1) / slices * depth<T>);
             tile_of_rows(chunk.used(panel), smaller(R, classes - c),
                          operands_.weight(b * block + c) + k0, K, depth<T>,
-                         operands_.hidden_rows(panel, k0), end - k0, x + c * lanes, i > 0,
-                         last ? operands_.weight((b + 1) * block + c) + k0 * R : nullptr);
+                         operands_.hidden_rows(panel, k0), end - k0, x + c * lanes, i > 0);
           }
+        }
         if (softmax_.block(chunk, panel, b, level, x)) break;
       }
     }
@@ -139,7 +135,7 @@ class CrossEntropyLoop {
   }
 
   // A panel's gradients x [classes][lanes] rounded into `grad`, as they are, and into `groups`,
-  // where the gradients of a group of classes are together.
+  // where the gradients of a group of classes are together; without groups that may be x.
   void round_panel(const C* x, Index classes, O* grad, O* groups) const {
     for (Index c = 0; c < classes; c += depth<T>)
       for (Index v = 0; v < lanes; v += w) {

@@ -60,9 +60,9 @@ class CrossEntropyOperands {
   using O = Operand<T>;
   static constexpr Index w = width<T>, lanes = Chunk<T>::lanes;
   static constexpr int NR = Chunk<T>::NR;
-  static constexpr bool grouped = depth<T> > 1;
 
  public:
+  static constexpr bool grouped = depth<T> > 1;
   static constexpr int NK = 2;  // vectors of a panel of features
 
   CrossEntropyOperands(const CrossEntropy& args, const Cut<T>& cut, Arena& arena) : s_(args) {

@@ -69,6 +69,10 @@ FASTRNN_INLINE Vec<Group<T>> load_groups(const T* p, Index n) {
     return Vec<Group<T>>::load(p, n);
   } else {
     Words words;
+    if (n >= 2 * float_width) {
+      __builtin_memcpy(&words, p, sizeof words);
+      return Floats(words);
+    }
     const Halves low = load_halves(p, n), high = load_halves(p + float_width, n - float_width);
     __builtin_memcpy(&words, &low, sizeof low);
     __builtin_memcpy(reinterpret_cast<char*>(&words) + sizeof low, &high, sizeof high);

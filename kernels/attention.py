@@ -81,9 +81,10 @@ def tile(width: int, dtype: torch.dtype, kernel: str, plain: bool, heavy: bool, 
         tiles = _EXACT[8 * dtype.itemsize]
     elif large:
         tiles = _LARGE["plain" if plain and kernel == "forward" else kernel]
-        tiles = tiles | (_HEAVY.get(kernel, {}) if heavy else {})
     else:
-        tiles = _SMALL[kernel] | (_SMALL_HEAVY.get(kernel, {}) if heavy else {})
+        tiles = _SMALL[kernel]
+    if heavy and dtype.itemsize <= 2:
+        tiles = tiles | (_HEAVY if large else _SMALL_HEAVY).get(kernel, {})
     config = tiles[min(w for w in tiles if w >= width)]
     if large and own <= _GROUP < config.rows:
         return config._replace(rows=_GROUP, warps=4)
@@ -131,7 +132,8 @@ class Attention(NamedTuple):
     def tile(self, kernel: str) -> Config:
         queries, keys, *widths = self.lengths
         plain = self.mask is None and self.seed is None
-        heavy = not plain and (self.seed is not None or self.mask.dtype != torch.bool)
+        additive = self.mask is not None and self.mask.dtype != torch.bool
+        heavy = additive or self.seed is not None
         own = keys if kernel == "key" else queries
         return tile(max(widths), self.query.dtype, kernel, plain, heavy, own)
 

@@ -226,6 +226,7 @@ def compile_attention(capability, dtype, size, kind, dropped=True):
         "causal": None,
         "boolean": torch.ones(2, 1, 100, 80, dtype=torch.bool),
         "added": torch.zeros(1, 2, 100, 1, dtype=dtype),
+        "added to keys": torch.zeros(1, 2, 1, 80, dtype=dtype),
         "causal and added": torch.zeros(1, 2, 100, 80, dtype=dtype),
     }[kind]
     seed = None if mask is None or not dropped else torch.zeros(1, dtype=torch.int64)
@@ -266,7 +267,9 @@ if not INTERPRETED:
         assert device.launches == 4
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("kind", ["causal", "boolean", "added", "causal and added"])
+    @pytest.mark.parametrize(
+        "kind", ["causal", "boolean", "added", "added to keys", "causal and added"]
+    )
     @pytest.mark.parametrize("capability", [80, 90, 100, 120])
     def test_each_kernel_and_configuration(capability, kind):
         attention = _kernels.module("attention")
