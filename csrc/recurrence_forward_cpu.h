@@ -115,14 +115,6 @@ class ForwardLoop {
       return state_n(i) + sequence * H_;
   }
 
-  void load_previous(const Part& segment, Index r, Index unit, Index lanes, V* prev) const {
-    for (int i = 0; i < S; ++i)
-      if (i < carried)
-        prev[i] = V::load(previous(segment) + r * H_ + unit, lanes);
-      else
-        prev[i] = V::load(carry(i, segment.sequence + r) + unit, segment.reset ? 0 : lanes);
-  }
-
   // Projects the share's rows of the steps from `step` on that fit into the buffer; returns the
   // step after them. So many at a time stay in the cache until they are read: storing the whole
   // projection took a third of the product's time. The thread that reads a part of it makes it.
@@ -156,15 +148,62 @@ class ForwardLoop {
     return x_proj_ + (unit / w * chunk_rows_ + row_in_chunk) * G * w;
   }
 
-  // Gates from `gate` on of a row's projection.
-  template <int Count>
-  void load_projected(Index row, Index unit, Index lanes, int gate, V* x) const {
-    if (s_.projects)
-      load_blocks<Count>(projected_(row - chunk_begin_, unit) + gate * w, w, w, x);
-    else
-      load_blocks<Count>(static_cast<const T*>(s_.input) + (row * G + gate) * H_ + unit, H_, lanes,
-                         x);
-  }
+  // What the gate maths of a segment's rows reads and writes. A tile's end has a copy of its own: a
+  // vector's store may change whatever is only pointed at, which would be loaded again for every
+  // vector.
+  struct Rows {
+    Rows(const ForwardLoop& loop, const Part& segment)
+        : H(loop.H_),
+          batch(loop.s_.batch),
+          chunk_rows(loop.chunk_rows_),
+          reserve_stride(loop.reserve_stride_),
+          projected(loop.s_.projects ? loop.projected_(segment.row - loop.chunk_begin_, 0)
+                                     : nullptr),
+          input(static_cast<const T*>(loop.s_.input) + (projected ? 0 : segment.row * G * H)),
+          prev_h(loop.previous(segment)),
+          carry(S > carried ? loop.carry(carried, segment.sequence) : nullptr),
+          reset(segment.reset),
+          output(loop.output(segment.row)),
+          reserve(loop.s_.reserve ? loop.reserve(segment.row) : nullptr),
+          cells(loop.s_.cells ? static_cast<T*>(loop.s_.cells) + segment.row * H : nullptr),
+          cells_stride(loop.s_.rows * H) {}
+
+    // Gates from `gate` on of row r's projection.
+    template <int Count>
+    FASTRNN_INLINE void load_projected(Index r, Index unit, Index lanes, int gate, V* x) const {
+      if (projected)
+        load_blocks<Count>(projected + ((unit / w * chunk_rows + r) * G + gate) * w, w, w, x);
+      else
+        load_blocks<Count>(input + (r * G + gate) * H + unit, H, lanes, x);
+    }
+
+    FASTRNN_INLINE void load_previous(Index r, Index unit, Index lanes, V* prev) const {
+      for (int i = 0; i < S; ++i)
+        if (i < carried)
+          prev[i] = V::load(prev_h + r * H + unit, lanes);
+        else
+          prev[i] = V::load(carry_of(i, r) + unit, reset ? 0 : lanes);
+    }
+
+    FASTRNN_INLINE void store(Index r, Index unit, Index lanes, const V* next) const {
+      next[0].store(output + r * H + unit, lanes);
+      for (int i = carried; i < S; ++i) next[i].store(carry_of(i, r) + unit, lanes);
+      for (int i = 1; i < S && cells; ++i)
+        next[i].store(cells + (i - 1) * cells_stride + r * H + unit, lanes);
+    }
+
+    FASTRNN_INLINE C* carry_of(int i, Index r) const {
+      return carry + ((i - carried) * batch + r) * H;
+    }
+
+    const Index H, batch, chunk_rows, reserve_stride;
+    const C* const projected;  // of the first row, or null
+    const T *const input, *const prev_h;
+    C* const carry;
+    const bool reset;
+    T *const output, *const reserve, *const cells;
+    const Index cells_stride;
+  };
 
   // Gates * H columns of bias + a [rows, k] W; finish(row, unit, lanes, gates) gets each vector of
   // units once. These are rows `among` others.
@@ -173,6 +212,7 @@ class ForwardLoop {
                     const Operand<T>* packed, const T* bias, const Finish& finish) const {
     constexpr int Units = panel_units<Gates>, NV = Gates * Units;
     const auto finish_tile = [&](const C* tile, Index row0, Index count, Index panel) {
+      const Finish finish_row = finish;
       for (Index u = 0; u < Units; ++u) {
         const Index unit = (panel * Units + u) * w, lanes = H_ - unit;
         if (lanes <= 0) break;
@@ -183,7 +223,7 @@ class ForwardLoop {
 #pragma GCC unroll 4
           for (int g = 0; g < Gates; ++g)
             gates[g] = V::load(tile + (r * NV + u * Gates + g) * w) + biases[g];
-          finish(row0 + r, unit, lanes, gates);
+          finish_row(row0 + r, unit, lanes, gates);
         }
       }
     };
@@ -200,42 +240,42 @@ class ForwardLoop {
   }
 
   void operand_step(const Team& team, const Part& segment) const {
-    const T* prev_h = previous(segment);
     gate_product<at_least_one<first>>(
-        team, segment.rows, segment.among, H_, prev_h, packed_.first_gates, bias_hh(0),
-        [&](Index r, Index unit, Index lanes, const V* h) __attribute__((always_inline)) {
-          V x[G], prev[S], kept[at_least_one<first>];
-          load_projected<first>(segment.row + r, unit, lanes, 0, x);
-          load_previous(segment, r, unit, lanes, prev);
-          const V operand = Cell::operand(x, h, prev, kept);
-          operand.store(operand_ + (segment.sequence + r) * H_ + unit, lanes);
-          store_blocks<first>(kept, H_, lanes, stage(segment, r) + unit);
-        });
+        team, segment.rows, segment.among, H_, previous(segment), packed_.first_gates, bias_hh(0),
+        [this, &segment, rows = Rows(*this, segment)](Index r, Index unit, Index lanes, const V* h)
+            __attribute__((always_inline)) {
+              V x[G], prev[S], kept[at_least_one<first>];
+              rows.template load_projected<first>(r, unit, lanes, 0, x);
+              rows.load_previous(r, unit, lanes, prev);
+              const V operand = Cell::operand(x, h, prev, kept);
+              operand.store(operand_ + (segment.sequence + r) * H_ + unit, lanes);
+              store_blocks<first>(kept, H_, lanes, stage(segment, r) + unit);
+            });
   }
 
   void step_(const Team& team, const Part& segment) const {
-    const T* prev_h = previous(segment);
-    const T* a = first > 0 ? operand_ + segment.sequence * H_ : prev_h;
+    const T* a = first > 0 ? operand_ + segment.sequence * H_ : previous(segment);
+    const bool zoneout = s_.zoneout.on;
     gate_product<last>(
         team, segment.rows, segment.among, H_, a, packed_.last_gates, bias_hh(first),
-        [&](Index r, Index unit, Index lanes, const V* h) __attribute__((always_inline)) {
-          const Index row = segment.row + r, sequence = segment.sequence + r;
+        [this, &segment, zoneout, rows = Rows(*this, segment)](
+            Index r, Index unit, Index lanes, const V* h) __attribute__((always_inline)) {
           V x[last], prev[S], next[S], kept[at_least_one<R>];
-          load_projected<last>(row, unit, lanes, first, x);
+          rows.template load_projected<last>(r, unit, lanes, first, x);
           if constexpr (first > 0) load_blocks<first>(stage(segment, r) + unit, H_, lanes, kept);
-          load_previous(segment, r, unit, lanes, prev);
+          rows.load_previous(r, unit, lanes, prev);
           Cell::forward(x, h, prev, next, kept);
-          if (s_.reserve) store_blocks<R>(kept, H_, lanes, reserve(row) + unit);
-          if (s_.zoneout.on) {
-            if (s_.reserve) store_blocks<S>(next, H_, lanes, reserve(row) + R * H_ + unit);
+          const Index slot = r * rows.reserve_stride + unit;
+          if (rows.reserve) store_blocks<R>(kept, rows.H, lanes, rows.reserve + slot);
+          if (zoneout) [[unlikely]] {
+            if (rows.reserve)
+              store_blocks<S>(next, rows.H, lanes, rows.reserve + slot + R * rows.H);
             for (int i = 0; i < S; ++i)
-              next[i] = keep(s_.zoneout, kept_share<C>(s_.zoneout, i, segment.step, sequence, unit),
+              next[i] = keep(s_.zoneout,
+                             kept_share<C>(s_.zoneout, i, segment.step, segment.sequence + r, unit),
                              prev[i], next[i]);
           }
-          next[0].store(output(row) + unit, lanes);
-          for (int i = carried; i < S; ++i) next[i].store(carry(i, sequence) + unit, lanes);
-          for (int i = 1; i < S && s_.cells; ++i)
-            next[i].store(static_cast<T*>(s_.cells) + ((i - 1) * s_.rows + row) * H_ + unit, lanes);
+          rows.store(r, unit, lanes, next);
         });
   }
 
