@@ -5,6 +5,7 @@
 
 #include "activations_cpu.h"
 #include "cells.h"
+#include "gate_rows_cpu.h"
 #include "gemm_transposed_cpu.h"
 #include "kernels_cpu.h"
 #include "packed_weights_cpu.h"
@@ -127,59 +128,67 @@ class BackwardLoop {
   void unit_product(const Team& team, const Part& part, Index k, const T* a, const O* packed,
                     const C* base, const Finish& finish) const {
     const auto finish_tile = [&](const C* tile, Index row0, Index count, Index panel) {
+      const Finish finish_row = finish;
       for (Index v = 0; v < NV; ++v) {
         const Index unit = (panel * NV + v) * w, lanes = H_ - unit;
         if (lanes <= 0) break;
         for (Index r = 0; r < count; ++r) {
           V grad = V::load(tile + (r * NV + v) * w);
           if (base) grad = grad + V::load(base + (row0 + r) * H_ + unit, lanes);
-          finish(row0 + r, unit, lanes, grad);
+          finish_row(row0 + r, unit, lanes, grad);
         }
       }
     };
     product<T, NV>(team, part.rows, ceil_div(H_, w), k, a, GH_, packed, finish_tile, part.among);
   }
 
+  BackwardRows<T, Cell> gate_rows(const Part& segment) const {
+    const auto of_row = [&](const void* base) { return base ? at(base, segment.row) : nullptr; };
+    BackwardRows<T, Cell> rows{.H = H_,
+                               .batch = s_.batch,
+                               .reserve_stride = reserve_stride_,
+                               .cells_stride = s_.rows * H_,
+                               .reserve = reserve(segment.row),
+                               .output = of_row(s_.output),
+                               .cells = of_row(s_.cells),
+                               .grad_output = of_row(s_.grad_output),
+                               .grad_cells = of_row(s_.grad_cells),
+                               .previous = {},
+                               .reset = segment.reset,
+                               .carry = carry(0, segment.sequence),
+                               .grad_x = grad_x_ + segment.row * GH_,
+                               .grad_h = grad_h_ + segment.row * GH_};
+    for (int i = 0; i < S; ++i) rows.previous[i] = previous(segment, i);
+    return rows;
+  }
+
   void step_(const Team& team, const Part& segment) const {
     // What the step after sends back through W_hh: all gates, or those before the operand.
     const Index k = segment.next < 0 || segment.next_reset ? 0 : first ? first * H_ : GH_;
-    const T* grad_output = s_.grad_output ? at(s_.grad_output, segment.row) : nullptr;
-    unit_product(
-        team, segment, k, grad_h_ + (segment.next < 0 ? 0 : segment.next * GH_), packed_hh_,
-        carry(0, segment.sequence), [&](Index r, Index unit, Index lanes, V grad) {
-          const Index row = segment.row + r, sequence = segment.sequence + r;
-          V kept[at_least_one<R>], prev[S], next[S], grad_next[S], grad_x[G], grad_h[G], back[S];
-          load_blocks<R>(reserve(row) + unit, H_, lanes, kept);
-          grad_next[0] = grad;
-          if (grad_output) grad_next[0] = grad + V::load(grad_output + r * H_ + unit, lanes);
-          next[0] = V::load(at(s_.output, row) + unit, lanes);
-          prev[0] = V::load(previous(segment, 0) + r * H_ + unit, lanes);
-          for (int i = 1; i < S; ++i) {
-            const Index cell_row = (i - 1) * s_.rows + row;
-            next[i] = V::load(at(s_.cells, cell_row) + unit, lanes);
-            prev[i] = V::load(previous(segment, i) + r * H_ + unit, lanes);
-            grad_next[i] = V::load(carry(i, sequence) + unit, lanes);
-            if (s_.grad_cells)
-              grad_next[i] = grad_next[i] + V::load(at(s_.grad_cells, cell_row) + unit, lanes);
-          }
-          const V zero(C(0));
-          V through[S];  // zoneout's own way back
-          for (int i = 0; i < S; ++i) through[i] = zero;
-          if (s_.zoneout.on) {
-            load_blocks<S>(reserve(row) + R * H_ + unit, H_, lanes, next);
-            for (int i = 0; i < S; ++i) {
-              const V share = kept_share<C>(s_.zoneout, i, segment.step, sequence, unit);
-              through[i] = keep(s_.zoneout, share, grad_next[i], zero);
-              grad_next[i] = keep(s_.zoneout, share, zero, grad_next[i]);
-            }
-          }
-          Cell::backward(kept, prev, next, grad_next, grad_x, grad_h, back);
-          for (int i = 0; i < S; ++i) back[i] = segment.reset ? zero : back[i] + through[i];
-          store_blocks<G>(grad_x, H_, lanes, grad_x_ + row * GH_ + unit);
-          if constexpr (!shared_gradients<Cell>)
-            store_blocks<G>(grad_h, H_, lanes, grad_h_ + row * GH_ + unit);
-          for (int i = 0; i < S; ++i) back[i].store(carry(i, sequence) + unit, lanes);
-        });
+    const bool zoneout = s_.zoneout.on;
+    unit_product(team, segment, k, grad_h_ + (segment.next < 0 ? 0 : segment.next * GH_),
+                 packed_hh_, carry(0, segment.sequence),
+                 [this, &segment, zoneout, rows = gate_rows(segment)](
+                     Index r, Index unit, Index lanes, V grad) __attribute__((always_inline)) {
+                   V kept[at_least_one<R>], prev[S], next[S], grad_next[S], grad_x[G], grad_h[G],
+                       back[S];
+                   rows.load(r, unit, lanes, grad, kept, prev, next, grad_next);
+                   const V zero(C(0));
+                   V through[S];  // zoneout's own way back
+                   for (int i = 0; i < S; ++i) through[i] = zero;
+                   if (zoneout) [[unlikely]] {
+                     load_blocks<S>(reserve(segment.row + r) + R * H_ + unit, H_, lanes, next);
+                     for (int i = 0; i < S; ++i) {
+                       const V share =
+                           kept_share<C>(s_.zoneout, i, segment.step, segment.sequence + r, unit);
+                       through[i] = keep(s_.zoneout, share, grad_next[i], zero);
+                       grad_next[i] = keep(s_.zoneout, share, zero, grad_next[i]);
+                     }
+                   }
+                   Cell::backward(kept, prev, next, grad_next, grad_x, grad_h, back);
+                   for (int i = 0; i < S; ++i) back[i] = rows.reset ? zero : back[i] + through[i];
+                   rows.store(r, unit, lanes, grad_x, grad_h, back);
+                 });
   }
 
   void operand_step(const Team& team, const Part& segment) const {

@@ -4,6 +4,7 @@
 
 #include "activations_cpu.h"
 #include "cells.h"
+#include "gate_rows_cpu.h"
 #include "gemm_cpu.h"
 #include "kernels_cpu.h"
 #include "packed_weights_cpu.h"
@@ -107,7 +108,7 @@ class ForwardLoop {
 
   // The states as they go on from step to step, never rounded: [S, B, H], or where they need no
   // rounding, what becomes state_n, and h in the output.
-  static constexpr int carried = rounds<T> ? 0 : 1;
+  static constexpr int carried = ForwardRows<T, Cell>::carried;
   C* carry(int i, Index sequence) const {
     if constexpr (rounds<T>)
       return carry_ + (i * s_.batch + sequence) * H_;
@@ -148,62 +149,21 @@ class ForwardLoop {
     return x_proj_ + (unit / w * chunk_rows_ + row_in_chunk) * G * w;
   }
 
-  // What the gate maths of a segment's rows reads and writes. A tile's end has a copy of its own: a
-  // vector's store may change whatever is only pointed at, which would be loaded again for every
-  // vector.
-  struct Rows {
-    Rows(const ForwardLoop& loop, const Part& segment)
-        : H(loop.H_),
-          batch(loop.s_.batch),
-          chunk_rows(loop.chunk_rows_),
-          reserve_stride(loop.reserve_stride_),
-          projected(loop.s_.projects ? loop.projected_(segment.row - loop.chunk_begin_, 0)
-                                     : nullptr),
-          input(static_cast<const T*>(loop.s_.input) + (projected ? 0 : segment.row * G * H)),
-          prev_h(loop.previous(segment)),
-          carry(S > carried ? loop.carry(carried, segment.sequence) : nullptr),
-          reset(segment.reset),
-          output(loop.output(segment.row)),
-          reserve(loop.s_.reserve ? loop.reserve(segment.row) : nullptr),
-          cells(loop.s_.cells ? static_cast<T*>(loop.s_.cells) + segment.row * H : nullptr),
-          cells_stride(loop.s_.rows * H) {}
-
-    // Gates from `gate` on of row r's projection.
-    template <int Count>
-    FASTRNN_INLINE void load_projected(Index r, Index unit, Index lanes, int gate, V* x) const {
-      if (projected)
-        load_blocks<Count>(projected + ((unit / w * chunk_rows + r) * G + gate) * w, w, w, x);
-      else
-        load_blocks<Count>(input + (r * G + gate) * H + unit, H, lanes, x);
-    }
-
-    FASTRNN_INLINE void load_previous(Index r, Index unit, Index lanes, V* prev) const {
-      for (int i = 0; i < S; ++i)
-        if (i < carried)
-          prev[i] = V::load(prev_h + r * H + unit, lanes);
-        else
-          prev[i] = V::load(carry_of(i, r) + unit, reset ? 0 : lanes);
-    }
-
-    FASTRNN_INLINE void store(Index r, Index unit, Index lanes, const V* next) const {
-      next[0].store(output + r * H + unit, lanes);
-      for (int i = carried; i < S; ++i) next[i].store(carry_of(i, r) + unit, lanes);
-      for (int i = 1; i < S && cells; ++i)
-        next[i].store(cells + (i - 1) * cells_stride + r * H + unit, lanes);
-    }
-
-    FASTRNN_INLINE C* carry_of(int i, Index r) const {
-      return carry + ((i - carried) * batch + r) * H;
-    }
-
-    const Index H, batch, chunk_rows, reserve_stride;
-    const C* const projected;  // of the first row, or null
-    const T *const input, *const prev_h;
-    C* const carry;
-    const bool reset;
-    T *const output, *const reserve, *const cells;
-    const Index cells_stride;
-  };
+  ForwardRows<T, Cell> gate_rows(const Part& segment) const {
+    return {.H = H_,
+            .batch = s_.batch,
+            .chunk_rows = chunk_rows_,
+            .reserve_stride = reserve_stride_,
+            .cells_stride = s_.rows * H_,
+            .projected = s_.projects ? projected_(segment.row - chunk_begin_, 0) : nullptr,
+            .input = s_.projects ? nullptr : static_cast<const T*>(s_.input) + segment.row * G * H_,
+            .prev_h = previous(segment),
+            .reset = segment.reset,
+            .carry = S > carried ? carry(carried, segment.sequence) : nullptr,
+            .output = output(segment.row),
+            .reserve = s_.reserve ? reserve(segment.row) : nullptr,
+            .cells = s_.cells ? static_cast<T*>(s_.cells) + segment.row * H_ : nullptr};
+  }
 
   // Gates * H columns of bias + a [rows, k] W; finish(row, unit, lanes, gates) gets each vector of
   // units once. These are rows `among` others.
@@ -242,7 +202,7 @@ class ForwardLoop {
   void operand_step(const Team& team, const Part& segment) const {
     gate_product<at_least_one<first>>(
         team, segment.rows, segment.among, H_, previous(segment), packed_.first_gates, bias_hh(0),
-        [this, &segment, rows = Rows(*this, segment)](Index r, Index unit, Index lanes, const V* h)
+        [this, &segment, rows = gate_rows(segment)](Index r, Index unit, Index lanes, const V* h)
             __attribute__((always_inline)) {
               V x[G], prev[S], kept[at_least_one<first>];
               rows.template load_projected<first>(r, unit, lanes, 0, x);
@@ -258,7 +218,7 @@ class ForwardLoop {
     const bool zoneout = s_.zoneout.on;
     gate_product<last>(
         team, segment.rows, segment.among, H_, a, packed_.last_gates, bias_hh(first),
-        [this, &segment, zoneout, rows = Rows(*this, segment)](
+        [this, &segment, zoneout, rows = gate_rows(segment)](
             Index r, Index unit, Index lanes, const V* h) __attribute__((always_inline)) {
           V x[last], prev[S], next[S], kept[at_least_one<R>];
           rows.template load_projected<last>(r, unit, lanes, first, x);
