@@ -27,8 +27,8 @@ std::int64_t column_stride(const Tensor& tensor) {
 // the views that torch.nn's projections take need no copy then.
 Tensor empty_rows(const Tensor& like, std::int64_t width) {
   const std::int64_t B = like.size(0), heads = like.size(1), L = like.size(2);
-  if (like.stride(1) >= like.stride(2)) return torch::stable::new_empty(like, {B, heads, L, width});
-  return torch::stable::transpose(torch::stable::new_empty(like, {B, L, heads, width}), 1, 2);
+  if (like.stride(1) >= like.stride(2)) return new_tensor(like, {B, heads, L, width});
+  return torch::stable::transpose(new_tensor(like, {B, L, heads, width}), 1, 2);
 }
 
 // [B, heads, Lq, *each]: what is known of a query, in what the kernels sum in.
@@ -113,7 +113,7 @@ AttentionBackwardCall::AttentionBackwardCall(
            check.tensor("logsumexp", logsumexp, {rows[0], rows[1], rows[2]}, statistics)};
   check(!mask_grad || a.mask_kind == Mask::additive, "mask_grad needs an additive mask");
   results = {empty_rows(query, a.size), empty_rows(key, a.size), empty_rows(value, a.value_size),
-             torch::stable::new_empty(query, mask_grad ? shape_of(*mask) : Shape{0})};
+             new_tensor(query, mask_grad ? shape_of(*mask) : Shape{0})};
   auto& [grad_query, grad_key, grad_value, grad_mask] = results;
   arguments = {a,
                heads_of(given[0]),

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cstring>
 
 namespace fastrnn {
 
@@ -39,6 +40,33 @@ Shape shape_of(const Tensor& tensor) {
   return {sizes.begin(), sizes.end()};
 }
 
+Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape) {
+  std::int32_t dtype, device_type, device_index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  Shape strides(shape.size());
+  std::int64_t stride = 1;
+  for (std::size_t i = shape.size(); i-- > 0; stride *= std::max<std::int64_t>(shape[i], 1))
+    strides[i] = stride;
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(std::int64_t(shape.size()), shape.data(),
+                                                         strides.data(), dtype, device_type,
+                                                         device_index, &made));
+  return Tensor(made);
+}
+
+Tensor copied(const Tensor& tensor) {
+  const Tensor made = new_tensor(tensor, tensor.sizes());
+  if (const std::size_t bytes = tensor.numel() * tensor.element_size())
+    std::memcpy(made.mutable_data_ptr(), tensor.const_data_ptr(), bytes);
+  return made;
+}
+
+Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 Tensor Checks::tensor(const char* name, const Tensor& tensor, const Shape& shape,
                       const Tensor& like) const {
   const Checks& check = *this;
@@ -49,7 +77,7 @@ Tensor Checks::tensor(const char* name, const Tensor& tensor, const Shape& shape
         like.scalar_type(), ", got ", tensor.scalar_type());
   check(tensor.device() == like.device(), name, " must be on the input's device ", like.device(),
         ", got ", tensor.device());
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+  return as_contiguous(tensor);
 }
 
 void Checks::kernel_dtype(const Tensor& tensor, bool bfloat16) const {

@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
   check(target.is_cpu() && target.scalar_type() == ScalarType::Long && target.size(0) == M,
         "target must be a CPU int64 tensor [M] = [", M, "]");
   check(V > 0 && K > 0, "weight must have at least one row and column, got [", V, ", ", K, "]");
-  const Tensor t = torch::stable::contiguous(target);
+  const Tensor t = as_contiguous(target);
   const std::int64_t* targets = t.const_data_ptr<std::int64_t>();
   std::int64_t counted = 0;
   for (std::int64_t row = 0; row < M; ++row) {
@@ -39,12 +39,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
     check(targets[row] >= 0 && targets[row] < V, "target must be in [0, ", V, "), got ",
           targets[row]);
   }
-  const auto empty = [&] { return torch::stable::new_empty(h, {0}); };
-  Tensor losses = torch::stable::new_empty(h, {M});
-  Tensor grad_hidden = gradients ? torch::stable::empty_like(h) : empty();
-  Tensor grad_weight = gradients ? torch::stable::empty_like(w) : empty();
+  const auto empty = [&] { return new_tensor(h, {0}); };
+  Tensor losses = new_tensor(h, {M});
+  Tensor grad_hidden = gradients ? new_tensor(h, h.sizes()) : empty();
+  Tensor grad_weight = gradients ? new_tensor(w, w.sizes()) : empty();
   ask_for_large_pages(grad_weight);
-  Tensor grad_bias = gradients && b ? torch::stable::empty_like(*b) : empty();
+  Tensor grad_bias = gradients && b ? new_tensor(*b, b->sizes()) : empty();
   if (M > 0) {
     // As in torch, the mean over no rows is 0 / 0.
     const double scale = mean ? 1. / double(counted) : 1.;

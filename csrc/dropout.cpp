@@ -19,8 +19,8 @@ Tensor dropout(const Tensor& input, const Tensor& seed, double p) {
             seed.device().is_cpu(),
         "seed must be one CPU int64, got ", Whole{seed});
   check(p >= 0 && p < 1, "p must be in [0, 1), got ", p);
-  const Tensor from = torch::stable::contiguous(input);
-  const Tensor made = torch::stable::new_empty(from, shape_of(from));
+  const Tensor from = as_contiguous(input);
+  const Tensor made = new_tensor(from, from.sizes());
   ask_for_large_pages(made);
   const double below = std::max(1., std::nearbyint((1 - p) * 0x1p32));
   const Dropout arguments{from.numel(),

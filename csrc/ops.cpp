@@ -26,10 +26,9 @@ struct Results {
 Results forward(const Inputs& in, const Extras& extras, const std::string& cell, bool reverse,
                 bool save) {
   const std::int64_t H = in.hidden_size, saved = save ? in.rows : 0;
-  const Results made{torch::stable::new_empty(in.input, {in.rows, in.output_size()}),
-                     torch::stable::clone(in.state),
-                     torch::stable::new_empty(in.input, {in.sizes.states - 1, saved, H}),
-                     torch::stable::new_empty(in.input, {saved, reserve_slots(in, extras) * H})};
+  const Results made{new_tensor(in.input, {in.rows, in.output_size()}), copied(in.state),
+                     new_tensor(in.input, {in.sizes.states - 1, saved, H}),
+                     new_tensor(in.input, {saved, reserve_slots(in, extras) * H})};
   if (in.rows == 0) return made;
   for (const Tensor& t : {made.output, made.cells, made.reserve}) ask_for_large_pages(t);
   const Walk walk(in.batch_sizes, reverse, extras.reset_rows());

@@ -29,7 +29,7 @@ Tensor pack_weights(const Tensor& weight_ih, const Tensor& weight_hh,
   weights.weight_hr = P ? hr.const_data_ptr() : nullptr;
   const Kernel<Weights>& kernel = kernels_for(cell, hh).pack;
   const std::int64_t bytes = kernel.workspace(weights, 1);
-  Tensor packed = torch::stable::new_empty(hh, {bytes / std::int64_t(hh.element_size())});
+  Tensor packed = new_tensor(hh, {bytes / std::int64_t(hh.element_size())});
   run(kernel, weights, static_cast<char*>(packed.mutable_data_ptr()), 1);
   return packed;
 }
@@ -60,10 +60,10 @@ std::tuple<Tensor, Tensor, Tensor> recurrence_packed(
       kernels.pack.workspace(weights_of(in.input_size, in.hidden_size, proj_size), 1);
   const Tensor weights =
       check.tensor("packed", packed, {bytes / std::int64_t(in.input.element_size())}, in.input);
-  Tensor output = torch::stable::new_empty(in.input, {in.rows, in.output_size()});
-  Tensor state_n = torch::stable::clone(in.state);
-  Tensor cells = torch::stable::new_empty(
-      in.input, {in.sizes.states - 1, return_cells ? in.rows : 0, in.hidden_size});
+  Tensor output = new_tensor(in.input, {in.rows, in.output_size()});
+  Tensor state_n = copied(in.state);
+  Tensor cells =
+      new_tensor(in.input, {in.sizes.states - 1, return_cells ? in.rows : 0, in.hidden_size});
   if (in.rows > 0) {
     for (const Tensor& t : {output, cells}) ask_for_large_pages(t);
     const Walk walk(in.batch_sizes, reverse, extras.reset_rows());

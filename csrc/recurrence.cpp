@@ -49,7 +49,7 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
   check(batch_sizes.is_cpu() && batch_sizes.dim() == 1 &&
             batch_sizes.scalar_type() == ScalarType::Long,
         "batch_sizes must be a CPU int64 tensor [T]");
-  const Tensor contiguous_sizes = torch::stable::contiguous(batch_sizes);
+  const Tensor contiguous_sizes = as_contiguous(batch_sizes);
   const std::int64_t* values = contiguous_sizes.const_data_ptr<std::int64_t>();
   std::vector<std::int64_t> counts(values, values + contiguous_sizes.size(0));
   check(!counts.empty() && counts[0] == batch, "batch_sizes must begin with B = ", batch, ", got ",
@@ -60,7 +60,7 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
     sum += count, most = count;
   }
   check(sum == rows, "batch_sizes must sum to N = ", rows, ", got ", sum);
-  return {input.is_contiguous() ? input : torch::stable::contiguous(input),
+  return {as_contiguous(input),
           check.tensor("state", state, {sizes.states, batch, H}, input),
           maybe("weight_ih", weight_ih, {GH, I}),
           maybe("weight_hh", weight_hh, {GH, P ? P : H}),
@@ -88,7 +88,7 @@ Extras checked_extras(const Inputs& inputs, const std::optional<Tensor>& resets,
               tensor->device() == inputs.input.device(),
           name, " must be ", dtype == ScalarType::Bool ? "bool " : "int64 ", Shape{count},
           " on the input's device, got ", Whole{*tensor});
-    return std::optional<Tensor>(torch::stable::contiguous(*tensor));
+    return std::optional<Tensor>(as_contiguous(*tensor));
   };
   Extras extras{maybe("resets", resets, ScalarType::Bool, inputs.rows), seed,
                 maybe("sequences", sequences, ScalarType::Long, inputs.batch), Zoneout{}};
@@ -139,8 +139,7 @@ Saved checked_saved(const Inputs& in, const Extras& extras,
 
 Gradients empty_gradients(const Inputs& in, bool input_grad, bool state_grad, bool weight_grad) {
   const auto like = [&](bool wanted, const std::optional<Tensor>& tensor) {
-    return wanted && tensor ? torch::stable::empty_like(*tensor)
-                            : torch::stable::new_empty(in.input, {0});
+    return wanted && tensor ? new_tensor(*tensor, tensor->sizes()) : new_tensor(in.input, {0});
   };
   // Without weight_ih the projection's gradient is the loop's own result.
   return {like(input_grad || !in.weight_ih, in.input),
@@ -154,7 +153,7 @@ Gradients empty_gradients(const Inputs& in, bool input_grad, bool state_grad, bo
 }
 
 Gradients::Tuple Gradients::tuple(bool input_grad) const {
-  const Tensor of_input = input_grad ? input : torch::stable::new_empty(input, {0});
+  const Tensor of_input = input_grad ? input : new_tensor(input, {0});
   return {of_input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, gains};
 }
 

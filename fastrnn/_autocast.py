@@ -17,6 +17,8 @@ def lower_dtype(tensor: Tensor) -> torch.dtype | None:
 
     Like torch's, it leaves float64 and complex numbers alone.
     """
+    if not torch._C._is_any_autocast_enabled():
+        return None
     kind = tensor.device.type
     if tensor.dtype == torch.float64 or not tensor.is_floating_point():
         return None

@@ -28,6 +28,13 @@ def by_functions() -> bool:
     return torch._C._get_tracing_state() is None
 
 
+def watched() -> bool:
+    """Whether torch traces or transforms what is done: no time to keep tensors for later."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return torch._C._get_tracing_state() is not None
+
+
 def second_order() -> bool:
     """Whether a backward pass is to be a Function, too: its gradients may have some of their own.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,16 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.checkpoint import checkpoint
 
 from fastrnn import _checks
 from fastrnn._arguments import is_tensor
-from fastrnn._autocast import lowered
+from fastrnn._autocast import lower_dtype, lowered
 from fastrnn._dropout import dropout
 from fastrnn._frozen import Freezable
-from fastrnn._recurrent import Pair, Recurrent, Tensors, unwrap
+from fastrnn._recompute import may_run_again, run_again
+from fastrnn._recurrent import Pair, Recurrent, Tensors, by_state, unwrap
 from fastrnn._rows import PADDED, Layout, by_length, permute, resets_backwards, same_at_every_step
-from fastrnn.backends import AsAskedNow
 from fastrnn.bidirectional import run_both, side_by_side
 from fastrnn.functional import run
 from fastrnn.packed import run_packed
@@ -114,12 +112,15 @@ class Layers(Freezable):
         if not batched:
             states = None if states is None else tuple(s.unsqueeze(1) for s in states)
             resets = None if resets is None else resets.unsqueeze(1)
-        weights = self._read_weights()
-        states = self._first(rows, states, rows.size(1), weights)
-        if self.cell_name == "lstm" and not self.proj_size:
-            # Under autocast torch's fused layer takes and gives the lower dtype alone.
-            rows, states = lowered(rows), tuple(map(lowered, states))
-        output, states, cells = self._run(rows, states, weights, PADDED, resets, return_cells)
+        weights, batch = self._read_weights(), rows.size(1)
+        self._check(rows, states, batch, weights)
+        if lower_dtype(rows) is not None and self.cell_name == "lstm" and not self.proj_size:
+            # torch's fused layer takes and gives the lower dtype alone.
+            rows = lowered(rows)
+            states = None if states is None else tuple(map(lowered, states))
+        output, states, cells = self._run(
+            rows, states, batch, weights, PADDED, resets, return_cells
+        )
         if not batched:
             states = tuple(s.squeeze(1) for s in states)
             return output.squeeze(1), states, None if cells is None else cells.squeeze(1)
@@ -167,9 +168,11 @@ class Layers(Freezable):
     ) -> Results:
         """Rows [N, I] are sorted by length, the caller's states [L*D, B, width] are not."""
         weights = self._read_weights()
-        states = self._first(rows, states, layout.batch, weights)
-        states = permute(states, layout.order)
-        output, states, cells = self._run(rows, states, weights, layout, resets, return_cells)
+        self._check(rows, states, layout.batch, weights)
+        states = None if states is None else permute(states, layout.order)
+        output, states, cells = self._run(
+            rows, states, layout.batch, weights, layout, resets, return_cells
+        )
         return output, permute(states, layout.inverse), cells
 
     def _read_weights(self) -> list[list[Tensor]]:
@@ -183,37 +186,48 @@ class Layers(Freezable):
                 each[1] = dropout(each[1], self.weight_dropout)
         return weights
 
-    def _first(
+    def _check(
         self, rows: Tensor, states: Tensors | None, batch: int, weights: list[list[Tensor]]
-    ) -> Tensors:
-        """Check that rows [T, B, I] or [N, I] and states [L*D, B, width] fit; default states."""
+    ) -> None:
+        """Raise unless rows [T, B, I] or [N, I] and states [L*D, B, width] fit."""
         _checks.layer_rows(rows, weights[0][0], self.input_size)
-        widths = (self.proj_size or self.hidden_size, *(self.hidden_size,) * (self._states - 1))
-        shapes = [(len(weights), batch, width) for width in widths]
-        if states is None:
-            return tuple(rows.new_zeros(shape) for shape in shapes)
-        _checks.layer_states(states, shapes, rows)
-        return states
+        if states is not None:
+            shapes = [(len(weights), batch, width) for width in self._widths()]
+            _checks.layer_states(states, shapes, rows)
+
+    def _widths(self) -> tuple[int, ...]:
+        """Units of each state."""
+        return (self.proj_size or self.hidden_size, *(self.hidden_size,) * (self._states - 1))
 
     def _run(
         self,
         rows: Tensor,
-        states: Tensors,
+        states: Tensors | None,
+        batch: int,
         weights: list[list[Tensor]],
         layout: Layout,
         resets: Tensor | None,
         return_cells: bool,
     ) -> tuple[Tensor, Tensors, Tensor | None]:
-        """Every layer over rows [T, B, I] or [N, I], from states [L*D, B, width]."""
-        cell, batch, top = self.cell_name, states[0].size(1), self.num_layers - 1
+        """Every layer over rows [T, B, I] or [N, I], from states [L*D, B, width] or zeros."""
+        cell, top = self.cell_name, self.num_layers - 1
         call: Callable[..., Results] = run
         if self._frozen is not None:
             call = run_packed
-        elif self.recompute and _may_run_again():
-            call = _run_again
+        elif self.recompute and may_run_again():
+            call = run_again
         if call is run and of_stack(self) is None and at_once(cell, rows, weights):
             sizes = layout.batch_sizes
-            return run_stack(cell, rows, states, weights, sizes, resets, return_cells)
+            if states is None:
+                shape = (self._states, batch, self.hidden_size)
+                each: Sequence[Tensor] = [rows.new_zeros(shape) for _ in weights]
+            else:
+                each = torch.stack(states, 1).unbind()
+            output, ends, c_n = run_stack(cell, rows, each, weights, sizes, resets, return_cells)
+            return output, by_state(ends), c_n
+        if states is None:
+            shapes = [(len(weights), batch, width) for width in self._widths()]
+            states = tuple(map(rows.new_zeros, shapes))
         arguments = self._arguments(weights, layout, resets, rows.device)
         last: list[Tensor | Tensors] = []
         cells: list[Tensor] = []
@@ -250,8 +264,7 @@ class Layers(Freezable):
                     cells.append(c)
             rows = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
         c_n = torch.cat(cells, dim=-1) if cells else None
-        # Copies, so that callers may change them in place (`h_n.detach_()`).
-        return rows, tuple(torch.stack([n[s] for n in last]) for s in range(len(states))), c_n
+        return rows, by_state(last), c_n
 
     def _arguments(
         self,
@@ -280,20 +293,3 @@ class Layers(Freezable):
                 named |= {"zoneout": self.zoneout, "sequences": layout.order}
                 named["seed"] = None if seeds is None else seeds[k]
         return every
-
-
-def _run_again(*args: Any, **options: Any) -> Results:
-    """`run` that keeps its inputs alone; what is missing backwards is made by the same backend."""
-    if not torch.compiler.is_compiling():
-        options["context_fn"] = lambda: (nullcontext(), AsAskedNow())
-    results: Results = checkpoint(
-        run, *args, use_reentrant=False, preserve_rng_state=False, **options
-    )
-    return results
-
-
-def _may_run_again() -> bool:
-    """Whether `checkpoint` works, and has something to save: torch.func refuses its hooks."""
-    if not torch.is_grad_enabled():
-        return False
-    return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -52,6 +53,19 @@ class Recurrent(nn.Module):
             if value != default:
                 text += f", {name}={value}"
         return text
+
+
+def by_state(ends: Sequence[Tensor | Tensors]) -> Tensors:
+    """The last states of every layer and direction, [S, B, H] or S tensors: S of [L*D, B, width].
+
+    No views, so that callers may change them in place (`h_n.detach_()`).
+    """
+    stacked = [end for end in ends if isinstance(end, Tensor)]
+    if not stacked:
+        return tuple(torch.stack(every) for every in zip(*ends, strict=True))
+    joined = stacked[0] if len(stacked) == 1 else torch.stack(stacked, 1).flatten(0, 1)
+    states = stacked[0].size(0)
+    return (joined,) if states == 1 else torch.unsafe_chunk(joined, states)
 
 
 def unwrap(states: Tensors) -> Tensor | Tensors:

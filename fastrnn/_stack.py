@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from functools import cache
 from typing import Any, ClassVar, TypedDict
 
 import torch
@@ -44,6 +45,19 @@ class Options(TypedDict, total=False):
     variational: bool
     layer_norm: bool
     recompute: bool
+
+
+_WEIGHTS, _BIASES = ("weight_ih", "weight_hh"), ("bias_ih", "bias_hh")
+
+
+def _names(kinds: tuple[str, ...], layers: int, both: bool) -> tuple[tuple[str, ...], ...]:
+    """Of the parameters of each layer and direction."""
+    suffixes = ("", "_reverse") if both else ("",)
+    ends = [f"_l{layer}{suffix}" for layer in range(layers) for suffix in suffixes]
+    return tuple(tuple(kind + end for kind in kinds) for end in ends)
+
+
+_cached_names = cache(_names)  # which Dynamo warns of
 
 
 class Stack(Recurrent):
@@ -159,22 +173,19 @@ class Stack(Recurrent):
         return self.mode.lower()
 
     @property
-    def _kinds(self) -> list[str]:
+    def _kinds(self) -> tuple[str, ...]:
         """What each layer and direction holds, in torch's order, then its gains."""
-        kinds = ["weight_ih", "weight_hh"]
-        if self.bias:
-            kinds += ["bias_ih", "bias_hh"]
+        kinds: tuple[str, ...] = _WEIGHTS + _BIASES if self.bias else _WEIGHTS
         if self.proj_size:
-            kinds.append("weight_hr")
+            kinds += ("weight_hr",)
         if self.layer_norm:
             kinds += LayerNorm._fields if self.cell_name == "lstm" else LayerNorm._fields[:2]
         return kinds
 
     @property
-    def _all_weights(self) -> list[list[str]]:
-        suffixes = ("", "_reverse") if self.bidirectional else ("",)
-        ends = [f"_l{layer}{suffix}" for layer in range(self.num_layers) for suffix in suffixes]
-        return [[kind + end for kind in self._kinds] for end in ends]
+    def _all_weights(self) -> tuple[tuple[str, ...], ...]:
+        find = _names if torch.compiler.is_compiling() else _cached_names
+        return find(self._kinds, self.num_layers, self.bidirectional)
 
     @property
     def all_weights(self) -> list[list[Tensor]]:

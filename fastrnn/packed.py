@@ -94,8 +94,9 @@ def run_packed(
         *(cell, width, reverse, return_cells),
     )
     output, state_n, cells = torch.ops.fastrnn.recurrence_packed.default(*arguments)
-    every = cells[0].unflatten(0, shape) if return_cells else None
-    return output.unflatten(0, shape), narrowed(state_n, width) if width else state_n, every
+    every = cells[0].view(*shape, cells.size(-1)) if return_cells else None
+    last = narrowed(state_n, width) if width else state_n
+    return output.view(*shape, output.size(-1)), last, every
 
 
 @torch.library.register_fake("fastrnn::recurrence_packed")

@@ -11,6 +11,7 @@ from fastrnn import _checks
 from fastrnn._recurrent import Device, Recurrent, Tensors, unwrap
 from fastrnn.cells import CELLS
 from fastrnn.functional import run
+from fastrnn.wavefront import at_once, run_stack
 
 
 class SingleStep(Recurrent):
@@ -74,23 +75,22 @@ class SingleStep(Recurrent):
         weight_ih = self.weight_ih
         _checks.cell_input(op, input, weight_ih, self.input_size)
         rows = input if input.dim() == 2 else input.unsqueeze(0)  # [B, I]
+        cell, sequence = self.cell_name, rows.unsqueeze(0)
         if hx is None:
             state = rows.new_zeros(self._states, rows.size(0), self.hidden_size)
         else:
             states = _checks.as_states("lstm_cell", hx, self._states, TypeError)
             _checks.cell_states(op, states, input, self.hidden_size)
             state = torch.stack(states) if input.dim() == 2 else torch.stack(states).unsqueeze(1)
-        _, state_n, _ = run(
-            self.cell_name,
-            rows.unsqueeze(0),
-            state,
-            weight_ih,
-            self.weight_hh,
-            self.bias_ih,
-            self.bias_hh,
-        )
-        # Copies, so that callers may change them in place (`h.detach_()`).
-        return unwrap(tuple((s if input.dim() == 2 else s.squeeze(0)).clone() for s in state_n))
+        weight_hh, biases = self.weight_hh, (self.bias_ih, self.bias_hh)
+        weights = [weight_ih, weight_hh, *(bias for bias in biases if bias is not None)]
+        if len(weights) != 3 and at_once(cell, sequence, [weights]):
+            _, (state_n,), _ = run_stack(cell, sequence, [state], [weights])
+            # Neither these nor copies are views: callers may change them in place (`h.detach_()`).
+            joined = state_n.flatten(0, 3 - input.dim())  # [S*B, H] or [S*H]
+            return unwrap(torch.unsafe_chunk(joined, self._states))
+        _, last, _ = run(cell, sequence, state, weight_ih, weight_hh, *biases)
+        return unwrap(tuple((s if input.dim() == 2 else s.squeeze(0)).clone() for s in last))
 
 
 class RNNCell(SingleStep):

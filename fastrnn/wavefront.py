@@ -2,7 +2,8 @@
 
 On the device, layer l works on a step while the layer above it works on one a little earlier. Where
 that does not fit, and elsewhere, the operator is `fastrnn::recurrence` for each layer in turn; on a
-CPU that saves what torch and Python take for every layer, as much as a short sequence's work.
+CPU that saves what torch and Python take for every layer, as much as a short sequence's work. One
+layer, and a cell, takes this way there, too: the operator has fewer arguments.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from fastrnn._calls import (
     need_gradients,
     second_order,
     unsaved,
+    watched,
 )
 from fastrnn._library import LIBRARY
 from fastrnn.backends import chosen
-from fastrnn.cells import COMPILED
+from fastrnn.cells import CELLS, COMPILED
 
 _SINGLE = torch.ops.fastrnn.recurrence.default
 _SINGLE_BACKWARD = torch.ops.fastrnn.recurrence_backward.default
@@ -221,7 +223,10 @@ def at_once(cell: str, rows: Tensor, weights: Sequence[Sequence[Tensor]]) -> boo
         rows: the first layer's input.
         weights: of each layer, as in `all_weights`.
     """
-    if cell not in COMPILED or rows.numel() == 0 or len(weights) < 2:
+    if cell not in COMPILED or rows.numel() == 0:
+        return False
+    # Programs have the operator of one layer for one layer, as its launch is.
+    if len(weights) == 1 and (rows.is_cuda or watched()):
         return False
     if lower_dtype(rows) is not None:
         return False
@@ -237,36 +242,40 @@ def at_once(cell: str, rows: Tensor, weights: Sequence[Sequence[Tensor]]) -> boo
 def run_stack(
     cell: str,
     rows: Tensor,
-    states: tuple[Tensor, ...],
+    states: Sequence[Tensor],
     weights: Sequence[Sequence[Tensor]],
-    batch_sizes: Tensor | None,
-    resets: Tensor | None,
-    return_cells: bool,
-) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+    batch_sizes: Tensor | None = None,
+    resets: Tensor | None = None,
+    return_cells: bool = False,
+) -> tuple[Tensor, Sequence[Tensor], Tensor | None]:
     """All layers: the last one's output, every layer's last states, the last one's cells.
 
-    Arguments of `at_once`, and the S states [L, B, H] before the first step.
+    Arguments of `at_once`; each layer's states before the first step, and after the last, are
+    [S, B, H].
     """
     padded, steps = batch_sizes is None, rows.shape[:2]
     if batch_sizes is None:
         batch_sizes = _arguments.padded_sizes(rows)
-    first = torch.stack(states, 1) if len(states) > 1 else states[0].unsqueeze(1)
-    layers = [
-        t for state, each in zip(first.unbind(), weights, strict=True) for t in (state, *each)
-    ]
+    layers = [t for state, each in zip(states, weights, strict=True) for t in (state, *each)]
     args = (batch_sizes, None if resets is None else resets.flatten(), cell, len(weights[0]) > 2)
     input = rows.flatten(0, 1) if padded else rows
-    if by_functions():
-        found = applied(Stack, input, *args, *layers)
-    else:
-        found = below_autograd(_STACK, input, layers, *args, return_cells)
+    try:
+        if by_functions() and need_gradients((input, *layers)):
+            found = applied(Stack, input, *args, *layers)
+        else:
+            found = below_autograd(_STACK, input, layers, *args, return_cells)
+    except RuntimeError:
+        below, batch = rows, states[0].size(1)
+        for state, each in zip(states, weights, strict=True):  # which of them does not fit
+            weight_ih, weight_hh, *biases = each
+            given: tuple[Any, ...] = (below, state.unbind(), weight_ih, weight_hh)
+            given = (*given, *(biases or (None, None)), None, batch)
+            _arguments.tensors(CELLS[cell], *given)
+            below = rows.new_empty(1, batch, state.size(-1))
+        raise
     output, _, cells, _ = found[-_RESULTS:]
     every = cells[0] if return_cells else None
     if padded:
         output = output.view(*steps, -1)
         every = None if every is None else every.view(*steps, -1)
-    ends = found[1::_RESULTS]  # of each layer, [S, B, H]
-    # Copies, so that callers may change them in place (`h_n.detach_()`).
-    if len(states) == 1:
-        return output, (torch.cat(ends),), every
-    return output, tuple(torch.stack(of_state) for of_state in zip(*ends, strict=True)), every
+    return output, found[1::_RESULTS], every

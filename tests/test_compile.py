@@ -70,7 +70,11 @@ def test_layers_in_one_graph_with_and_without_hx(name, options):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [*LAYERS, ("LSTM", {"num_layers": 2, "dropout": 0.5, "weight_dropout": 0.5})],
+    [
+        *LAYERS,
+        ("LSTM", {"num_layers": 2, "dropout": 0.5, "weight_dropout": 0.5}),
+        ("GRU", {"num_layers": 2}),
+    ],
 )
 def test_with_gradients_on_and_none_needed(name, options):
     module = build(name, **options).requires_grad_(False)

@@ -31,7 +31,7 @@ FLOORS = (
         "packed",
         "wavefront",
     ),
-    ("bidirectional", "_recurrent", "_rows", "_stack", "_swap"),
+    ("bidirectional", "_recompute", "_recurrent", "_rows", "_stack", "_swap"),
     ("_frozen", "streaming", "_layers", "single_step", "custom", "init"),
     ("modules", "multihead"),
     ("_onnx_nodes", "onnx"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
 from fastrnn import _layers, ops, wavefront
+from fastrnn._arguments import padded_sizes
 from fastrnn.wavefront import Stack
 from tests.layers import random_layer, random_rows, trained
 
@@ -184,7 +186,7 @@ def taken(cell="lstm", layers=2, rows=(3, 2, 3)):
 
 def test_only_plain_layers_are_taken():
     assert taken()
-    assert not taken(layers=1)
+    assert taken(layers=1)
     assert not taken(rows=(0, 2, 3))
     assert not taken("user's own")
     with fastrnn.use_backend("reference"):
@@ -196,6 +198,15 @@ def test_only_plain_layers_are_taken():
     assert found == [False]
 
 
+def test_programs_have_the_operator_of_one_layer_for_one():
+    module, x = fastrnn.GRU(3, 5), torch.randn(4, 2, 3)
+    nodes = torch.export.export(module, (x,)).graph.nodes
+    assert sum(node.target is torch.ops.fastrnn.recurrence.default for node in nodes) == 1
+    found = []
+    torch.jit.trace(lambda x: found.append(taken(layers=1)) or x, x)
+    assert found[0] is False
+
+
 def test_layers_that_are_held_fixed_get_no_gradients():
     module = fastrnn.GRU(3, 5, 2)
     for name, weight in module.named_parameters():
@@ -203,6 +214,25 @@ def test_layers_that_are_held_fixed_get_no_gradients():
     assert not wavefront.at_once("gru", torch.zeros(3, 2, 3), module.all_weights)
     module(torch.randn(3, 2, 3))[0].sum().backward()
     assert all((w.grad is None) == n.endswith("_l0") for n, w in module.named_parameters())
+
+
+def test_sizes_that_were_kept_serve_every_mode():
+    module, x, other = fastrnn.GRU(3, 4), torch.randn(17, 2, 3), torch.randn(16, 2, 3)
+    with torch.inference_mode():
+        expected = module(x)[0].clone()
+    output = module(x)[0]
+    output.sum().backward()  # keeps them: not what inference mode made
+    assert torch.equal(output, expected)
+    with FakeTensorMode():
+        assert isinstance(padded_sizes(other), FakeTensor)
+    assert padded_sizes(other).tolist() == [2] * 16
+
+
+def test_a_weight_that_does_not_fit_is_named_in_any_layer():
+    module = fastrnn.LSTM(3, 5, 2)
+    module.bias_hh_l1 = torch.nn.Parameter(torch.zeros(7))
+    with pytest.raises(ValueError, match=r"bias_hh must be \[G\*H\] = \[20\], got \[7\]"):
+        module(torch.randn(4, 2, 3))
 
 
 @pytest.mark.parametrize("steps", [1, 3])
