@@ -79,6 +79,27 @@ std::tuple<Tensor, Tensor, Tensor> recurrence_packed(
   return {output, state_n, cells};
 }
 
+std::vector<Tensor> recurrence_packed_stack(const Tensor& input, const std::vector<Tensor>& layers,
+                                            const Tensor& batch_sizes,
+                                            const std::optional<Tensor>& resets, const Text& cell,
+                                            bool bias, bool return_cells) {
+  const std::size_t each = bias ? 4 : 2;
+  check(!layers.empty() && layers.size() % each == 0, "layers must have ", each,
+        " tensors each, got ", layers.size(), " in all");
+  std::vector<Tensor> results;
+  Tensor rows = input;
+  for (std::size_t i = 0; i < layers.size(); i += each) {
+    std::optional<Tensor> bias_ih, bias_hh;
+    if (bias) bias_ih = layers[i + 2], bias_hh = layers[i + 3];
+    const auto [output, state_n, cells] =
+        recurrence_packed(rows, layers[i], layers[i + 1], bias_ih, bias_hh, {}, batch_sizes, resets,
+                          {}, {}, {}, cell, 0, false, return_cells && i + each == layers.size());
+    results.insert(results.end(), {output, state_n, cells});
+    rows = output;
+  }
+  return results;
+}
+
 // One step through a stack of layers, checked once and taken often: `fastrnn_step` needs no more.
 // It lies in a tensor's memory, followed by each layer's Forward and by the rows that all layers
 // but the last hand on. The states change in place: a kernel reads h before it copies the last one
@@ -184,6 +205,7 @@ extern "C" __attribute__((visibility("default"))) bool fastrnn_step(Stepper* ste
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("pack_weights", TORCH_BOX(&pack_weights));
   m.impl("recurrence_packed", TORCH_BOX(&recurrence_packed));
+  m.impl("recurrence_packed_stack", TORCH_BOX(&recurrence_packed_stack));
   m.impl("stepper", TORCH_BOX(&stepper));
 }
 

@@ -211,23 +211,25 @@ class Layers(Freezable):
     ) -> tuple[Tensor, Tensors, Tensor | None]:
         """Every layer over rows [T, B, I] or [N, I], from states [L*D, B, width] or zeros."""
         cell, top = self.cell_name, self.num_layers - 1
-        call: Callable[..., Results] = run
-        if self._frozen is not None:
-            call = run_packed
-        elif self.recompute and may_run_again():
-            call = run_again
-        if call is run and of_stack(self) is None and at_once(cell, rows, weights):
-            sizes = layout.batch_sizes
+        sizes, packs = layout.batch_sizes, None if self._frozen is None else self._frozen.packs
+        if of_stack(self) is None and at_once(cell, rows, weights):
             if states is None:
                 shape = (self._states, batch, self.hidden_size)
                 each: Sequence[Tensor] = [rows.new_zeros(shape) for _ in weights]
             else:
                 each = torch.stack(states, 1).unbind()
-            output, ends, c_n = run_stack(cell, rows, each, weights, sizes, resets, return_cells)
+            output, ends, c_n = run_stack(
+                cell, rows, each, weights, sizes, resets, return_cells, packs
+            )
             return output, by_state(ends), c_n
         if states is None:
             shapes = [(len(weights), batch, width) for width in self._widths()]
             states = tuple(map(rows.new_zeros, shapes))
+        call: Callable[..., Results] = run
+        if packs is not None:
+            call = run_packed
+        elif self.recompute and may_run_again():
+            call = run_again
         arguments = self._arguments(weights, layout, resets, rows.device)
         last: list[Tensor | Tensors] = []
         cells: list[Tensor] = []
@@ -243,14 +245,14 @@ class Layers(Freezable):
             firsts = [tuple(s[k] for s in states) for k in directions]
             ways = [arguments[k] for k in directions]
             if self.bidirectional and call is run and side_by_side(cell, rows, ways):
-                every = run_both(cell, rows, firsts, ways, layout.batch_sizes, wants_cells)
+                every = run_both(cell, rows, firsts, ways, sizes, wants_cells)
             else:
                 every = [
                     call(
                         cell,
                         rows,
                         first,
-                        batch_sizes=layout.batch_sizes,
+                        batch_sizes=sizes,
                         reverse=reverse,
                         return_cells=wants_cells,
                         **way,

@@ -67,6 +67,10 @@ SCHEMAS = (
     "recurrence_packed(Tensor input, Tensor state, Tensor packed, Tensor? bias_ih, "
     f"Tensor? bias_hh, Tensor? gains, {_ROWS}, str cell, int proj_size, bool reverse, "
     "bool return_cells) -> (Tensor output, Tensor state_n, Tensor cells)",
+    # The same of layers one above the other: each one's state, packed and, with `bias`, bias_ih,
+    # bias_hh; of the lower ones no cells.
+    "recurrence_packed_stack(Tensor input, Tensor[] layers, Tensor batch_sizes, Tensor? resets, "
+    "str cell, bool bias, bool return_cells) -> Tensor[]",
     # What `take_step` needs to take steps of L layers on states [L, S, B, H]; biases [L, 2, G*H],
     # gains [L, ...]. It points into these tensors' memory.
     "stepper(Tensor states, Tensor packed, Tensor? biases, Tensor? gains, float[] zoneout, "

@@ -28,11 +28,13 @@ from fastrnn._calls import (
 from fastrnn._library import LIBRARY
 from fastrnn.backends import chosen
 from fastrnn.cells import CELLS, COMPILED
+from fastrnn.packed import Packed
 
 _SINGLE = torch.ops.fastrnn.recurrence.default
 _SINGLE_BACKWARD = torch.ops.fastrnn.recurrence_backward.default
 _STACK = torch.ops.fastrnn.recurrence_stack.default
 _STACK_BACKWARD = torch.ops.fastrnn.recurrence_stack_backward.default
+_PACKED = torch.ops.fastrnn.recurrence_packed_stack.default
 _RESULTS = 4  # of each layer: output, state_n, cells, reserve
 # What acts between layers or inside a step, and the launch does not know.
 _WITHOUT = ("dropout", "zoneout", "proj_size", "layer_norm", "recompute")
@@ -247,20 +249,26 @@ def run_stack(
     batch_sizes: Tensor | None = None,
     resets: Tensor | None = None,
     return_cells: bool = False,
+    packs: Sequence[Packed] | None = None,
 ) -> tuple[Tensor, Sequence[Tensor], Tensor | None]:
     """All layers: the last one's output, every layer's last states, the last one's cells.
 
     Arguments of `at_once`; each layer's states before the first step, and after the last, are
-    [S, B, H].
+    [S, B, H]; without gradients `packs` may stand in for the weights.
     """
     padded, steps = batch_sizes is None, rows.shape[:2]
     if batch_sizes is None:
         batch_sizes = _arguments.padded_sizes(rows)
-    layers = [t for state, each in zip(states, weights, strict=True) for t in (state, *each)]
-    args = (batch_sizes, None if resets is None else resets.flatten(), cell, len(weights[0]) > 2)
+    bias, results = len(weights[0]) > 2, _RESULTS
+    args = (batch_sizes, None if resets is None else resets.flatten(), cell, bias)
     input = rows.flatten(0, 1) if padded else rows
+    if packs is not None:
+        weights, results = [(p[0], *(p[1:3] if bias else ())) for p in packs], _RESULTS - 1
+    layers = [t for state, each in zip(states, weights, strict=True) for t in (state, *each)]
     try:
-        if by_functions() and need_gradients((input, *layers)):
+        if packs is not None:
+            found = below_autograd(_PACKED, input, layers, *args, return_cells)
+        elif by_functions() and need_gradients((input, *layers)):
             found = applied(Stack, input, *args, *layers)
         else:
             found = below_autograd(_STACK, input, layers, *args, return_cells)
@@ -273,9 +281,9 @@ def run_stack(
             _arguments.tensors(CELLS[cell], *given)
             below = rows.new_empty(1, batch, state.size(-1))
         raise
-    output, _, cells, _ = found[-_RESULTS:]
+    output, _, cells, *_ = found[-results:]
     every = cells[0] if return_cells else None
     if padded:
         output = output.view(*steps, -1)
         every = None if every is None else every.view(*steps, -1)
-    return output, found[1::_RESULTS], every
+    return output, found[1::results], every

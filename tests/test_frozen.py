@@ -17,7 +17,9 @@ pytestmark = pytest.mark.skipif(_library.unavailable is not None, reason="no com
 IN, H, T, B = 5, 7, 6, 4
 KINDS = [
     (fastrnn.LSTM, {}),
+    (fastrnn.LSTM, {"num_layers": 3}),
     (fastrnn.GRU, {}),
+    (fastrnn.GRU, {"num_layers": 2, "bias": False}),
     (fastrnn.GRU, {"reset_after": False}),
     (fastrnn.RNN, {"nonlinearity": "relu", "bias": False}),
     (fastrnn.LSTM, {"num_layers": 2, "bidirectional": True, "dropout": 0.5, "zoneout": 0.3}),
@@ -71,6 +73,13 @@ def test_compiles_frozen():
     with torch.no_grad():
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), module(x))
+        for bias in (True, False):
+            layers = []
+            for packed in module._frozen.packs:
+                layers += [x.new_zeros(2, B, H), packed.weights]
+                layers += [packed.bias_ih, packed.bias_hh] if bias else []
+            args = (x.flatten(0, 1), layers, torch.full((T,), B), None, "lstm", bias, True)
+            torch.library.opcheck(torch.ops.fastrnn.recurrence_packed_stack.default, args)
 
 
 def test_gradients_are_an_error():
