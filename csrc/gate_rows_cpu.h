@@ -14,7 +14,7 @@ template <class T, class Cell>
 struct ForwardRows {
   using C = Value<T>;
   using V = Vec<C>;
-  static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve;
+  static constexpr int G = Cell::gates, S = Cell::states;
   static constexpr Index w = V::width;
   // The states from this one on have a buffer of their own, never rounded.
   static constexpr int carried = rounds<T> ? 0 : 1;

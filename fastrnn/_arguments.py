@@ -25,7 +25,7 @@ def is_tensor(name: str, value: object) -> None:
 def are_tensors(op: str, needed: Mapping[str, object], optional: Mapping[str, object]) -> None:
     """Raise unless what is needed, and of the rest what is not None, are tensors."""
     for name, value in {**needed, **optional}.items():
-        if value is not None or name in needed:
+        if not isinstance(value, Tensor) and (value is not None or name in needed):
             is_tensor(f"{op}: {name}", value)
 
 

@@ -119,36 +119,47 @@ def explained(query: Tensor) -> list[str]:
 
 def _four_axes(tensor: Tensor) -> Tensor:
     """Leading axes added or merged until there are two."""
+    if tensor.dim() == 4:
+        return tensor
     return tensor.flatten(0, -4) if tensor.dim() > 4 else tensor[(None,) * (4 - tensor.dim())]
+
+
+def _wrong(name: str, expected: str, got: object) -> ValueError:
+    return ValueError(f"masked_attention: {name} must be {expected}, got {got}")
 
 
 def _check(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float
 ) -> None:
-    def expect(ok: bool, name: str, expected: str, got: object) -> None:
-        if not ok:
-            raise ValueError(f"masked_attention: {name} must be {expected}, got {got}")
-
-    shape = list(query.shape)
-    expect(query.dim() >= 2, "query", "[..., Lq, E]", shape)
-    expect(query.is_floating_point(), "query", "of a floating dtype", query.dtype)
+    shape, dtype, device = list(query.shape), query.dtype, query.device
+    if len(shape) < 2:
+        raise _wrong("query", "[..., Lq, E]", shape)
+    if not query.is_floating_point():
+        raise _wrong("query", "of a floating dtype", dtype)
     *lead, queries, size = shape
-    expect(size > 0, "query", "[..., Lq, E] with E of at least 1", shape)
+    if size == 0:
+        raise _wrong("query", "[..., Lq, E] with E of at least 1", shape)
     keys = key.size(-2) if key.dim() >= 2 else 0
-    expect([*key.shape] == [*lead, keys, size], "key", f"{[*lead, 'Lk', size]}", [*key.shape])
+    if [*key.shape] != [*lead, keys, size]:
+        raise _wrong("key", f"{[*lead, 'Lk', size]}", [*key.shape])
     width = value.size(-1) if value.dim() else 0
-    expect([*value.shape] == [*lead, keys, width], "value", f"{[*lead, keys, 'D']}", [*value.shape])
+    if [*value.shape] != [*lead, keys, width]:
+        raise _wrong("value", f"{[*lead, keys, 'D']}", [*value.shape])
     for name, tensor in (("key", key), ("value", value), ("mask", mask)):
         if tensor is None:
             continue
-        expect(tensor.device == query.device, name, f"on {query.device}", tensor.device)
+        if tensor.device != device:
+            raise _wrong(name, f"on {device}", tensor.device)
         free = name == "mask" and not tensor.is_floating_point() and not tensor.is_complex()
-        expect(free or tensor.dtype == query.dtype, name, f"{query.dtype}", tensor.dtype)
+        if tensor.dtype != dtype and not free:
+            raise _wrong(name, f"{dtype}", tensor.dtype)
     if mask is not None:
         full = [*lead, queries, keys]
         fits = mask.dim() <= len(full) and all(
             m in (1, n) for m, n in zip(mask.shape[::-1], full[::-1], strict=False)
         )
-        expect(fits, "mask", f"broadcastable to [B, heads, Lq, Lk] = {full}", [*mask.shape])
+        if not fits:
+            raise _wrong("mask", f"broadcastable to [B, heads, Lq, Lk] = {full}", [*mask.shape])
     number = isinstance(dropout_p, float | int) and not isinstance(dropout_p, bool)
-    expect(number and 0 <= dropout_p < 1, "dropout_p", "in [0, 1)", repr(dropout_p))
+    if not number or not 0 <= dropout_p < 1:
+        raise _wrong("dropout_p", "in [0, 1)", repr(dropout_p))

@@ -12,10 +12,12 @@ from torch.nn import functional as F
 
 from fastrnn._arguments import are_tensors, number
 from fastrnn._autocast import lower_dtype
-from fastrnn._calls import applied, by_functions, need_gradients
+from fastrnn._calls import applied, below_autograd, by_functions, need_gradients
 from fastrnn._library import LIBRARY
-from fastrnn.backends import choose
+from fastrnn.backends import chosen
 from fastrnn.batching import Dims, one_by_one
+
+_OP = torch.ops.fastrnn.linear_cross_entropy.default
 
 
 def reference(
@@ -73,7 +75,7 @@ def _differentiable(*args: Any) -> tuple[Tensor, ...]:
     if need_gradients(args):
         return _in_torch(*args)
     with torch._C._AutoDispatchBelowAutograd():
-        return tuple(torch.ops.fastrnn.linear_cross_entropy.default(*args))
+        return tuple(_OP(*args))
 
 
 LIBRARY.impl("linear_cross_entropy", _default, "CompositeExplicitAutograd")
@@ -95,8 +97,7 @@ def _fake(
 
 @torch.library.register_vmap("fastrnn::linear_cross_entropy")
 def _batched(info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
-    op = torch.ops.fastrnn.linear_cross_entropy.default
-    return one_by_one(op, info.batch_size, dims, args)
+    return one_by_one(_OP, info.batch_size, dims, args)
 
 
 def _total(losses: Tensor, mean: bool) -> Tensor:
@@ -139,7 +140,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        losses, *grads = torch.ops.fastrnn.linear_cross_entropy.default(*args, True)
+        losses, *grads = below_autograd(_OP, *args, True)
         return _total(losses, args[6]), *grads
 
     @staticmethod
@@ -230,7 +231,7 @@ def linear_cross_entropy(
         lacks = "the loss has no CUDA kernels"
     elif hidden.size(-1) == 0:
         lacks = "the compiled loss needs at least one feature"
-    if choose(hidden, lacks).backend != "native":
+    if chosen(hidden, lacks) != "native":
         return reference(*args)
     tensors = (t.float() if rough and t is not None else t for t in args[:3])
     return _native(*tensors, *args[3:], rough).to(hidden.dtype)
@@ -248,8 +249,11 @@ def _native(*args: Any) -> Tensor:
     if by_functions() and wanted:
         loss: Tensor = applied(LinearCrossEntropy, *args)[0]
         return loss
-    losses: Tensor = torch.ops.fastrnn.linear_cross_entropy.default(*args, False)[0]
-    return _total(losses, args[6])
+    return _total(below_autograd(_OP, *args, False)[0], args[6])
+
+
+def _wrong(name: str, expected: str, got: object) -> ValueError:
+    return ValueError(f"linear_cross_entropy: {name} must be {expected}, got {got}")
 
 
 def _check(
@@ -260,37 +264,29 @@ def _check(
     label_smoothing: float,
     reduction: str,
 ) -> None:
-    def expect(ok: bool, name: str, expected: str, got: object) -> None:
-        if not ok:
-            raise ValueError(f"linear_cross_entropy: {name} must be {expected}, got {got}")
-
-    expect(hidden.dim() > 0, "hidden", "[..., K]", "[]")
-    size = hidden.size(-1)
-    expect(hidden.is_floating_point(), "hidden", "of a floating dtype", hidden.dtype)
-    expect(
-        weight.dim() == 2 and weight.size(1) == size,
-        "weight",
-        f"[V, K] = [V, {size}]",
-        list(weight.shape),
-    )
+    shape, dtype, device = hidden.shape, hidden.dtype, hidden.device
+    if len(shape) == 0:
+        raise _wrong("hidden", "[..., K]", "[]")
+    if not hidden.is_floating_point():
+        raise _wrong("hidden", "of a floating dtype", dtype)
+    if weight.dim() != 2 or weight.size(1) != shape[-1]:
+        raise _wrong("weight", f"[V, K] = [V, {shape[-1]}]", list(weight.shape))
     classes = weight.size(0)
-    if bias is not None:
-        expect(bias.shape == (classes,), "bias", f"[V] = [{classes}]", list(bias.shape))
-    expect(
-        target.shape == hidden.shape[:-1],
-        "target",
-        f"{list(hidden.shape[:-1])}, one for each row of hidden {list(hidden.shape)}",
-        list(target.shape),
-    )
-    expect(target.dtype == torch.int64, "target", "int64", target.dtype)
+    if bias is not None and bias.shape != (classes,):
+        raise _wrong("bias", f"[V] = [{classes}]", list(bias.shape))
+    if target.shape != shape[:-1]:
+        expected = f"{list(shape[:-1])}, one for each row of hidden {list(shape)}"
+        raise _wrong("target", expected, list(target.shape))
+    if target.dtype != torch.int64:
+        raise _wrong("target", "int64", target.dtype)
     for name, tensor in (("weight", weight), ("bias", bias), ("target", target)):
-        if tensor is not None:
-            expect(tensor.device == hidden.device, name, f"on {hidden.device}", tensor.device)
-            expect(
-                name == "target" or tensor.dtype == hidden.dtype,
-                name,
-                f"{hidden.dtype}",
-                tensor.dtype,
-            )
-    expect(0 <= label_smoothing <= 1, "label_smoothing", "in [0, 1]", label_smoothing)
-    expect(reduction in ("mean", "sum"), "reduction", "'mean' or 'sum'", repr(reduction))
+        if tensor is None:
+            continue
+        if tensor.device != device:
+            raise _wrong(name, f"on {device}", tensor.device)
+        if tensor.dtype != dtype and name != "target":
+            raise _wrong(name, f"{dtype}", tensor.dtype)
+    if not 0 <= label_smoothing <= 1:
+        raise _wrong("label_smoothing", "in [0, 1]", label_smoothing)
+    if reduction not in ("mean", "sum"):
+        raise _wrong("reduction", "'mean' or 'sum'", repr(reduction))
