@@ -259,12 +259,13 @@ def run_stack(
     padded, steps = batch_sizes is None, rows.shape[:2]
     if batch_sizes is None:
         batch_sizes = _arguments.padded_sizes(rows)
-    bias, results = len(weights[0]) > 2, _RESULTS
+    bias, every_layer = len(weights[0]) > 2, weights
     args = (batch_sizes, None if resets is None else resets.flatten(), cell, bias)
     input = rows.flatten(0, 1) if padded else rows
     if packs is not None:
-        weights, results = [(p[0], *(p[1:3] if bias else ())) for p in packs], _RESULTS - 1
-    layers = [t for state, each in zip(states, weights, strict=True) for t in (state, *each)]
+        every_layer = [(p[0], *(p[1:3] if bias else ())) for p in packs]
+    layers = [t for state, each in zip(states, every_layer, strict=True) for t in (state, *each)]
+    results = _RESULTS if packs is None else _RESULTS - 1  # no reserve
     try:
         if packs is not None:
             found = below_autograd(_PACKED, input, layers, *args, return_cells)

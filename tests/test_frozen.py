@@ -67,6 +67,16 @@ def test_packs_keep_their_dtype_under_autocast():
         torch.testing.assert_close(output.float(), expected.float(), rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_wrong_batch_sizes_say_so(layers):
+    module = made(fastrnn.LSTM, {"num_layers": layers})
+    rows = rnn.PackedSequence(torch.randn(5, IN, dtype=torch.float64), torch.tensor([2, 3]))
+    with torch.no_grad(), pytest.raises(RuntimeError, match="batch_sizes must not increase"):
+        module(rows)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="batch_sizes must not increase"):
+        module.freeze()(rows)
+
+
 def test_compiles_frozen():
     module = made(fastrnn.LSTM, {"num_layers": 2}).freeze()
     x = torch.randn(T, B, IN, dtype=torch.float64)
