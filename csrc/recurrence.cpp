@@ -48,7 +48,7 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
   check(!gains || !weight_hr, "gains must be absent with weight_hr, got both");
   check(batch_sizes.is_cpu() && batch_sizes.dim() == 1 &&
             batch_sizes.scalar_type() == ScalarType::Long,
-        "batch_sizes must be a CPU int64 tensor [T]");
+        "batch_sizes must be a CPU int64 tensor [T], got ", Whole{batch_sizes});
   const Tensor contiguous_sizes = as_contiguous(batch_sizes);
   const std::int64_t* values = contiguous_sizes.const_data_ptr<std::int64_t>();
   std::vector<std::int64_t> counts(values, values + contiguous_sizes.size(0));

@@ -225,20 +225,17 @@ def at_once(cell: str, rows: Tensor, weights: Sequence[Sequence[Tensor]]) -> boo
         rows: the first layer's input.
         weights: of each layer, as in `all_weights`.
     """
-    if cell not in COMPILED or rows.numel() == 0:
+    if cell not in COMPILED or rows.numel() == 0 or lower_dtype(rows) is not None:
         return False
-    # Programs have the operator of one layer for one layer, as its launch is.
-    if len(weights) == 1 and (rows.is_cuda or watched()):
-        return False
-    if lower_dtype(rows) is not None:
-        return False
-    # Below a layer that is held fixed nothing may want gradients at all.
-    if len({weight_hh.requires_grad for _, weight_hh, *_ in weights}) > 1:
-        return False
-    # Transforms of torch.func have rules for the operator of one layer.
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return False
-    return chosen(rows) == "native"
+    if len(weights) == 1:
+        # Programs have the operator of one layer for one layer, as its launch is.
+        apart = rows.is_cuda or watched()
+    else:
+        # Transforms of torch.func have rules for the operator of one layer.
+        apart = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+        # Below a layer that is held fixed nothing may want gradients at all.
+        apart = apart or len({weight_hh.requires_grad for _, weight_hh, *_ in weights}) > 1
+    return not apart and chosen(rows) == "native"
 
 
 def run_stack(
