@@ -65,6 +65,12 @@ def _elsewhere(rows: Rows) -> Iterator[Section]:
 
 SUITES = (
     (
+        "single_steps",
+        "Cells, a step a call",
+        "`LSTMCell`, `GRUCell` and `RNNCell` beside torch.nn's, from given states: without "
+        "gradients, and in training. Most of a small one's time is Python's and autograd's.",
+    ),
+    (
         "features",
         "What features cost",
         "A training step of an LSTM with the feature, beside the same layers without it "
