@@ -26,9 +26,8 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
                       const std::optional<Tensor>& weight_ih,
                       const std::optional<Tensor>& weight_hh, const std::optional<Tensor>& bias_ih,
                       const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
-                      const std::optional<Tensor>& gains, const Tensor& batch_sizes,
+                      const std::optional<Tensor>& gains, std::vector<std::int64_t> counts,
                       const std::string& cell) {
-  using torch::headeronly::ScalarType;
   const CellSizes sizes = cell_sizes(cell);
   check(input.dim() == 2, "input must be [N, I], got ", input);
   check(state.dim() == 3, "state must be [S, B, H], got ", state);
@@ -46,12 +45,6 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
   const std::int64_t P = weight_hr ? projected_size(*weight_hr, cell, H) : 0;
   check(!gains || cell == "lstm" || cell == "gru", "gains need cell lstm or gru, got ", cell);
   check(!gains || !weight_hr, "gains must be absent with weight_hr, got both");
-  check(batch_sizes.is_cpu() && batch_sizes.dim() == 1 &&
-            batch_sizes.scalar_type() == ScalarType::Long,
-        "batch_sizes must be a CPU int64 tensor [T], got ", Whole{batch_sizes});
-  const Tensor contiguous_sizes = as_contiguous(batch_sizes);
-  const std::int64_t* values = contiguous_sizes.const_data_ptr<std::int64_t>();
-  std::vector<std::int64_t> counts(values, values + contiguous_sizes.size(0));
   check(!counts.empty() && counts[0] == batch, "batch_sizes must begin with B = ", batch, ", got ",
         counts);
   std::int64_t sum = 0, most = batch;
@@ -75,6 +68,21 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
           H,
           P,
           sizes};
+}
+
+Inputs checked_inputs(const Tensor& input, const Tensor& state,
+                      const std::optional<Tensor>& weight_ih,
+                      const std::optional<Tensor>& weight_hh, const std::optional<Tensor>& bias_ih,
+                      const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
+                      const std::optional<Tensor>& gains, const Tensor& batch_sizes,
+                      const std::string& cell) {
+  check(batch_sizes.is_cpu() && batch_sizes.dim() == 1 &&
+            batch_sizes.scalar_type() == torch::headeronly::ScalarType::Long,
+        "batch_sizes must be a CPU int64 tensor [T], got ", Whole{batch_sizes});
+  const Tensor sizes = as_contiguous(batch_sizes);
+  const std::int64_t* const values = sizes.const_data_ptr<std::int64_t>();
+  return checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, gains,
+                        std::vector<std::int64_t>(values, values + sizes.size(0)), cell);
 }
 
 Extras checked_extras(const Inputs& inputs, const std::optional<Tensor>& resets,

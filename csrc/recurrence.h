@@ -38,6 +38,12 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
                       const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
                       const std::optional<Tensor>& gains, const Tensor& batch_sizes,
                       const std::string& cell);
+Inputs checked_inputs(const Tensor& input, const Tensor& state,
+                      const std::optional<Tensor>& weight_ih,
+                      const std::optional<Tensor>& weight_hh, const std::optional<Tensor>& bias_ih,
+                      const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
+                      const std::optional<Tensor>& gains, std::vector<std::int64_t> batch_sizes,
+                      const std::string& cell);
 
 // P of weight_hr [P, H], checked.
 std::int64_t projected_size(const Tensor& weight_hr, const std::string& cell,

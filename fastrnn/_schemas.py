@@ -47,6 +47,9 @@ SCHEMAS = (
     # `bias`, bias_ih, bias_hh; the results of `recurrence` for each.
     "recurrence_stack(Tensor input, Tensor[] layers, Tensor batch_sizes, Tensor? resets, "
     "str cell, bool bias, bool save) -> Tensor[]",
+    # One step without gradients: S states [B, H], or none for zeros; the next ones.
+    "recurrence_step(Tensor input, Tensor[] states, Tensor weight_ih, Tensor weight_hh, "
+    "Tensor? bias_ih, Tensor? bias_hh, str cell) -> Tensor[]",
     # The gradients of the last layer's output and cells, and of all last states or of none; saved:
     # each layer's output, cells and reserve. The gradients of `input` and `layers`; one that is not
     # wanted is empty.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fastrnn import _checks
+from fastrnn._calls import below_autograd, need_gradients
 from fastrnn._recurrent import Device, Recurrent, Tensors, unwrap
 from fastrnn.cells import CELLS
 from fastrnn.functional import run
 from fastrnn.wavefront import at_once, run_stack
+
+_STEP = torch.ops.fastrnn.recurrence_step.default
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class SingleStep(Recurrent):
@@ -71,26 +75,38 @@ class SingleStep(Recurrent):
         Raises:
             ValueError, RuntimeError, TypeError: an argument does not fit, as in torch.nn.
         """
-        op = type(self).__name__
-        weight_ih = self.weight_ih
-        _checks.cell_input(op, input, weight_ih, self.input_size)
-        rows = input if input.dim() == 2 else input.unsqueeze(0)  # [B, I]
-        cell, sequence = self.cell_name, rows.unsqueeze(0)
-        if hx is None:
-            state = rows.new_zeros(self._states, rows.size(0), self.hidden_size)
-        else:
+        op, cell = type(self).__name__, self.cell_name
+        states: Tensors = ()
+        # Past Module.__getattr__, a microsecond each; what is parametrized is not among these.
+        plain: Any = self._parameters
+        weights = [plain[name] if name in plain else getattr(self, name) for name in _WEIGHTS]
+        _checks.cell_input(op, input, weights[0], self.input_size)
+        if hx is not None:
             states = _checks.as_states("lstm_cell", hx, self._states, TypeError)
             _checks.cell_states(op, states, input, self.hidden_size)
-            state = torch.stack(states) if input.dim() == 2 else torch.stack(states).unsqueeze(1)
-        weight_hh, biases = self.weight_hh, (self.bias_ih, self.bias_hh)
-        weights = [weight_ih, weight_hh, *(bias for bias in biases if bias is not None)]
-        if len(weights) != 3 and at_once(cell, sequence, [weights]):
-            _, (state_n,), _ = run_stack(cell, sequence, [state], [weights])
+        quick = self.hidden_size > 0 and at_once(cell, input, [weights])
+        batched = input.dim() == 2
+        if quick and batched and not need_gradients((input, *states, *weights)):
+            return unwrap(below_autograd(_STEP, input, states, *weights, cell))
+        rows = input if batched else input.unsqueeze(0)  # [B, I]
+        if states:
+            state = torch.stack(states) if batched else torch.stack(states).unsqueeze(1)
+        else:
+            state = rows.new_zeros(self._states, rows.size(0), self.hidden_size)
+        present = [weight for weight in weights if weight is not None]
+        if quick and len(present) != 3:
+            _, (state_n,), _ = run_stack(cell, rows.unsqueeze(0), [state], [present])
             # Neither these nor copies are views: callers may change them in place (`h.detach_()`).
             joined = state_n.flatten(0, 3 - input.dim())  # [S*B, H] or [S*H]
             return unwrap(torch.unsafe_chunk(joined, self._states))
-        _, last, _ = run(cell, sequence, state, weight_ih, weight_hh, *biases)
-        return unwrap(tuple((s if input.dim() == 2 else s.squeeze(0)).clone() for s in last))
+        _, last, _ = run(cell, rows.unsqueeze(0), state, *weights)
+        return unwrap(tuple((s if batched else s.squeeze(0)).clone() for s in last))
+
+
+@torch.library.register_fake("fastrnn::recurrence_step")  # type: ignore[untyped-decorator]
+def _fake(input: Tensor, states: list[Tensor], weight_ih: Tensor, *rest: Any) -> list[Tensor]:
+    c = CELLS[rest[-1]]
+    return [input.new_empty(input.size(0), weight_ih.size(0) // c.gates) for _ in range(c.states)]
 
 
 class RNNCell(SingleStep):
