@@ -2,7 +2,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cstring>
 #include <tuple>
 
 #include "device.h"
@@ -12,17 +11,6 @@
 #include "text.h"
 
 namespace fastrnn {
-
-namespace {
-
-const Kernel<Backward>& backward_for(const std::string& cell, const Tensor& input, bool rows) {
-  const CellKernels& kernels = kernels_for(cell, input);
-  return rows ? row_kernels_for(cell, input).backward : kernels.backward;
-}
-
-struct Results {
-  Tensor output, state_n, cells, reserve;
-};
 
 Results forward(const Inputs& in, const Extras& extras, const std::string& cell, bool reverse,
                 bool save) {
@@ -42,6 +30,13 @@ Results forward(const Inputs& in, const Extras& extras, const std::string& cell,
                           save ? made.reserve.mutable_data_ptr() : nullptr};
   run(forward_for(cell, in.input, in.projected || in.gains), arguments, step_work(arguments));
   return made;
+}
+
+namespace {
+
+const Kernel<Backward>& backward_for(const std::string& cell, const Tensor& input, bool rows) {
+  const CellKernels& kernels = kernels_for(cell, input);
+  return rows ? row_kernels_for(cell, input).backward : kernels.backward;
 }
 
 Gradients backward(const Inputs& in, const Extras& extras, const Saved& saved,
@@ -141,37 +136,6 @@ std::vector<Tensor> recurrence_stack_backward(
   return results;
 }
 
-std::vector<Tensor> recurrence_step(const Tensor& input, const std::vector<Tensor>& states,
-                                    const Tensor& weight_ih, const Tensor& weight_hh,
-                                    const std::optional<Tensor>& bias_ih,
-                                    const std::optional<Tensor>& bias_hh, const Text& cell) {
-  check(input.dim() == 2 && weight_hh.dim() == 2, "input and weight_hh must have two axes, got ",
-        input, " and ", weight_hh);
-  const std::int64_t S = cell_sizes(cell).states, B = input.size(0), H = weight_hh.size(1);
-  check(states.empty() || std::int64_t(states.size()) == S, "states must be ", S, " or none, got ",
-        states.size());
-  const Tensor state = new_tensor(input, {S, B, H});
-  const std::size_t bytes = B * H * input.element_size();
-  char* const first = bytes ? static_cast<char*>(state.mutable_data_ptr()) : nullptr;
-  for (std::int64_t s = 0; s < S && bytes; ++s)
-    if (states.empty())
-      std::memset(first + s * bytes, 0, bytes);
-    else
-      std::memcpy(first + s * bytes,
-                  check.tensor("state", states[s], {B, H}, input).const_data_ptr(), bytes);
-  const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, {}, {},
-                                   std::vector<std::int64_t>{B}, cell);
-  const Results made = forward(in, checked_extras(in, {}, {}, {}, {}), cell, false, false);
-  std::vector<Tensor> next{made.output};
-  for (std::int64_t s = 1; s < S; ++s) {
-    next.push_back(new_tensor(input, {B, H}));
-    if (bytes)
-      std::memcpy(next[s].mutable_data_ptr(),
-                  static_cast<const char*>(made.state_n.const_data_ptr()) + s * bytes, bytes);
-  }
-  return next;
-}
-
 std::string cpu_instruction_set() { return instruction_set().name; }
 
 // Compute capability (two numbers), multiprocessors, bytes of shared memory a block can have,
@@ -220,7 +184,6 @@ void use_cuda_tf32(bool allowed) { cuda::allow_tf32(allowed); }
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("recurrence", TORCH_BOX(&recurrence));
   m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
-  m.impl("recurrence_step", TORCH_BOX(&recurrence_step));
   m.impl("recurrence_stack", TORCH_BOX(&recurrence_stack));
   m.impl("recurrence_stack_backward", TORCH_BOX(&recurrence_stack_backward));
 }

@@ -49,4 +49,14 @@ inline const Kernel<Forward>& forward_for(const std::string& cell, const Tensor&
   return rows ? row_kernels_for(cell, input).forward : kernels.forward;
 }
 
+// What a forward pass makes.
+struct Results {
+  Tensor output, state_n, cells, reserve;
+};
+Results forward(const Inputs& in, const Extras& extras, const std::string& cell, bool reverse,
+                bool save);
+// On weights packed beforehand; no reserve.
+Results forward_packed(const Inputs& in, const Extras& extras, const Tensor& packed,
+                       const std::string& cell, bool reverse, bool return_cells);
+
 }  // namespace fastrnn

@@ -55,49 +55,8 @@ std::tuple<Tensor, Tensor, Tensor> recurrence_packed(
   check_projection(in.hidden_size, proj_size, cell, gains.has_value());
   in.projected = proj_size;
   const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
-  const CellKernels& kernels = kernels_for(cell, in.input);
-  const std::int64_t bytes =
-      kernels.pack.workspace(weights_of(in.input_size, in.hidden_size, proj_size), 1);
-  const Tensor weights =
-      check.tensor("packed", packed, {bytes / std::int64_t(in.input.element_size())}, in.input);
-  Tensor output = new_tensor(in.input, {in.rows, in.output_size()});
-  Tensor state_n = copied(in.state);
-  Tensor cells =
-      new_tensor(in.input, {in.sizes.states - 1, return_cells ? in.rows : 0, in.hidden_size});
-  if (in.rows > 0) {
-    for (const Tensor& t : {output, cells}) ask_for_large_pages(t);
-    const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
-    const Forward arguments{sequence(in, walk, extras),
-                            static_cast<char*>(weights.data_ptr()),
-                            true,
-                            output.mutable_data_ptr(),
-                            state_n.mutable_data_ptr(),
-                            return_cells ? cells.mutable_data_ptr() : nullptr,
-                            nullptr};
-    run(forward_for(cell, in.input, in.projected || in.gains), arguments, step_work(arguments));
-  }
-  return {output, state_n, cells};
-}
-
-std::vector<Tensor> recurrence_packed_stack(const Tensor& input, const std::vector<Tensor>& layers,
-                                            const Tensor& batch_sizes,
-                                            const std::optional<Tensor>& resets, const Text& cell,
-                                            bool bias, bool return_cells) {
-  const std::size_t each = bias ? 4 : 2;
-  check(!layers.empty() && layers.size() % each == 0, "layers must have ", each,
-        " tensors each, got ", layers.size(), " in all");
-  std::vector<Tensor> results;
-  Tensor rows = input;
-  for (std::size_t i = 0; i < layers.size(); i += each) {
-    std::optional<Tensor> bias_ih, bias_hh;
-    if (bias) bias_ih = layers[i + 2], bias_hh = layers[i + 3];
-    const auto [output, state_n, cells] =
-        recurrence_packed(rows, layers[i], layers[i + 1], bias_ih, bias_hh, {}, batch_sizes, resets,
-                          {}, {}, {}, cell, 0, false, return_cells && i + each == layers.size());
-    results.insert(results.end(), {output, state_n, cells});
-    rows = output;
-  }
-  return results;
+  const Results made = forward_packed(in, extras, packed, cell, reverse, return_cells);
+  return {made.output, made.state_n, made.cells};
 }
 
 // One step through a stack of layers, checked once and taken often: `fastrnn_step` needs no more.
@@ -183,6 +142,31 @@ Tensor stepper(const Tensor& states, const Tensor& packed, const std::optional<T
 
 }  // namespace
 
+Results forward_packed(const Inputs& in, const Extras& extras, const Tensor& packed,
+                       const std::string& cell, bool reverse, bool return_cells) {
+  const CellKernels& kernels = kernels_for(cell, in.input);
+  const std::int64_t bytes =
+      kernels.pack.workspace(weights_of(in.input_size, in.hidden_size, in.projected), 1);
+  const Tensor weights =
+      check.tensor("packed", packed, {bytes / std::int64_t(in.input.element_size())}, in.input);
+  const Results made{
+      new_tensor(in.input, {in.rows, in.output_size()}), copied(in.state),
+      new_tensor(in.input, {in.sizes.states - 1, return_cells ? in.rows : 0, in.hidden_size}),
+      Tensor()};
+  if (in.rows == 0) return made;
+  for (const Tensor& t : {made.output, made.cells}) ask_for_large_pages(t);
+  const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
+  const Forward arguments{sequence(in, walk, extras),
+                          static_cast<char*>(weights.data_ptr()),
+                          true,
+                          made.output.mutable_data_ptr(),
+                          made.state_n.mutable_data_ptr(),
+                          return_cells ? made.cells.mutable_data_ptr() : nullptr,
+                          nullptr};
+  run(forward_for(cell, in.input, in.projected || in.gains), arguments, step_work(arguments));
+  return made;
+}
+
 // Past torch's dispatcher, which would take as long as a small layer's step: input [B, I] and
 // output [B, H or P] are contiguous, of the states' dtype. False if there is no memory left, or a
 // tensor has none at all.
@@ -205,7 +189,6 @@ extern "C" __attribute__((visibility("default"))) bool fastrnn_step(Stepper* ste
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("pack_weights", TORCH_BOX(&pack_weights));
   m.impl("recurrence_packed", TORCH_BOX(&recurrence_packed));
-  m.impl("recurrence_packed_stack", TORCH_BOX(&recurrence_packed_stack));
   m.impl("stepper", TORCH_BOX(&stepper));
 }
 

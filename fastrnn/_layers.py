@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import _checks
 from fastrnn._arguments import is_tensor
 from fastrnn._autocast import lower_dtype, lowered
+from fastrnn._calls import need_gradients, watched
 from fastrnn._dropout import dropout
 from fastrnn._frozen import Freezable
 from fastrnn._recompute import may_run_again, run_again
@@ -21,6 +22,7 @@ from fastrnn._recurrent import Pair, Recurrent, Tensors, by_state, unwrap
 from fastrnn._rows import PADDED, Layout, by_length, permute, resets_backwards, same_at_every_step
 from fastrnn.bidirectional import run_both, side_by_side
 from fastrnn.functional import run
+from fastrnn.inference import run_layers
 from fastrnn.packed import run_packed
 from fastrnn.streaming import Stream
 from fastrnn.wavefront import at_once, run_stack
@@ -213,15 +215,21 @@ class Layers(Freezable):
         cell, top = self.cell_name, self.num_layers - 1
         sizes, packs = layout.batch_sizes, None if self._frozen is None else self._frozen.packs
         if of_stack(self) is None and at_once(cell, rows, weights):
-            if states is None:
+            plain = sizes is None and resets is None and not return_cells and not watched()
+            given = (rows, *(states or ()), *(weight for each in weights for weight in each))
+            if plain and not need_gradients(given):
+                if packs is not None:
+                    weights = [[t for t in pack[:3] if t is not None] for pack in packs]
+                options = (weights, self.hidden_size, packs is not None)
+                return *run_layers(cell, rows, states or (), *options), None
+            if packs is None:
                 shape = (self._states, batch, self.hidden_size)
-                each: Sequence[Tensor] = [rows.new_zeros(shape) for _ in weights]
-            else:
-                each = torch.stack(states, 1).unbind()
-            output, ends, c_n = run_stack(
-                cell, rows, each, weights, sizes, resets, return_cells, packs
-            )
-            return output, by_state(ends), c_n
+                first = (rows.new_zeros(shape) for _ in weights)
+                each = tuple(first) if states is None else torch.stack(states, 1).unbind()
+                output, ends, c_n = run_stack(
+                    cell, rows, each, weights, sizes, resets, return_cells
+                )
+                return output, by_state(ends), c_n
         if states is None:
             shapes = [(len(weights), batch, width) for width in self._widths()]
             states = tuple(map(rows.new_zeros, shapes))

@@ -47,9 +47,6 @@ SCHEMAS = (
     # `bias`, bias_ih, bias_hh; the results of `recurrence` for each.
     "recurrence_stack(Tensor input, Tensor[] layers, Tensor batch_sizes, Tensor? resets, "
     "str cell, bool bias, bool save) -> Tensor[]",
-    # One step without gradients: S states [B, H], or none for zeros; the next ones.
-    "recurrence_step(Tensor input, Tensor[] states, Tensor weight_ih, Tensor weight_hh, "
-    "Tensor? bias_ih, Tensor? bias_hh, str cell) -> Tensor[]",
     # The gradients of the last layer's output and cells, and of all last states or of none; saved:
     # each layer's output, cells and reserve. The gradients of `input` and `layers`; one that is not
     # wanted is empty.
@@ -70,10 +67,13 @@ SCHEMAS = (
     "recurrence_packed(Tensor input, Tensor state, Tensor packed, Tensor? bias_ih, "
     f"Tensor? bias_hh, Tensor? gains, {_ROWS}, str cell, int proj_size, bool reverse, "
     "bool return_cells) -> (Tensor output, Tensor state_n, Tensor cells)",
-    # The same of layers one above the other: each one's state, packed and, with `bias`, bias_ih,
-    # bias_hh; of the lower ones no cells.
-    "recurrence_packed_stack(Tensor input, Tensor[] layers, Tensor batch_sizes, Tensor? resets, "
-    "str cell, bool bias, bool return_cells) -> Tensor[]",
+    # Plain layers one above the other without gradients, over padded rows [T * B, I]: S states
+    # [L, B, H], or none for zeros; of each layer weight_ih and weight_hh, or both packed, and with
+    # `bias` bias_ih and bias_hh. The output, and the last states.
+    "recurrence_layers(Tensor input, Tensor[] states, Tensor[] weights, int steps, "
+    "int hidden_size, str cell, bool bias, bool packed) -> Tensor[]",
+    # The same of one step of one layer: S states [B, H], or none; the next ones.
+    "recurrence_step(Tensor input, Tensor[] states, Tensor[] weights, str cell) -> Tensor[]",
     # What `take_step` needs to take steps of L layers on states [L, S, B, H]; biases [L, 2, G*H],
     # gains [L, ...]. It points into these tensors' memory.
     "stepper(Tensor states, Tensor packed, Tensor? biases, Tensor? gains, float[] zoneout, "

@@ -99,16 +99,6 @@ def run_packed(
     return output.view(*shape, output.size(-1)), last, every
 
 
-@torch.library.register_fake("fastrnn::recurrence_packed_stack")
-def _fake_stack(*args: Any) -> list[Tensor]:
-    rows, layers, *_, bias, return_cells = args
-    every, found = layers[:: 4 if bias else 2], list[Tensor]()
-    for k, state in enumerate(every):
-        made = _fake(rows, state, 0, False, return_cells and k + 1 == len(every))
-        rows, found = made[0], [*found, *made]
-    return found
-
-
 @torch.library.register_fake("fastrnn::recurrence_packed")
 def _fake(*args: Any) -> tuple[Tensor, ...]:
     input, state, (proj_size, _, return_cells) = args[0], args[1], args[-3:]

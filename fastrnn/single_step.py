@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from fastrnn import _checks
-from fastrnn._calls import below_autograd, need_gradients
+from fastrnn._calls import need_gradients
 from fastrnn._recurrent import Device, Recurrent, Tensors, unwrap
 from fastrnn.cells import CELLS
 from fastrnn.functional import run
+from fastrnn.inference import run_step
 from fastrnn.wavefront import at_once, run_stack
 
-_STEP = torch.ops.fastrnn.recurrence_step.default
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -84,29 +84,22 @@ class SingleStep(Recurrent):
         if hx is not None:
             states = _checks.as_states("lstm_cell", hx, self._states, TypeError)
             _checks.cell_states(op, states, input, self.hidden_size)
-        quick = self.hidden_size > 0 and at_once(cell, input, [weights])
-        batched = input.dim() == 2
-        if quick and batched and not need_gradients((input, *states, *weights)):
-            return unwrap(below_autograd(_STEP, input, states, *weights, cell))
+        batched, present = input.dim() == 2, [weight for weight in weights if weight is not None]
+        quick = self.hidden_size > 0 and len(present) != 3 and at_once(cell, input, [present])
+        if quick and batched and not need_gradients((input, *states, *present)):
+            return unwrap(run_step(cell, input, states, present, self.hidden_size))
         rows = input if batched else input.unsqueeze(0)  # [B, I]
         if states:
             state = torch.stack(states) if batched else torch.stack(states).unsqueeze(1)
         else:
             state = rows.new_zeros(self._states, rows.size(0), self.hidden_size)
-        present = [weight for weight in weights if weight is not None]
-        if quick and len(present) != 3:
+        if quick:
             _, (state_n,), _ = run_stack(cell, rows.unsqueeze(0), [state], [present])
             # Neither these nor copies are views: callers may change them in place (`h.detach_()`).
             joined = state_n.flatten(0, 3 - input.dim())  # [S*B, H] or [S*H]
             return unwrap(torch.unsafe_chunk(joined, self._states))
         _, last, _ = run(cell, rows.unsqueeze(0), state, *weights)
         return unwrap(tuple((s if batched else s.squeeze(0)).clone() for s in last))
-
-
-@torch.library.register_fake("fastrnn::recurrence_step")  # type: ignore[untyped-decorator]
-def _fake(input: Tensor, states: list[Tensor], weight_ih: Tensor, *rest: Any) -> list[Tensor]:
-    c = CELLS[rest[-1]]
-    return [input.new_empty(input.size(0), weight_ih.size(0) // c.gates) for _ in range(c.states)]
 
 
 class RNNCell(SingleStep):

@@ -3,7 +3,8 @@
 On the device, layer l works on a step while the layer above it works on one a little earlier. Where
 that does not fit, and elsewhere, the operator is `fastrnn::recurrence` for each layer in turn; on a
 CPU that saves what torch and Python take for every layer, as much as a short sequence's work. One
-layer, and a cell, takes this way there, too: the operator has fewer arguments.
+layer, and a cell, takes this way there, too: the operator has fewer arguments. Without gradients
+there are operators with fewer still (`inference.py`).
 """
 
 from __future__ import annotations
@@ -27,14 +28,13 @@ from fastrnn._calls import (
 )
 from fastrnn._library import LIBRARY
 from fastrnn.backends import chosen
-from fastrnn.cells import CELLS, COMPILED
-from fastrnn.packed import Packed
+from fastrnn.cells import COMPILED
+from fastrnn.inference import name_misfit
 
 _SINGLE = torch.ops.fastrnn.recurrence.default
 _SINGLE_BACKWARD = torch.ops.fastrnn.recurrence_backward.default
 _STACK = torch.ops.fastrnn.recurrence_stack.default
 _STACK_BACKWARD = torch.ops.fastrnn.recurrence_stack_backward.default
-_PACKED = torch.ops.fastrnn.recurrence_packed_stack.default
 _RESULTS = 4  # of each layer: output, state_n, cells, reserve
 # What acts between layers or inside a step, and the launch does not know.
 _WITHOUT = ("dropout", "zoneout", "proj_size", "layer_norm", "recompute")
@@ -246,42 +246,29 @@ def run_stack(
     batch_sizes: Tensor | None = None,
     resets: Tensor | None = None,
     return_cells: bool = False,
-    packs: Sequence[Packed] | None = None,
 ) -> tuple[Tensor, Sequence[Tensor], Tensor | None]:
     """All layers: the last one's output, every layer's last states, the last one's cells.
 
     Arguments of `at_once`; each layer's states before the first step, and after the last, are
-    [S, B, H]; without gradients `packs` may stand in for the weights.
+    [S, B, H].
     """
     padded, steps = batch_sizes is None, rows.shape[:2]
     if batch_sizes is None:
         batch_sizes = _arguments.padded_sizes(rows)
-    bias, every_layer = len(weights[0]) > 2, weights
-    args = (batch_sizes, None if resets is None else resets.flatten(), cell, bias)
+    args = (batch_sizes, None if resets is None else resets.flatten(), cell, len(weights[0]) > 2)
     input = rows.flatten(0, 1) if padded else rows
-    if packs is not None:
-        every_layer = [(p[0], *(p[1:3] if bias else ())) for p in packs]
-    layers = [t for state, each in zip(states, every_layer, strict=True) for t in (state, *each)]
-    results = _RESULTS if packs is None else _RESULTS - 1  # no reserve
+    layers = [t for state, each in zip(states, weights, strict=True) for t in (state, *each)]
     try:
-        if packs is not None:
-            found = below_autograd(_PACKED, input, layers, *args, return_cells)
-        elif by_functions() and need_gradients((input, *layers)):
+        if by_functions() and need_gradients((input, *layers)):
             found = applied(Stack, input, *args, *layers)
         else:
             found = below_autograd(_STACK, input, layers, *args, return_cells)
     except RuntimeError:
-        below, batch = rows, states[0].size(1)
-        for state, each in zip(states, weights, strict=True):  # which of them does not fit
-            weight_ih, weight_hh, *biases = each
-            given: tuple[Any, ...] = (below, state.unbind(), weight_ih, weight_hh)
-            given = (*given, *(biases or (None, None)), None, batch)
-            _arguments.tensors(CELLS[cell], *given)
-            below = rows.new_empty(1, batch, state.size(-1))
+        name_misfit(cell, rows, states[0].size(1), states[0].size(2), weights)
         raise
-    output, _, cells, *_ = found[-results:]
+    output, _, cells, _ = found[-_RESULTS:]
     every = cells[0] if return_cells else None
     if padded:
         output = output.view(*steps, -1)
         every = None if every is None else every.view(*steps, -1)
-    return output, found[1::results], every
+    return output, found[1::_RESULTS], every

@@ -27,6 +27,7 @@ FLOORS = (
         "_checks",
         "attention",
         "functional",
+        "inference",
         "loss",
         "packed",
         "wavefront",
