@@ -215,9 +215,9 @@ class Layers(Freezable):
         cell, top = self.cell_name, self.num_layers - 1
         sizes, packs = layout.batch_sizes, None if self._frozen is None else self._frozen.packs
         if of_stack(self) is None and at_once(cell, rows, weights):
-            plain = sizes is None and resets is None and not return_cells and not watched()
+            plain = sizes is None and resets is None and not return_cells
             given = (rows, *(states or ()), *(weight for each in weights for weight in each))
-            if plain and not need_gradients(given):
+            if plain and rows.is_cpu and not watched() and not need_gradients(given):
                 if packs is not None:
                     weights = [[t for t in pack[:3] if t is not None] for pack in packs]
                 options = (weights, self.hidden_size, packs is not None)

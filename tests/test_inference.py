@@ -81,6 +81,14 @@ def test_calls_that_want_gradients_go_elsewhere(monkeypatch):
     assert calls == [] and state.grad is not None
 
 
+def test_other_devices_keep_to_the_operator_that_they_have(monkeypatch):
+    calls = called(monkeypatch, "run_layers")
+    monkeypatch.setattr(_layers, "at_once", lambda *_: True)
+    with torch.no_grad():
+        output, _ = fastrnn.GRU(IN, H, 2, device="meta")(torch.zeros(T, B, IN, device="meta"))
+    assert calls == [] and output.shape == (T, B, H)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_weight_that_does_not_fit_is_named(kind):
     layer, cell = getattr(fastrnn, kind)(IN, H, 2), getattr(fastrnn, kind + "Cell")(IN, H)
