@@ -3,7 +3,6 @@
 // then load again for every vector of units.
 #pragma once
 
-#include "activations_cpu.h"
 #include "cells.h"
 #include "packing_cpu.h"
 

@@ -61,7 +61,8 @@ Parts recurrence_layers(const Tensor& input, const Parts& states, const Parts& w
   const std::size_t each = (packed ? 1 : 2) + (bias ? 2 : 0);
   check(!weights.empty() && weights.size() % each == 0, "weights must be ", each,
         " tensors for each layer, got ", weights.size(), " in all");
-  check(input.dim() == 2 && steps > 0 && hidden_size > 0 && input.size(0) % steps == 0,
+  check(hidden_size > 0, "hidden size must be at least 1, got ", hidden_size);
+  check(input.dim() == 2 && steps > 0 && input.size(0) % steps == 0,
         "input must be [T * B, I] with T = ", steps, ", got ", input);
   const std::int64_t L = std::int64_t(weights.size() / each), B = input.size(0) / steps;
   const std::int64_t S = cell_sizes(cell).states;

@@ -8,7 +8,6 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from fastrnn._calls import watched
 from fastrnn._cell import Cell, Tensors
 from fastrnn.cells import CELLS, LAYER_NORMED
 from fastrnn.regularisers import Extras, LayerNorm
@@ -107,26 +106,7 @@ def tensors(
 
 def padded_sizes(input: Tensor) -> Tensor:
     """The `batch_sizes` of a padded input [T, B, I], on the CPU whatever torch's default device."""
-    if type(input) is not Tensor or watched():
-        return _same(input.size(0), input.size(1))
-    shape = input.size(0), input.size(1)
-    kept = _padded_sizes.get(shape)
-    if kept is None:
-        with torch.inference_mode(False):  # so that a backward pass may keep it
-            kept = _same(*shape)
-        if type(kept) is Tensor:
-            if len(_padded_sizes) == 100:
-                _padded_sizes.clear()
-            _padded_sizes[shape] = kept
-    return kept
-
-
-# Of shapes that were met: making one takes as long as a small layer's step.
-_padded_sizes: dict[tuple[int, int], Tensor] = {}
-
-
-def _same(steps: int, batch: int) -> Tensor:
-    return torch.full((steps,), batch, dtype=torch.int64, device="cpu")
+    return torch.full(input.shape[:1], input.size(1), dtype=torch.int64, device="cpu")
 
 
 def sizes(batch_sizes: Tensor, rows: int, batch: int) -> None:

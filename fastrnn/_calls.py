@@ -29,7 +29,7 @@ def by_functions() -> bool:
 
 
 def watched() -> bool:
-    """Whether torch traces or transforms what is done: no time to keep tensors for later."""
+    """Whether torch traces or transforms what is done: it knows the general operators best."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return True
     return torch._C._get_tracing_state() is not None

@@ -114,15 +114,13 @@ class Layers(Freezable):
         if not batched:
             states = None if states is None else tuple(s.unsqueeze(1) for s in states)
             resets = None if resets is None else resets.unsqueeze(1)
-        weights, batch = self._read_weights(), rows.size(1)
-        self._check(rows, states, batch, weights)
+        weights = self._read_weights()
+        self._check(rows, states, rows.size(1), weights)
         if lower_dtype(rows) is not None and self.cell_name == "lstm" and not self.proj_size:
             # torch's fused layer takes and gives the lower dtype alone.
             rows = lowered(rows)
             states = None if states is None else tuple(map(lowered, states))
-        output, states, cells = self._run(
-            rows, states, batch, weights, PADDED, resets, return_cells
-        )
+        output, states, cells = self._run(rows, states, weights, PADDED, resets, return_cells)
         if not batched:
             states = tuple(s.squeeze(1) for s in states)
             return output.squeeze(1), states, None if cells is None else cells.squeeze(1)
@@ -172,9 +170,7 @@ class Layers(Freezable):
         weights = self._read_weights()
         self._check(rows, states, layout.batch, weights)
         states = None if states is None else permute(states, layout.order)
-        output, states, cells = self._run(
-            rows, states, layout.batch, weights, layout, resets, return_cells
-        )
+        output, states, cells = self._run(rows, states, weights, layout, resets, return_cells)
         return output, permute(states, layout.inverse), cells
 
     def _read_weights(self) -> list[list[Tensor]]:
@@ -205,25 +201,24 @@ class Layers(Freezable):
         self,
         rows: Tensor,
         states: Tensors | None,
-        batch: int,
         weights: list[list[Tensor]],
         layout: Layout,
         resets: Tensor | None,
         return_cells: bool,
     ) -> tuple[Tensor, Tensors, Tensor | None]:
         """Every layer over rows [T, B, I] or [N, I], from states [L*D, B, width] or zeros."""
-        cell, top = self.cell_name, self.num_layers - 1
+        cell, H, top = self.cell_name, self.hidden_size, self.num_layers - 1
         sizes, packs = layout.batch_sizes, None if self._frozen is None else self._frozen.packs
+        batch = rows.size(1) if sizes is None else layout.batch
         if of_stack(self) is None and at_once(cell, rows, weights):
             plain = sizes is None and resets is None and not return_cells
             given = (rows, *(states or ()), *(weight for each in weights for weight in each))
             if plain and rows.is_cpu and not watched() and not need_gradients(given):
                 if packs is not None:
                     weights = [[t for t in pack[:3] if t is not None] for pack in packs]
-                options = (weights, self.hidden_size, packs is not None)
-                return *run_layers(cell, rows, states or (), *options), None
+                return *run_layers(cell, rows, states or (), weights, H, packs is not None), None
             if packs is None:
-                shape = (self._states, batch, self.hidden_size)
+                shape = (self._states, batch, H)
                 first = (rows.new_zeros(shape) for _ in weights)
                 each = tuple(first) if states is None else torch.stack(states, 1).unbind()
                 output, ends, c_n = run_stack(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,12 @@ class Recurrent(nn.Module):
     @property
     def _states(self) -> int:
         return CELLS[self.cell_name].states
+
+    def _read(self, names: Sequence[str]) -> list[Any]:
+        """The parameters of these names, or what they are computed from."""
+        # Past Module.__getattr__, a microsecond each; what is parametrized is not among these.
+        plain: dict[str, Any] = self._parameters
+        return [plain[name] if name in plain else getattr(self, name) for name in names]
 
     def reset_parameters(self) -> None:
         """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)), as torch.nn does.

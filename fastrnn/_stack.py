@@ -190,13 +190,8 @@ class Stack(Recurrent):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The parameters, one list per layer and direction."""
-        # Past Module.__getattr__, a microsecond each; what is parametrized is not among these.
-        plain: dict[str, Any] = self._parameters
         try:
-            return [
-                [plain[name] if name in plain else getattr(self, name) for name in names]
-                for names in self._all_weights
-            ]
+            return [self._read(names) for names in self._all_weights]
         except AttributeError as error:  # of a property, Module.__getattr__ would say it of that
             raise RuntimeError(f"{type(self).__name__}: a weight is missing: {error}") from error
 

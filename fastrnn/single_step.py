@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,9 +77,7 @@ class SingleStep(Recurrent):
         """
         op, cell = type(self).__name__, self.cell_name
         states: Tensors = ()
-        # Past Module.__getattr__, a microsecond each; what is parametrized is not among these.
-        plain: Any = self._parameters
-        weights = [plain[name] if name in plain else getattr(self, name) for name in _WEIGHTS]
+        weights = self._read(_WEIGHTS)
         _checks.cell_input(op, input, weights[0], self.input_size)
         if hx is not None:
             states = _checks.as_states("lstm_cell", hx, self._states, TypeError)
