@@ -1,14 +1,18 @@
 """Corpora found and read, dictionaries, columns."""
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("tyro")
 
-from fastrnn.lm import texts  # noqa: E402
+from fastrnn.lm import encoded, texts  # noqa: E402
 from fastrnn.lm.batches import IGNORED, Sentences  # noqa: E402
 from fastrnn.lm.config import CorpusOptions, TrainingOptions  # noqa: E402
 from fastrnn.lm.corpus import read_corpus  # noqa: E402
@@ -242,6 +246,32 @@ def test_what_a_crash_has_left_of_an_encoded_text_is_made_again(
     assert mended.train.tolist() == numbers
     assert mended.vocabulary.tokens == first.vocabulary.tokens
     assert (kept / name).read_bytes() == whole
+
+
+def test_who_encodes_the_same_at_once_all_find_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "text.txt"
+    path.write_text("a b c b\n" * 60)
+    read, together = encoded._read, Barrier(8)
+
+    def slowly(*arguments: Any) -> Any:  # what was not there may be when it is acted on
+        found = read(*arguments)
+        if found is None:
+            time.sleep(0.05)
+        return found
+
+    def numbers(_: int) -> list[int]:
+        together.wait()
+        return load_corpus(CorpusOptions(str(path)), 1, 2).train.tolist()
+
+    monkeypatch.setattr(encoded, "_read", slowly)
+    with ThreadPoolExecutor(8) as threads:
+        first, *others = threads.map(numbers, range(8))
+    assert all(other == first for other in others)
+    (kept,) = (tmp_path / "cache" / "encoded").iterdir()
+    assert len(first) == (kept / "train.int32").stat().st_size // 4
 
 
 def test_cache_that_cannot_be_written_says_what_to_set(

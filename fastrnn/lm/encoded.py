@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -46,33 +45,33 @@ def encoded(
     """
     key = _key(texts, options)
     folder = cache / key[:32]
-    found = _read(folder, options)
-    if found is None:
+    for _ in range(3):  # twice, unless other processes replace what this one has made
+        found = _read(folder, options)
+        if found is not None:
+            return key, *found
         try:
-            cache.mkdir(parents=True, exist_ok=True)
-            # Beside its place and renamed: another process may be making the same. A folder within,
-            # which others may read.
-            with TemporaryDirectory(dir=cache, prefix=f"{key[:32]}.") as room:
-                made = Path(room, "made")
-                made.mkdir()
-                _encode(texts, options, made)
-                found = _read(folder, options)
-                if found is None:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    made.rename(folder)
-                    found = _read(folder, options)
+            _make(texts, options, folder)
         except OSError as error:
-            found = _read(folder, options)
-            if found is None:
-                raise _unwritable(cache, error) from error
-    assert found is not None
-    return key, *found
+            raise UserError(
+                f"{cache}: cannot be written: {error.strerror}; set FASTRNN_CACHE to a folder that "
+                "can"
+            ) from error
+    raise UserError(f"{folder}: is replaced again and again by other processes")
 
 
-def _unwritable(cache: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{cache}: cannot be written: {error.strerror}; set FASTRNN_CACHE to a folder that can"
-    )
+def _make(texts: tuple[Text, Text, Text], options: CorpusOptions, folder: Path) -> None:
+    """Encode in a folder beside, and give it this one's place unless another process has."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as room:
+        made = Path(room, "made")  # within, for others may read it
+        made.mkdir()
+        _encode(texts, options, made)
+        try:
+            made.rename(folder)  # not over another, which a process may have just read from
+        except OSError:
+            if _read(folder, options) is None:  # what a crash has left
+                folder.rename(Path(room, "left"))
+                made.rename(folder)
 
 
 def _key(texts: tuple[Text, Text, Text], options: CorpusOptions) -> str:
@@ -86,7 +85,7 @@ def _key(texts: tuple[Text, Text, Text], options: CorpusOptions) -> str:
 def _read(
     folder: Path, options: CorpusOptions
 ) -> tuple[Vocabulary, list[Tensor], Path | None] | None:
-    """What a folder of the cache holds; None if it is not there, or not whole after a crash."""
+    """What a folder of the cache holds; None if it is not there, or not whole."""
     tokenizer = [folder / _TOKENIZER] if options.level == "bpe" else []
     try:
         counts, tokens, *_ = (
@@ -99,10 +98,15 @@ def _read(
         vocabulary = Vocabulary(tokens)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    tensors = [
-        torch.from_file(str(file), size=count, dtype=torch.int32)
-        for file, count in zip(files, counts, strict=True)
-    ]
+    try:
+        tensors = [
+            torch.from_file(str(file), size=count, dtype=torch.int32)
+            for file, count in zip(files, counts, strict=True)
+        ]
+    except RuntimeError:
+        if all(file.exists() for file in files):
+            raise
+        return None  # another process has just replaced the folder
     return vocabulary, tensors, tokenizer[0] if tokenizer else None
 
 
