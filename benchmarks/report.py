@@ -130,8 +130,12 @@ def write(path: Path, docs: Path, html_file: Path) -> None:
     rows = results.read(path)
     if not rows:
         raise ValueError(f"benchmarks: {path} has no rows")
-    other = results.newest(results.read(results.OTHER)) if results.OTHER.is_file() else {}
-    parts = list(sections(list(results.newest(rows).values()), list(other.values())))
+    elsewhere = {
+        processor: list(results.newest(results.read(file)).values())
+        for processor, file in results.OTHERS.items()
+        if file.is_file()
+    }
+    parts = list(sections(list(results.newest(rows).values()), elsewhere))
     pictures = docs / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     for part in parts:

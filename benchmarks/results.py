@@ -12,7 +12,11 @@ from benchmarks.machine import ROOT, git
 
 FOLDER = ROOT / "benchmarks" / "results"
 FULL, QUICK = FOLDER / "cpu.jsonl", FOLDER / "quick.jsonl"  # the second is not committed
-OTHER = FOLDER / "cpu_avx2.jsonl"  # main cases on a processor without AVX-512
+# Main cases on other processors, by what those are.
+OTHERS = {
+    "Zen 4, AVX-512 in halves": FOLDER / "cpu_zen4.jsonl",
+    "Zen 3, AVX2": FOLDER / "cpu_avx2.jsonl",
+}
 
 
 def append(rows: Iterable[Row], path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks import growth, layers, plots, results, targets
@@ -27,17 +27,18 @@ class Section:
     pictures: dict[str, str] = field(default_factory=dict)
 
 
-def sections(rows: Rows, elsewhere: Sequence[Row] = ()) -> Iterator[Section]:
+def sections(rows: Rows, elsewhere: Mapping[str, Rows]) -> Iterator[Section]:
     """The whole report.
 
     Args:
         rows: one of each case and malloc setting, of one machine.
-        elsewhere: some of another machine.
+        elsewhere: some of other machines, by their names in results.OTHERS.
     """
     yield _machine(rows)
     sound = [row for row in rows if "error" not in row]
     if any(targets.asked(row) for row in sound):
-        yield _targets(sound)
+        text = "Ratios were set for two Zen 5 cores, fractions of the floor hold anywhere."
+        yield _targets("Targets", text, sound)
     yield from _layers(rows)
     for suite, title, text in SUITES:
         chosen = [row for row in rows if row["suite"] == suite]
@@ -50,17 +51,19 @@ def sections(rows: Rows, elsewhere: Sequence[Row] = ()) -> Iterator[Section]:
     grown = [row for row in sound if row["suite"] == "growth"]
     if grown:
         yield from _growth(grown)
-    yield from _elsewhere(list(elsewhere))
+    for processor, there in elsewhere.items():
+        yield from _elsewhere(processor, there)
 
 
-def _elsewhere(rows: Rows) -> Iterator[Section]:
+def _elsewhere(processor: str, rows: Rows) -> Iterator[Section]:
+    file = results.OTHERS[processor].name
+    sound = [row for row in rows if "error" not in row]
+    if any(target.what == "floor" for row in sound for target in targets.asked(row)):
+        yield _targets(f"{processor}: fractions of the floor", "", sound, only="floor")
     for suite in dict.fromkeys(row["suite"] for row in rows):
         chosen = [row for row in rows if row["suite"] == suite]
-        text = (
-            f"{_origin(chosen)} By `python -m benchmarks CASES --out "
-            f"benchmarks/results/{results.OTHER.name}`."
-        )
-        yield Section(f"Another processor: {suite.replace('_', ' ')}", text, table(chosen))
+        text = f"{_origin(chosen)} By `python -m benchmarks CASES --out benchmarks/results/{file}`."
+        yield Section(f"{processor}: {suite.replace('_', ' ')}", text, table(chosen))
 
 
 SUITES = (
@@ -151,13 +154,13 @@ def _range(values: Sequence[float], unit: str) -> str:
     return f"{min(values):.3g}, {middle:.3g}, {max(values):.3g} {unit}"
 
 
-def _targets(rows: Rows) -> Section:
+def _targets(title: str, text: str, rows: Rows, only: str | None = None) -> Section:
     lines = [["case", "malloc", "target", "measured", ""]]
     met = count = 0
     for row in rows:
         for target in targets.asked(row):
             value = target.measured(row)
-            if value is None:
+            if value is None or only not in (None, target.what):
                 continue
             count += 1
             if target.met(value):
@@ -168,11 +171,7 @@ def _targets(rows: Rows) -> Section:
             bound = "at most " if target.what in ("memory", "ms") else "at least "
             asked = bound + target.text(target.number)
             lines.append([f"`{row['case']}`", row["malloc"], asked, target.text(value), verdict])
-    text = (
-        f"{met} of {count} are met. Ratios were set for two Zen 5 cores, fractions of the floor "
-        "hold anywhere."
-    )
-    return Section("Targets", text, lines)
+    return Section(title, f"{met} of {count} are met. {text}".strip(), lines)
 
 
 def _shortfall(target: targets.Target, row: Row, rows: Rows) -> str:
