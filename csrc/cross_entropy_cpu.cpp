@@ -85,16 +85,15 @@ class CrossEntropyLoop {
   // exp(x - highest) of a block's logits x, with what the softmax needs of it.
   void exponentials(const Team& team, const Chunk<T>& chunk, Index b) const {
     const Index K = s_.features, classes = cut_.block_classes(b);
-    const Index slices = larger(1, ceil_div(K, sum_slice)), groups = ceil_div(K, depth<T>);
+    const Slices<T> slices(K);
     for (Index panel = 0; panel < chunk.panels(); ++panel) {
       C* const x = logits(team, b, panel);
       const bool last = panel + 1 == chunk.panels();
       for (bool level : {s_.classes > 1, false}) {  // of one class the softmax is 1 to the bit
         for (Index c = 0; c < classes; c += R) {
           if (last) fetch(operands_.weight(b * block + classes + c), R * K);
-          for (Index i = 0; i < slices; ++i) {
-            const Index k0 = groups * i / slices * depth<T>;
-            const Index end = smaller(K, groups * (i + 1) / slices * depth<T>);
+          for (Index i = 0; i < slices.count; ++i) {
+            const Index k0 = slices.begin(i), end = slices.begin(i + 1);
             tile_of_rows(chunk.used(panel), smaller(R, classes - c),
                          operands_.weight(b * block + c) + k0, K, depth<T>,
                          operands_.hidden_rows(panel, k0), end - k0, x + c * lanes, i > 0);

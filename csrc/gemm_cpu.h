@@ -63,42 +63,48 @@ class Tiles {
 // and many rows had up to 12 times torch's error.
 constexpr Index sum_slice = 1024, gradient_slice = 192;
 
-// tile[rows][NV * width] = a[rows, k] panel, over the first `used` vectors; a's rows are `lda`
-// apart and `among` others. If several blocks of rows take this panel, from a far cache, block
-// `block` of them fetches its share of the next one.
+// The slices of a sum over k.
+template <class T>
+struct Slices {
+  explicit Slices(Index k) : k(k), count(larger(1, ceil_div(k, sum_slice))) {}
+  Index begin(Index i) const { return smaller(k, ceil_div(k, depth<T>) * i / count * depth<T>); }
+  const Index k, count;
+};
+
+// Slice i of tile[rows][NV * width] = a[rows, k] panel over the first `used` vectors; a's rows are
+// `lda` apart and `among` others. If several blocks of rows take this slice, from a far cache,
+// block `block` of them fetches its share of what follows: the next slice, or the next panel's
+// first.
 template <class T, int NV>
-FASTRNN_INLINE void panel_product(int used, Index rows, const T* a, Index lda,
-                                  const Operand<T>* panel, Index k, Value<T>* tile, Index among = 0,
-                                  Index block = 0, Index blocks = 1) {
+FASTRNN_INLINE void slice_product(const Slices<T>& slices, Index i, int used, Index rows,
+                                  const T* a, Index lda, const Operand<T>* panel, Value<T>* tile,
+                                  Index among = 0, Index block = 0, Index blocks = 1) {
   constexpr Index w = width<T>;
   constexpr int part = part_vectors<NV>;
-  const Index slices = larger(1, ceil_div(k, sum_slice)), groups = ceil_div(k, depth<T>);
-  for (Index i = 0; i < slices; ++i) {
-    const Index begin = groups * i / slices * depth<T>;
-    const Index end = smaller(k, groups * (i + 1) / slices * depth<T>);
-    const auto multiply = [&](const Operand<T>* x, Index ld) __attribute__((always_inline)) {
-      for (int v = 0; v < used; v += part) {
-        const Operand<T>* const here = panel + (v * padded<T>(k) + part * begin) * w;
-        const auto with = [&](auto ahead) __attribute__((always_inline)) {
-          tile_product<Operand<T>, part>(used < part ? used : part, rows, x, ld, depth<T>, here,
-                                         end - begin, tile + v * w, i > 0, NV * w, among, ahead);
-        };
-        if (blocks > 1 && used == NV)
-          with(Fetch::part(here + NV * w * padded<T>(k), (end - begin) / depth<T>,
-                           part * w * Index(sizeof(Group<T>)), block, blocks));
-        else
-          with(Nothing());
+  const Index begin = slices.begin(i), end = slices.begin(i + 1), K = padded<T>(slices.k);
+  const auto multiply = [&](const Operand<T>* x, Index ld) __attribute__((always_inline)) {
+    for (int v = 0; v < used; v += part) {
+      const Operand<T>* const here = panel + (v * K + part * begin) * w;
+      const auto with = [&](auto ahead) __attribute__((always_inline)) {
+        tile_product<Operand<T>, part>(used < part ? used : part, rows, x, ld, depth<T>, here,
+                                       end - begin, tile + v * w, i > 0, NV * w, among, ahead);
+      };
+      if (blocks > 1 && used == NV) {
+        const Index next = i + 1 < slices.count ? part * end : NV * K;
+        with(Fetch::part(panel + (v * K + next) * w, (end - begin) / depth<T>,
+                         part * w * Index(sizeof(Group<T>)), block, blocks));
+      } else {
+        with(Nothing());
       }
-    };
-    if constexpr (widens<T>) {
-      constexpr Index stride = sum_slice + w;  // rows not all in the same sets of the cache
-      alignas(64) Operand<T> wide[tile_rows<NV> * stride];
-      for (Index r = 0; r < rows; ++r)
-        widen_row(a + r * lda + begin, end - begin, wide + r * stride);
-      multiply(wide, stride);
-    } else {
-      multiply(a + begin, lda);
     }
+  };
+  if constexpr (widens<T>) {
+    constexpr Index stride = sum_slice + w;  // rows not all in the same sets of the cache
+    alignas(64) Operand<T> wide[tile_rows<NV> * stride];
+    for (Index r = 0; r < rows; ++r) widen_row(a + r * lda + begin, end - begin, wide + r * stride);
+    multiply(wide, stride);
+  } else {
+    multiply(a + begin, lda);
   }
 }
 
@@ -112,16 +118,32 @@ FASTRNN_INLINE void product(const Team& team, Index rows, Index vectors, Index k
   if (rows <= 0 || vectors == 0) return;
   among = larger(among, rows);
   constexpr Index panel_row = NV * width<T>;
-  alignas(64) Value<T> tile[tile_rows<NV> * panel_row];
+  // Tiles that take a long panel's slices in turn: each of them alone would have the whole panel,
+  // 0.6 MB at k = 4500, come from the far cache again, which took a third longer.
+  constexpr Index most_abreast = 4;
+  alignas(64) Value<T> tile[most_abreast][tile_rows<NV> * panel_row];
+  const Slices<T> slices(k);
+  const bool sliced = slices.count > 1;
   const Tiles<NV> tiles(rows, vectors);
   const Index last = tiles.share(team.rank + 1, team.size);
   const Index bytes = vectors * width<T> * padded<T>(k) * Index(sizeof(Operand<T>));
-  const Index blocks = bytes > near_bytes() * team.size ? tiles.blocks() : 1;
-  for (Index item = tiles.share(team.rank, team.size); item < last; ++item) {
-    const auto [panel, row0, rows_here, used, block] = tiles[item];
-    panel_product<T, NV>(used, rows_here, a + row0 * lda, lda,
-                         packed + panel * padded<T>(k) * panel_row, k, tile, among, block, blocks);
-    finish(tile, row0, rows_here, panel);
+  const bool far = bytes > near_bytes() * team.size;
+  for (Index item = tiles.share(team.rank, team.size), count; item < last; item += count) {
+    typename Tiles<NV>::Tile abreast[most_abreast];
+    for (count = 0; count < (sliced ? most_abreast : 1) && item + count < last; ++count) {
+      abreast[count] = tiles[item + count];
+      if (abreast[count].panel != abreast[0].panel) break;
+    }
+    const Index sharing = sliced ? count : tiles.blocks();
+    for (Index i = 0; i < slices.count; ++i)
+      for (Index t = 0; t < count; ++t) {
+        const auto& [panel, row0, rows_here, used, block] = abreast[t];
+        slice_product<T, NV>(slices, i, used, rows_here, a + row0 * lda, lda,
+                             packed + panel * padded<T>(k) * panel_row, tile[t], among,
+                             sliced ? t : block, far ? sharing : 1);
+      }
+    for (Index t = 0; t < count; ++t)
+      finish(tile[t], abreast[t].row0, abreast[t].rows, abreast[t].panel);
   }
 }
 

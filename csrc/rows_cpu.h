@@ -44,13 +44,15 @@ class SequenceBlocks {
     static_assert(tile_rows<NV> >= tile_rows<block_vectors>);
     constexpr Index panel_row = NV * width<T>;
     alignas(64) T tile[tile_rows<block_vectors> * panel_row];
+    const Slices<T> slices(k);
     for (Index panel = 0; panel < ceil_div(vectors, NV); ++panel) {
       const int used = vectors_used<NV>(vectors - panel * NV);
       for (Index block = first_block; block < last_block; ++block) {
         const Index sequence = start(block), rows = smaller(start(block + 1), active) - sequence;
         if (rows <= 0) break;
-        panel_product<T, NV>(used, rows, a + sequence * lda, lda, packed + panel * k * panel_row, k,
-                             tile);
+        for (Index i = 0; i < slices.count; ++i)
+          slice_product<T, NV>(slices, i, used, rows, a + sequence * lda, lda,
+                               packed + panel * k * panel_row, tile);
         finish(tile, sequence, rows, panel);
       }
     }
