@@ -56,8 +56,8 @@ constexpr Index largest_slice(Index rows) {
 template <class T, int NV>
 constexpr Index scratch_stride = ceil_div(tile_rows<NV>, width<T>) * width<T>;
 
-// Blocks of C's rows that take each part of B in turn, while it is in the first-level cache: but
-// one where a block's columns of A fill a cache.
+// Blocks of C's rows that take each part of B in turn, while it is in the first-level cache. Long
+// columns of A fill the caches alone: then one.
 constexpr Index most_blocks = 4;
 template <class T>
 constexpr Index blocks_abreast(Index rows) {

@@ -65,9 +65,16 @@ def test_grid(cell, shape, dtype, extras):
 
 
 @native
+@pytest.mark.parametrize(
+    ("batch_sizes", "H"),
+    [
+        (list(range(27, 0, -1)), 600),
+        ([50, 13, 2], 1040),  # sums in several slices either way, gradients larger than a cache
+    ],
+)
 @pytest.mark.parametrize("cell", CELLS)
-def test_any_number_of_rows_by_weights_of_a_far_cache(cell):
-    layer = random_layer(cell, list(range(27, 0, -1)), 8, 600).to(torch.float32)
+def test_any_number_of_rows_by_weights_of_a_far_cache(cell, batch_sizes, H):
+    layer = random_layer(cell, batch_sizes, 8, H).to(torch.float32)
     exact = everything(ops.reference, layer.to(torch.float64))
     found = everything(ops.Recurrence.apply, layer), everything(ops.reference, layer)
     assert_all_as_close_as_torch(*found, exact, FLOORS[torch.float32])

@@ -52,10 +52,11 @@ def encoded(
         try:
             _make(texts, options, folder)
         except OSError as error:
-            raise UserError(
-                f"{cache}: cannot be written: {error.strerror}; set FASTRNN_CACHE to a folder that "
-                "can"
-            ) from error
+            if _read(folder, options) is None:
+                raise UserError(
+                    f"{cache}: cannot be written: {error.strerror}; set FASTRNN_CACHE to a folder "
+                    "that can"
+                ) from error
     raise UserError(f"{folder}: is replaced again and again by other processes")
 
 
