@@ -48,9 +48,6 @@ constexpr bool rounds = sizeof(T) < sizeof(Value<T>);
 template <class T>
 constexpr bool widens = sizeof(T) < sizeof(Operand<T>);
 
-// More than this is in memory, as a rule, not in a cache.
-constexpr Index far_bytes = 16 << 20;
-
 // k in whole groups.
 template <class T>
 constexpr Index padded(Index k) {

@@ -26,6 +26,7 @@ class ForwardLoop {
   // unless those come from memory every time: at H = 1500, then, all rows at once.
   // Not a matter of threads: where a tile's rows are cut decides its last bit.
   static constexpr Index projected_bytes = 256 << 10, projected_rows = 64;
+  static constexpr Index cached_weights = 16 << 20;
 
  public:
   ForwardLoop(const Forward& args, char* workspace, int)
@@ -37,7 +38,7 @@ class ForwardLoop {
         packed_(weights()) {
     if (s_.projects) {
       const Index fits = projected_bytes / Index(G * H_ * sizeof(C));
-      const bool cached = G * H_ * s_.input_size * Index(sizeof(Operand<T>)) <= far_bytes;
+      const bool cached = G * H_ * s_.input_size * Index(sizeof(Operand<T>)) <= cached_weights;
       const Index worth = cached ? projected_rows : s_.rows;
       chunk_rows_ = smaller(s_.rows, larger(s_.batch, larger(fits, worth)));
       x_proj_ = arena_.template take<C>(ceil_div(H_, w) * chunk_rows_ * G * w);

@@ -22,6 +22,7 @@ from fastrnn.lm.tokens import DOCUMENT, Vocabulary, cutter, tokens_of, vocabular
 
 # Counted up when the same text and options give other numbers; those of other levels are kept.
 _FORMAT = {"word": 1, "char": 1, "bpe": 2}
+_Found = tuple[Vocabulary, list[Tensor], Path | None]
 _VOCABULARY, _TOKENIZER, _COUNTS = "vocabulary.json", "tokenizer.json", "counts.json"
 
 
@@ -45,34 +46,38 @@ def encoded(
     """
     key = _key(texts, options)
     folder = cache / key[:32]
-    for _ in range(3):  # twice, unless other processes replace what this one has made
+    found = _read(folder, options)
+    for _ in range(3):  # once, unless another process moves ours aside for its own
+        if found is None:
+            found = _made(texts, options, folder)
+    if found is None:
+        raise UserError(f"{folder}: three times encoded, and three times replaced by others")
+    return key, *found
+
+
+def _made(texts: tuple[Text, Text, Text], options: CorpusOptions, folder: Path) -> _Found | None:
+    """Encode in a folder beside, give it this one's place unless another process has, and read."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as room:
+            made = Path(room, "made")  # within, for others may read it
+            made.mkdir()
+            _encode(texts, options, made)
+            try:
+                made.rename(folder)  # not over another, which a process may have just read from
+            except OSError:
+                if _read(folder, options) is None:  # what a crash has left
+                    folder.rename(Path(room, "left"))
+                    made.rename(folder)
+    except OSError as error:
         found = _read(folder, options)
-        if found is not None:
-            return key, *found
-        try:
-            _make(texts, options, folder)
-        except OSError as error:
-            if _read(folder, options) is None:
-                raise UserError(
-                    f"{cache}: cannot be written: {error.strerror}; set FASTRNN_CACHE to a folder "
-                    "that can"
-                ) from error
-    raise UserError(f"{folder}: is replaced again and again by other processes")
-
-
-def _make(texts: tuple[Text, Text, Text], options: CorpusOptions, folder: Path) -> None:
-    """Encode in a folder beside, and give it this one's place unless another process has."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as room:
-        made = Path(room, "made")  # within, for others may read it
-        made.mkdir()
-        _encode(texts, options, made)
-        try:
-            made.rename(folder)  # not over another, which a process may have just read from
-        except OSError:
-            if _read(folder, options) is None:  # what a crash has left
-                folder.rename(Path(room, "left"))
-                made.rename(folder)
+        if found is None:
+            raise UserError(
+                f"{folder.parent}: cannot be written: {error.strerror}; set FASTRNN_CACHE to a "
+                "folder that can"
+            ) from error
+        return found
+    return _read(folder, options)
 
 
 def _key(texts: tuple[Text, Text, Text], options: CorpusOptions) -> str:
@@ -83,9 +88,7 @@ def _key(texts: tuple[Text, Text, Text], options: CorpusOptions) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _read(
-    folder: Path, options: CorpusOptions
-) -> tuple[Vocabulary, list[Tensor], Path | None] | None:
+def _read(folder: Path, options: CorpusOptions) -> _Found | None:
     """What a folder of the cache holds; None if it is not there, or not whole."""
     tokenizer = [folder / _TOKENIZER] if options.level == "bpe" else []
     try:
