@@ -40,15 +40,25 @@ Shape shape_of(const Tensor& tensor) {
   return {sizes.begin(), sizes.end()};
 }
 
+namespace {
+
+// Of a contiguous tensor.
+Shape strides_of(torch::headeronly::IntHeaderOnlyArrayRef shape) {
+  Shape strides(shape.size());
+  std::int64_t stride = 1;
+  for (std::size_t i = shape.size(); i-- > 0; stride *= std::max<std::int64_t>(shape[i], 1))
+    strides[i] = stride;
+  return strides;
+}
+
+}  // namespace
+
 Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape) {
   std::int32_t dtype, device_type, device_index;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
-  Shape strides(shape.size());
-  std::int64_t stride = 1;
-  for (std::size_t i = shape.size(); i-- > 0; stride *= std::max<std::int64_t>(shape[i], 1))
-    strides[i] = stride;
+  const Shape strides = strides_of(shape);
   AtenTensorHandle made;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(std::int64_t(shape.size()), shape.data(),
                                                          strides.data(), dtype, device_type,
@@ -65,6 +75,18 @@ Tensor copied(const Tensor& tensor) {
 
 Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+Tensor in_shape(const Tensor& tensor, const Shape& shape) {
+  std::int64_t count = 1;
+  for (const std::int64_t size : shape) count *= size;
+  if (tensor.numel() != count || !tensor.is_contiguous())
+    throw std::runtime_error("a tensor " + written(tensor) + " cannot be read as " + text(shape));
+  const Shape strides = strides_of(shape);
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
+      tensor.get(), std::int64_t(shape.size()), shape.data(), strides.data(), 0, &made));
+  return Tensor(made);
 }
 
 Tensor Checks::tensor(const char* name, const Tensor& tensor, const Shape& shape,

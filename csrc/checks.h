@@ -37,6 +37,8 @@ std::string written(const Whole& whole);
 Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape);
 Tensor copied(const Tensor& tensor);  // a contiguous one in the host's memory
 Tensor as_contiguous(const Tensor& tensor);
+// The elements of a contiguous tensor, as many, in another shape.
+Tensor in_shape(const Tensor& tensor, const Shape& shape);
 
 struct Checks {
   const char* op;  // begins every message

@@ -39,6 +39,8 @@ const Kernel<Backward>& backward_for(const std::string& cell, const Tensor& inpu
   return rows ? row_kernels_for(cell, input).backward : kernels.backward;
 }
 
+}  // namespace
+
 Gradients backward(const Inputs& in, const Extras& extras, const Saved& saved,
                    const std::string& cell, bool reverse, bool input_grad, bool state_grad,
                    bool weight_grad) {
@@ -58,6 +60,8 @@ Gradients backward(const Inputs& in, const Extras& extras, const Saved& saved,
   run(backward_for(cell, in.input, in.projected || in.gains), arguments, step_work(arguments));
   return grads;
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
     const Tensor& input, const Tensor& state, const std::optional<Tensor>& weight_ih,

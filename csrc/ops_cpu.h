@@ -55,6 +55,9 @@ struct Results {
 };
 Results forward(const Inputs& in, const Extras& extras, const std::string& cell, bool reverse,
                 bool save);
+Gradients backward(const Inputs& in, const Extras& extras, const Saved& saved,
+                   const std::string& cell, bool reverse, bool input_grad, bool state_grad,
+                   bool weight_grad);
 // On weights packed beforehand; no reserve.
 Results forward_packed(const Inputs& in, const Extras& extras, const Tensor& packed,
                        const std::string& cell, bool reverse, bool return_cells);

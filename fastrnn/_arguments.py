@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 
 import torch
@@ -102,6 +102,17 @@ def tensors(
     ):
         if tensor is not None and (tensor.dtype != dtype or tensor.device != device):
             expect_like(name, tensor, input)
+
+
+def layers(
+    cell: str, rows: Tensor, batch: int, hidden_size: int, weights: Sequence[Sequence[Tensor]]
+) -> None:
+    """Raise unless the weights of layers, each maybe with both biases, fit those below them."""
+    below, states = rows, rows.new_empty(CELLS[cell].states, batch, hidden_size).unbind()
+    for weight_ih, weight_hh, *biases in weights:
+        bias_ih, bias_hh = biases or (None, None)
+        tensors(CELLS[cell], below, states, weight_ih, weight_hh, bias_ih, bias_hh, None, batch)
+        below = states[0]
 
 
 def padded_sizes(input: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,35 @@ def applied(function: Any, *args: Any) -> Any:
     if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     return super(torch.autograd.Function, function).apply(*args)
+
+
+def batched(grads: Sequence[Tensor | None]) -> bool:
+    """Whether they stand for many (`is_grads_batched`): there is no rule for operators of lists."""
+    if torch.compiler.is_compiling():
+        return False
+    return any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
+
+
+def again(
+    run: Callable[..., Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+) -> Sequence[Tensor | None]:
+    """Gradients of `run`'s results, by running it once more; they may have some of their own."""
+    create_graph = second_order()
+    with torch.enable_grad():
+        # Each by itself: of a tensor that another is, or is made of, the rest counts elsewhere.
+        tensors = [t.view_as(t) if t.requires_grad else t for t in tensors]
+        results = run(*tensors)
+    given = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None]
+    leaves = [t for t in tensors if t.requires_grad]
+    found = torch.autograd.grad(
+        *([r for r, _ in given], leaves, [g for _, g in given]),
+        create_graph=create_graph,
+        allow_unused=True,
+    )
+    by_leaf = iter(found)
+    return [next(by_leaf) if t.requires_grad else None for t in tensors]
 
 
 def unsaved(results: Sequence[Tensor]) -> tuple[Tensor, ...]:

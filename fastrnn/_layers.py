@@ -22,8 +22,8 @@ from fastrnn._recurrent import Pair, Recurrent, Tensors, by_state, unwrap
 from fastrnn._rows import PADDED, Layout, by_length, permute, resets_backwards, same_at_every_step
 from fastrnn.bidirectional import run_both, side_by_side
 from fastrnn.functional import run
-from fastrnn.inference import run_layers
 from fastrnn.packed import run_packed
+from fastrnn.plain import run_layers
 from fastrnn.streaming import Stream
 from fastrnn.wavefront import at_once, run_stack
 from fastrnn.wavefront import refusal as of_stack
@@ -212,10 +212,11 @@ class Layers(Freezable):
         batch = rows.size(1) if sizes is None else layout.batch
         if of_stack(self) is None and at_once(cell, rows, weights):
             plain = sizes is None and resets is None and not return_cells
-            given = (rows, *(states or ()), *(weight for each in weights for weight in each))
-            if plain and rows.is_cpu and not watched() and not need_gradients(given):
-                if packs is not None:
-                    weights = [[t for t in pack[:3] if t is not None] for pack in packs]
+            if packs is not None and plain:
+                given = (rows, *(states or ()), *(weight for each in weights for weight in each))
+                plain = not need_gradients(given)
+                weights = [[t for t in pack[:3] if t is not None] for pack in packs]
+            if plain and rows.is_cpu and not watched():
                 return *run_layers(cell, rows, states or (), weights, H, packs is not None), None
             if packs is None:
                 shape = (self._states, batch, H)

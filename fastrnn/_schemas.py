@@ -67,13 +67,17 @@ SCHEMAS = (
     "recurrence_packed(Tensor input, Tensor state, Tensor packed, Tensor? bias_ih, "
     f"Tensor? bias_hh, Tensor? gains, {_ROWS}, str cell, int proj_size, bool reverse, "
     "bool return_cells) -> (Tensor output, Tensor state_n, Tensor cells)",
-    # Plain layers one above the other without gradients, over padded rows [T * B, I]: S states
-    # [L, B, H], or none for zeros; of each layer weight_ih and weight_hh, or both packed, and with
-    # `bias` bias_ih and bias_hh. The output, and the last states.
-    "recurrence_layers(Tensor input, Tensor[] states, Tensor[] weights, int steps, "
-    "int hidden_size, str cell, bool bias, bool packed) -> Tensor[]",
-    # The same of one step of one layer: S states [B, H], or none; the next ones.
-    "recurrence_step(Tensor input, Tensor[] states, Tensor[] weights, str cell) -> Tensor[]",
+    # Plain layers one above the other over rows [T, B, I]: S states [L, B, H], or none for zeros;
+    # of each layer weight_ih and weight_hh, or both packed, and with `bias` bias_ih and bias_hh. Or
+    # one step of a cell: rows [B, I], states [B, H]. The output and the last states; with `save`
+    # also each layer's cells and reserve, and after those of all but the last its output.
+    "recurrence_layers(Tensor input, Tensor[] states, Tensor[] weights, int hidden_size, str cell, "
+    "bool bias, bool packed, bool save) -> Tensor[]",
+    # saved: what `save` gave, and the output; grad_states: S or none. The gradients of `input`,
+    # `states` and `weights`; one that is not wanted is empty.
+    "recurrence_layers_backward(Tensor? grad_output, Tensor[] grad_states, Tensor input, "
+    "Tensor[] states, Tensor[] weights, Tensor[] saved, int hidden_size, str cell, bool bias, "
+    "bool input_grad, bool state_grad, bool weight_grad) -> Tensor[]",
     # What `take_step` needs to take steps of L layers on states [L, S, B, H]; biases [L, 2, G*H],
     # gains [L, ...]. It points into these tensors' memory.
     "stepper(Tensor states, Tensor packed, Tensor? biases, Tensor? gains, float[] zoneout, "

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fastrnn import _checks
-from fastrnn._calls import need_gradients
 from fastrnn._recurrent import Device, Recurrent, Tensors, unwrap
 from fastrnn.cells import CELLS
 from fastrnn.functional import run
-from fastrnn.inference import run_step
-from fastrnn.wavefront import at_once, run_stack
+from fastrnn.plain import run_layers
+from fastrnn.wavefront import at_once
 
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -83,20 +82,19 @@ class SingleStep(Recurrent):
             states = _checks.as_states("lstm_cell", hx, self._states, TypeError)
             _checks.cell_states(op, states, input, self.hidden_size)
         batched, present = input.dim() == 2, [weight for weight in weights if weight is not None]
-        quick = self.hidden_size > 0 and len(present) != 3 and at_once(cell, input, [present])
-        if quick and batched and not need_gradients((input, *states, *present)):
-            return unwrap(run_step(cell, input, states, present, self.hidden_size))
         rows = input if batched else input.unsqueeze(0)  # [B, I]
-        if states:
-            state = torch.stack(states) if batched else torch.stack(states).unsqueeze(1)
+        if not batched:
+            states = tuple(state.unsqueeze(0) for state in states)
+        if self.hidden_size > 0 and len(present) != 3 and at_once(cell, input, [present]):
+            _, last = run_layers(cell, rows, states, [present], self.hidden_size)
+            if batched:
+                return unwrap(last)
         else:
-            state = rows.new_zeros(self._states, rows.size(0), self.hidden_size)
-        if quick:
-            _, (state_n,), _ = run_stack(cell, rows.unsqueeze(0), [state], [present])
-            # Neither these nor copies are views: callers may change them in place (`h.detach_()`).
-            joined = state_n.flatten(0, 3 - input.dim())  # [S*B, H] or [S*H]
-            return unwrap(torch.unsafe_chunk(joined, self._states))
-        _, last, _ = run(cell, rows.unsqueeze(0), state, *weights)
+            zeros = (self._states, rows.size(0), self.hidden_size)
+            state = torch.stack(states) if states else rows.new_zeros(zeros)
+            _, ends, _ = run(cell, rows.unsqueeze(0), state, *weights)
+            last = tuple(ends)
+        # No views: callers may change them in place (`h.detach_()`).
         return unwrap(tuple((s if batched else s.squeeze(0)).clone() for s in last))
 
 

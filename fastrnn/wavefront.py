@@ -3,13 +3,14 @@
 On the device, layer l works on a step while the layer above it works on one a little earlier. Where
 that does not fit, and elsewhere, the operator is `fastrnn::recurrence` for each layer in turn; on a
 CPU that saves what torch and Python take for every layer, as much as a short sequence's work. One
-layer, and a cell, takes this way there, too: the operator has fewer arguments. Without gradients
-there are operators with fewer still (`inference.py`).
+layer takes this way there, too: the operator has fewer arguments. Over padded rows there is one
+with fewer still (`plain.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor
 from fastrnn import _arguments, _cuda, ops
 from fastrnn._autocast import lower_dtype
 from fastrnn._calls import (
+    again,
     applied,
+    batched,
     below_autograd,
     by_functions,
     need_gradients,
@@ -29,7 +32,6 @@ from fastrnn._calls import (
 from fastrnn._library import LIBRARY
 from fastrnn.backends import chosen
 from fastrnn.cells import COMPILED
-from fastrnn.inference import name_misfit
 
 _SINGLE = torch.ops.fastrnn.recurrence.default
 _SINGLE_BACKWARD = torch.ops.fastrnn.recurrence_backward.default
@@ -99,13 +101,7 @@ def _backward_by_layer(of_one: Any) -> Any:
 
 
 _by_one = _backward_by_layer(_SINGLE_BACKWARD)
-
-
-def _batched(grads: Sequence[Tensor | None]) -> bool:
-    """Whether they stand for many (`is_grads_batched`): there is no rule for operators of lists."""
-    if torch.compiler.is_compiling():
-        return False
-    return any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
+_each_with_gradients = layer_by_layer(ops.Recurrence.apply)
 
 
 class Stack(torch.autograd.Function):
@@ -141,7 +137,8 @@ class Stack(torch.autograd.Function):
         options = (batch_sizes, resets)
         of_states = grads[1::_RESULTS]
         if second_order():
-            found = _again(input, layers, (*options, ctx.cell, ctx.bias), grads)
+            run = partial(_one_by_one, options, ctx.cell, ctx.bias)
+            found = again(run, (input, *layers), grads)
         else:
             given: list[Tensor] = []
             if any(g is not None for g in of_states):
@@ -154,7 +151,7 @@ class Stack(torch.autograd.Function):
             each = 5 if ctx.bias else 3
             weights = (need for i, need in enumerate(needs[5:]) if i % each)
             wanted = (needs[0], any(needs[5::each]), any(weights))
-            found = (_by_one if _batched(grads) else _STACK_BACKWARD)(
+            found = (_by_one if batched(grads) else _STACK_BACKWARD)(
                 *(grads[-4], grads[-2], given, input, layers, *options, saved),
                 *(ctx.cell, ctx.bias, *wanted),
             )
@@ -163,21 +160,9 @@ class Stack(torch.autograd.Function):
         return (of_input, *nothing, *others)
 
 
-def _again(
-    input: Tensor, layers: Sequence[Tensor], options: Any, grads: Sequence[Tensor | None]
-) -> Sequence[Tensor | None]:
-    """Gradients that have some of their own: the layers run again, one by one."""
-    with torch.enable_grad():
-        # Each by itself: of a tensor that another is, or is made of, the rest counts elsewhere.
-        input, *layers = (t.view_as(t) if t.requires_grad else t for t in (input, *layers))
-        results = layer_by_layer(ops.Recurrence.apply)(input, layers, *options)
-    given = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None]
-    leaves = [t for t in (input, *layers) if t.requires_grad]
-    found = torch.autograd.grad(
-        [r for r, _ in given], leaves, [g for _, g in given], create_graph=True, allow_unused=True
-    )
-    by_leaf = iter(found)
-    return [next(by_leaf) if t.requires_grad else None for t in (input, *layers)]
+def _one_by_one(rows: Any, cell: str, bias: bool, input: Tensor, *layers: Tensor) -> list[Tensor]:
+    """What `Stack` gives, of operators that have gradients of every order."""
+    return list(_each_with_gradients(input, layers, *rows, cell, bias))
 
 
 def _differentiable(input: Tensor, layers: list[Tensor], *options: Any) -> list[Tensor]:
@@ -264,7 +249,7 @@ def run_stack(
         else:
             found = below_autograd(_STACK, input, layers, *args, return_cells)
     except RuntimeError:
-        name_misfit(cell, rows, states[0].size(1), states[0].size(2), weights)
+        _arguments.layers(cell, rows, states[0].size(1), states[0].size(2), weights)
         raise
     output, _, cells, _ = found[-_RESULTS:]
     every = cells[0] if return_cells else None

@@ -1,0 +1,271 @@
+"""Plain layers and cells over padded rows: the bits of the general operators, errors as clear."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+
+import fastrnn
+from fastrnn import _layers, _library, single_step
+from fastrnn.plain import Plain
+
+pytestmark = pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
+
+LAYERS = torch.ops.fastrnn.recurrence_layers.default
+BACKWARD = torch.ops.fastrnn.recurrence_layers_backward.default
+KINDS = ["RNN", "GRU", "LSTM"]
+T, B, IN, H = 4, 3, 5, 7
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The calls of `run_layers`."""
+    calls = []
+    for place in (_layers, single_step):
+        run = place.run_layers
+        monkeypatch.setattr(place, "run_layers", lambda *a, run=run: calls.append(a) or run(*a))
+    return calls
+
+
+def hx(kind, *shape, dtype=torch.float32):
+    states = tuple(torch.randn(*shape, dtype=dtype) for _ in range(2))
+    return states if kind.startswith("LSTM") else states[0]
+
+
+def results(module, x, state):
+    """What a layer or a cell gives, as a list; the state as tensors that want gradients."""
+    leaves = [s.requires_grad_() for s in (state if isinstance(state, tuple) else (state,))]
+    found = module(x, state)
+    if not isinstance(found, tuple):
+        found = (found,)
+    flat = [t for each in found for t in (each if isinstance(each, tuple) else (each,))]
+    return flat, [x, *module.parameters(), *leaves]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_have_the_same_bits(monkeypatch, calls, kind, layers, dtype):
+    torch.manual_seed(0)
+    module = getattr(fastrnn, kind)(IN, H, layers, bias=layers > 1).to(dtype)
+    for given in (hx(kind, layers, B, H, dtype=dtype), None):
+        x = torch.randn(T, B, IN, dtype=dtype)
+        with torch.no_grad():
+            found = module(x, given)
+        torch.testing.assert_close(found, module(x, given), rtol=0, atol=0)
+        assert len(calls) == 2
+        with monkeypatch.context() as patch:
+            patch.setattr(_layers, "watched", lambda: True)
+            torch.testing.assert_close(found, module(x, given), rtol=0, atol=0)
+        assert len(calls) == 2
+        calls.clear()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_cells_have_the_same_bits(monkeypatch, calls, kind, bias):
+    torch.manual_seed(0)
+    module = getattr(fastrnn, kind + "Cell")(IN, H, bias)
+    x, states = torch.randn(B, IN), hx(kind, B, H)
+    kept = copy.deepcopy(states)
+    for given in (states, None):
+        with torch.no_grad():
+            found = module(x, given)
+        torch.testing.assert_close(found, module(x, given), rtol=0, atol=0)
+        assert len(calls) == 2
+        with monkeypatch.context() as patch:
+            patch.setattr(single_step, "at_once", lambda *_: False)
+            torch.testing.assert_close(found, module(x, given), rtol=0, atol=0)
+        assert len(calls) == 2
+        calls.clear()
+    for state in found if kind == "LSTM" else (found,):
+        state.add_(1)  # its own, not a view
+    torch.testing.assert_close(states, kept, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("cell", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_have_the_same_bits(monkeypatch, calls, kind, cell):
+    torch.manual_seed(0)
+    if cell:
+        module, x, state = (
+            getattr(fastrnn, kind + "Cell")(IN, H),
+            torch.randn(B, IN),
+            hx(kind, B, H),
+        )
+        general = partial(monkeypatch.setattr, single_step, "at_once", lambda *_: False)
+    else:
+        module, x = getattr(fastrnn, kind)(IN, H, 2), torch.randn(T, B, IN)
+        state = hx(kind, 2, B, H)
+        general = partial(monkeypatch.setattr, _layers, "watched", lambda: True)
+    found, leaves = results(module, x.requires_grad_(), state)
+    assert len(calls) == 1
+    general()
+    expected, _ = results(module, x, state)
+    assert len(calls) == 1
+    for kept in (range(len(found)), *([i] for i in range(len(found)))):  # the others' are absent
+        grads = [
+            torch.autograd.grad(
+                sum(made[i].sin().sum() for i in kept),
+                leaves,
+                retain_graph=True,
+                materialize_grads=True,
+            )
+            for made in (found, expected)
+        ]
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+            assert a.shape == b.shape and a.any()
+
+
+def test_gradients_that_nobody_wants_are_not_made():
+    module, x, state = fastrnn.GRU(IN, H, 2), torch.randn(T, B, IN), torch.zeros(2, B, H)
+    module.requires_grad_(False)
+    for wanted in (x, state):
+        wanted.requires_grad_()
+        module(x, state)[0].sum().backward()
+        assert wanted.grad.any()
+        wanted.grad = None
+        wanted.requires_grad_(False)
+    assert all(p.grad is None for p in module.parameters())
+    module.weight_hh_l0.requires_grad_(), module.weight_hh_l1.requires_grad_()
+    module(x, state)[0].sum().backward()
+    having = [name for name, p in module.named_parameters() if p.grad is not None]
+    assert having == ["weight_hh_l0", "weight_hh_l1"] and x.grad is None
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("kind", ["GRUCell", "LSTMCell", "RNN", "LSTM"])
+def test_gradients_of_gradients(kind, given):
+    torch.manual_seed(0)
+    module = getattr(fastrnn, kind)(2, 3).double()
+    cell = kind.endswith("Cell")
+    x = torch.randn(*(() if cell else (2,)), 2, 2, dtype=torch.float64, requires_grad=True)
+    state = hx(kind, *(() if cell else (1,)), 2, 3, dtype=torch.float64) if given else None
+    names, weights = zip(*module.named_parameters(), strict=True)
+
+    def run(x, *weights):
+        found = torch.func.functional_call(
+            module, dict(zip(names, weights, strict=True)), (x, state)
+        )
+        return found[1] if isinstance(found, tuple) else found
+
+    assert torch.autograd.gradcheck(run, (x, *weights), check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(run, (x, *weights))
+
+
+def test_what_was_changed_in_place_is_named():
+    cell, layer = fastrnn.LSTMCell(IN, H), fastrnn.LSTM(IN, H, batch_first=True)
+    output, (h_n, _) = layer(torch.randn(B, T, IN))
+    h_n.detach_()
+    with torch.no_grad():
+        output.zero_()
+    h, c = cell(torch.randn(B, IN))
+    h.detach_()
+    c.sum().backward()  # its own
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_a_pass_may_be_gone_back_over_twice():
+    layer, x = fastrnn.GRU(IN, H, 2), torch.randn(T, B, IN)
+    loss = layer(x.mT.contiguous().mT)[0].sum()
+    first = torch.autograd.grad(loss, layer.weight_hh_l0, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, layer.weight_hh_l0), first, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="a second time"):
+        loss.backward()
+
+
+def test_other_devices_keep_to_the_operator_that_they_have(monkeypatch, calls):
+    monkeypatch.setattr(_layers, "at_once", lambda *_: True)
+    with torch.no_grad():
+        output, _ = fastrnn.GRU(IN, H, 2, device="meta")(torch.zeros(T, B, IN, device="meta"))
+    assert calls == [] and output.shape == (T, B, H)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_weight_that_does_not_fit_is_named(kind):
+    layer, cell = getattr(fastrnn, kind)(IN, H, 2), getattr(fastrnn, kind + "Cell")(IN, H)
+    layer.weight_hh_l1 = torch.nn.Parameter(torch.zeros(3, H))
+    cell.weight_hh = torch.nn.Parameter(torch.zeros(3, H))
+    for module, x in ((layer, torch.randn(T, B, IN)), (cell, torch.randn(B, IN))):
+        for wanted in (False, True):
+            misfit = pytest.raises(ValueError, match=r"weight_hh must be \[G\*H, H\] = ")
+            with torch.set_grad_enabled(wanted), misfit:
+                module(x)
+
+
+def arguments(cell, states):
+    """The forward operator's for an LSTM or its cell: input, states, weights, and the options."""
+    module = fastrnn.LSTMCell(IN, H) if cell else fastrnn.LSTM(IN, H, 2)
+    x, shape = torch.randn(B, IN) if cell else torch.randn(T, B, IN), (B, H) if cell else (2, B, H)
+    given = [torch.randn(shape) for _ in range(states)]
+    return x, given, [w.detach() for w in module.parameters()], H, "lstm", True
+
+
+@pytest.mark.parametrize("states", [0, 2])
+@pytest.mark.parametrize("cell", [False, True])
+def test_opcheck(cell, states):
+    args = arguments(cell, states)
+    for save in (False, True):
+        torch.library.opcheck(LAYERS, (*args, False, save))
+    output, *rest = LAYERS(*args, False, True)
+    options, grad = args[3:], torch.randn_like(output)
+    for wanted in ((True, states > 0, True), (False, False, True), (True, states > 0, False)):
+        every = (grad, rest[:2], *args[:3], [*rest[2:], output], *options, *wanted)
+        torch.library.opcheck(BACKWARD, every)
+
+
+def test_operators_refuse_what_does_not_fit():
+    weights = [w.detach() for w in fastrnn.LSTM(IN, H).all_weights[0]]
+    x, state = torch.randn(T, B, IN), torch.randn(1, B, H)
+    plain = (H, "lstm", True, False, False)
+    wrong = [
+        ((x, [], [], *plain), "weights must be 4 tensors"),
+        ((x, [], weights[:3], *plain), "weights must be 4 tensors"),
+        ((x[0, 0], [], weights, *plain), r"input must be \[T, B, I\] with T > 0 or \[B, I\]"),
+        ((x[:0], [], weights, *plain), r"input must be \[T, B, I\] with T > 0"),
+        ((x[0], [], weights * 2, *plain), r"input must be \[T, B, I\] with T > 0, got"),
+        ((x, [], weights, H + 1, *plain[1:]), "weight_ih must be"),
+        ((x, [state], weights, *plain), "states must be 2 or none, got 1"),
+        ((x, [state, state[0]], weights, *plain), r"state must be \[1, 3, 7\]"),
+        ((x[0], [state, state], weights, *plain), r"state must be \[3, 7\]"),
+        ((x, [state.double()] * 2, weights, *plain), "state must have the input's"),
+        ((x, [], weights, H, "lstm", True, True, False), "weights must be 3 tensors"),
+        ((x, [], weights[:3], H, "lstm", True, True, False), "bias_ih must be"),
+        ((x, [], weights[:3], H, "lstm", True, True, True), "packed weights have no gradients"),
+        ((x, [], weights, 0, "lstm", True, False, False), "hidden size must be at least 1, got 0"),
+        ((x, [], weights, H, "lstn", True, False, False), "no compiled cell"),
+    ]
+    for args, message in wrong:
+        with pytest.raises(RuntimeError, match=message):
+            LAYERS(*args)
+    output, *ends, cells, reserve = LAYERS(x, [], weights, H, "lstm", True, False, True)
+    saved, rest = [cells, reserve, output], (H, "lstm", True, True, False, True)
+    for args, message in [
+        ((output, [], x, [], weights, saved[:2], *rest), "saved must have three tensors"),
+        ((output, [], x, [], weights, [cells, cells, output], *rest), "reserve must be"),
+        ((output, [], x, [], weights, [cells, reserve, x], *rest), "cannot be read as"),
+        ((output[0], [], x, [], weights, saved, *rest), "grad_output must be"),
+        ((output, ends[:1], x, [], weights, saved, *rest), "grad_states must be 2 or none, got 1"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            BACKWARD(*args)
+
+
+def test_no_sequence():
+    cell, x = fastrnn.LSTMCell(IN, H), torch.zeros(0, IN)
+    h, c = cell(x)
+    (h.sum() + c.sum()).backward()
+    assert h.shape == c.shape == (0, H) and not cell.weight_ih.grad.any()
+    args = (x, [], [w.detach() for w in cell.parameters()], H, "lstm", True, False, False)
+    assert [t.shape for t in LAYERS(*args)] == [(0, H)] * 3
+
+
+def test_results_that_want_no_gradients():
+    x = torch.randn(T, B, IN)
+    weights = [w for w in fastrnn.LSTM(IN, H).parameters()]
+    assert [t.requires_grad for t in Plain.apply(0, H, "lstm", True, x, *weights)] == [True] * 3
