@@ -108,13 +108,37 @@ FASTRNN_INLINE void slice_product(const Slices<T>& slices, Index i, int used, In
   }
 }
 
-// This thread's share of C = A B, A row-major with stride `lda`, B packed and `vectors` wide; each
-// tile goes to finish(tile, row0, rows, panel). `among`: the rows that these are a part of, if of
-// more.
-template <class T, int NV, class Finish>
-FASTRNN_INLINE void product(const Team& team, Index rows, Index vectors, Index k, const T* a,
-                            Index lda, const Operand<T>* packed, const Finish& finish,
-                            Index among = 0) {
+// The panels of a B, `size` numbers each. If nobody packed them beforehand, a thread packs each as
+// it comes to it, which is in time for a product taken once: so what is packed never leaves the
+// near cache.
+template <class T, class Pack>
+class Panels {
+ public:
+  Panels(const Operand<T>* packed, Index size, Operand<T>* here, const Pack& pack)
+      : packed_(packed), size_(size), here_(here), pack_(pack) {}
+
+  bool packed() const { return packed_; }
+  const Operand<T>* operator[](Index panel) const {
+    if (packed_) return packed_ + panel * size_;
+    if (held_ != panel) pack_(held_ = panel, here_);
+    return here_;
+  }
+
+ private:
+  const Operand<T>* const packed_;
+  const Index size_;
+  Operand<T>* const here_;  // this thread's
+  const Pack& pack_;        // (panel, where to)
+  mutable Index held_ = -1;
+};
+
+// This thread's share of C = A B, A row-major with stride `lda`, B in panels and `vectors` wide;
+// each tile goes to finish(tile, row0, rows, panel). `among`: the rows that these are a part of, if
+// of more.
+template <class T, int NV, class Pack, class Finish>
+FASTRNN_INLINE void panel_product(const Team& team, Index rows, Index vectors, Index k, const T* a,
+                                  Index lda, const Panels<T, Pack>& panels, const Finish& finish,
+                                  Index among = 0) {
   if (rows <= 0 || vectors == 0) return;
   among = larger(among, rows);
   constexpr Index panel_row = NV * width<T>;
@@ -127,7 +151,7 @@ FASTRNN_INLINE void product(const Team& team, Index rows, Index vectors, Index k
   const Tiles<NV> tiles(rows, vectors);
   const Index last = tiles.share(team.rank + 1, team.size);
   const Index bytes = vectors * width<T> * padded<T>(k) * Index(sizeof(Operand<T>));
-  const bool far = bytes > near_bytes() * team.size;
+  const bool far = panels.packed() && bytes > near_bytes() * team.size;
   for (Index item = tiles.share(team.rank, team.size), count; item < last; item += count) {
     typename Tiles<NV>::Tile abreast[most_abreast];
     for (count = 0; count < (sliced ? most_abreast : 1) && item + count < last; ++count) {
@@ -138,13 +162,22 @@ FASTRNN_INLINE void product(const Team& team, Index rows, Index vectors, Index k
     for (Index i = 0; i < slices.count; ++i)
       for (Index t = 0; t < count; ++t) {
         const auto& [panel, row0, rows_here, used, block] = abreast[t];
-        slice_product<T, NV>(slices, i, used, rows_here, a + row0 * lda, lda,
-                             packed + panel * padded<T>(k) * panel_row, tile[t], among,
-                             sliced ? t : block, far ? sharing : 1);
+        slice_product<T, NV>(slices, i, used, rows_here, a + row0 * lda, lda, panels[panel],
+                             tile[t], among, sliced ? t : block, far ? sharing : 1);
       }
     for (Index t = 0; t < count; ++t)
       finish(tile[t], abreast[t].row0, abreast[t].rows, abreast[t].panel);
   }
+}
+
+// The same of a B packed beforehand.
+template <class T, int NV, class Finish>
+FASTRNN_INLINE void product(const Team& team, Index rows, Index vectors, Index k, const T* a,
+                            Index lda, const Operand<T>* packed, const Finish& finish,
+                            Index among = 0) {
+  const auto never = [](Index, Operand<T>*) {};
+  const Panels<T, decltype(never)> panels(packed, padded<T>(k) * NV * width<T>, nullptr, never);
+  panel_product<T, NV>(team, rows, vectors, k, a, lda, panels, finish, among);
 }
 
 // The finish of a product that only stores: this tile's place in out [.., columns], rows `ld`

@@ -43,6 +43,17 @@ struct PackedWeights {
     if (weight_hr) pack_transposed<T, projection_vectors>(team, weight_hr, P, H, projection);
   }
 
+  // One panel of weight [Gates*H, k].
+  template <int Gates>
+  void pack_panel(const T* weight, Index k, Index panel, O* here) const {
+    constexpr int NV = Gates * panel_units<Gates>;
+    for (Index v = panel * NV; v < (panel + 1) * NV; ++v) pack_vector<Gates>(weight, k, v, here);
+  }
+  template <int Gates>
+  static Index panel_numbers(Index k) {
+    return Gates * panel_units<Gates> * w * padded<T>(k);
+  }
+
   const Index I, H, P;
   O *ih, *last_gates, *first_gates = nullptr, *projection = nullptr;
 
@@ -56,14 +67,20 @@ struct PackedWeights {
   // weight [Gates*H, k] to gate-interleaved panels.
   template <int Gates>
   void pack_gates(const Team& team, const T* weight, Index k, O* packed) const {
-    constexpr int units = panel_units<Gates>, NV = Gates * units, part = part_vectors<NV>;
+    constexpr int NV = Gates * panel_units<Gates>;
     const Index vectors = gate_vectors<Gates>();
-    for (Index v = team.begin(vectors); v < team.end(vectors); ++v) {
-      const Index unit = (v / NV * units + v % NV / Gates) * w, gate = v % Gates;
-      pack_columns_transposed(weight + (gate * H + unit) * k, k, H - unit, k,
-                              packed + (v - v % part) * padded<T>(k) * w + v % part * w * depth<T>,
-                              part * w);
-    }
+    for (Index v = team.begin(vectors); v < team.end(vectors); ++v)
+      pack_vector<Gates>(weight, k, v, packed + v / NV * panel_numbers<Gates>(k));
+  }
+
+  // Vector v of all panels, into its own.
+  template <int Gates>
+  void pack_vector(const T* weight, Index k, Index v, O* panel) const {
+    constexpr int units = panel_units<Gates>, NV = Gates * units, part = part_vectors<NV>;
+    const Index unit = (v / NV * units + v % NV / Gates) * w, gate = v % Gates;
+    pack_columns_transposed(
+        weight + (gate * H + unit) * k, k, H - unit, k,
+        panel + (v % NV - v % part) * padded<T>(k) * w + v % part * w * depth<T>, part * w);
   }
 };
 

@@ -29,8 +29,9 @@ class ForwardLoop {
   static constexpr Index cached_weights = 16 << 20;
 
  public:
-  ForwardLoop(const Forward& args, char* workspace, int)
+  ForwardLoop(const Forward& args, char* workspace, int threads)
       : s_(args),
+        once_(!args.packed && one_product(args)),
         H_(args.hidden_size),
         reserve_stride_((args.zoneout.on ? R + S : R) * H_),
         arena_(workspace),
@@ -49,12 +50,13 @@ class ForwardLoop {
     }
     if (s_.resets) zeros_ = arena_.template take<T>(s_.batch * H_);
     if constexpr (rounds<T>) carry_ = arena_.template take<C>(S * s_.batch * H_);
+    if (once_) panels_ = arena_.template take<Operand<T>>(threads * panel_numbers());
   }
 
   Index bytes() const { return arena_.bytes(); }
 
   void run(const Team& team) {
-    if (!s_.packed)
+    if (!s_.packed && !once_)
       packed_.pack(team, static_cast<const T*>(s_.weight_ih), static_cast<const T*>(s_.weight_hh));
     for (int i = carried; i < S; ++i) copy(team, s_.batch * H_, state(i), carry(i, 0));
     if (zeros_) clear(team, s_.batch * H_, zeros_);
@@ -123,7 +125,7 @@ class ForwardLoop {
     const auto product_of = [&](Index row, Index rows, Index place) {
       gate_product<G>(share.team, rows, s_.rows, s_.input_size,
                       static_cast<const T*>(s_.input) + row * s_.input_size, packed_.ih,
-                      static_cast<const T*>(s_.bias_ih),
+                      static_cast<const T*>(s_.weight_ih), static_cast<const T*>(s_.bias_ih),
                       [&](Index r, Index unit, Index, const V* x) __attribute__((always_inline)) {
                         store_blocks<G>(x, w, w, projected_(place + r, unit));
                       });
@@ -166,10 +168,11 @@ class ForwardLoop {
   }
 
   // Gates * H columns of bias + a [rows, k] W; finish(row, unit, lanes, gates) gets each vector of
-  // units once. These are rows `among` others.
+  // units once. These are rows `among` others. W is packed, or taken once from `weight`.
   template <int Gates, class Finish>
   void gate_product(const Team& team, Index rows, Index among, Index k, const T* a,
-                    const Operand<T>* packed, const T* bias, const Finish& finish) const {
+                    const Operand<T>* packed, const T* weight, const T* bias,
+                    const Finish& finish) const {
     constexpr int Units = panel_units<Gates>, NV = Gates * Units;
     const auto finish_tile = [&](const C* tile, Index row0, Index count, Index panel) {
       const Finish finish_row = finish;
@@ -187,7 +190,24 @@ class ForwardLoop {
         }
       }
     };
-    product<T, NV>(team, rows, ceil_div(H_, w) * Gates, k, a, k, packed, finish_tile, among);
+    const auto pack = [&](Index panel, Operand<T>* here) {
+      packed_.template pack_panel<Gates>(weight, k, panel, here);
+    };
+    const Panels<T, decltype(pack)> panels(
+        once_ ? nullptr : packed, Packed::template panel_numbers<Gates>(k),
+        once_ ? panels_ + team.rank * panel_numbers() : nullptr, pack);
+    panel_product<T, NV>(team, rows, ceil_div(H_, w) * Gates, k, a, k, panels, finish_tile, among);
+  }
+  // Of the largest panel.
+  Index panel_numbers() const {
+    const Index k = larger(s_.projects ? s_.input_size : 0, H_);
+    return larger(Packed::template panel_numbers<G>(k),
+                  larger(Packed::template panel_numbers<last>(k),
+                         Packed::template panel_numbers<at_least_one<first>>(k)));
+  }
+
+  const T* weight_hh(int gate) const {
+    return static_cast<const T*>(s_.weight_hh) + gate * H_ * H_;
   }
 
   const T* bias_hh(int gate) const {
@@ -201,7 +221,8 @@ class ForwardLoop {
 
   void operand_step(const Team& team, const Part& segment) const {
     gate_product<at_least_one<first>>(
-        team, segment.rows, segment.among, H_, previous(segment), packed_.first_gates, bias_hh(0),
+        team, segment.rows, segment.among, H_, previous(segment), packed_.first_gates, weight_hh(0),
+        bias_hh(0),
         [this, &segment, rows = gate_rows(segment)](Index r, Index unit, Index lanes, const V* h)
             __attribute__((always_inline)) {
               V x[G], prev[S], kept[at_least_one<first>];
@@ -217,7 +238,8 @@ class ForwardLoop {
     const T* a = first > 0 ? operand_ + segment.sequence * H_ : previous(segment);
     const bool zoneout = s_.zoneout.on;
     gate_product<last>(
-        team, segment.rows, segment.among, H_, a, packed_.last_gates, bias_hh(first),
+        team, segment.rows, segment.among, H_, a, packed_.last_gates, weight_hh(first),
+        bias_hh(first),
         [this, &segment, zoneout, rows = gate_rows(segment)](
             Index r, Index unit, Index lanes, const V* h) __attribute__((always_inline)) {
           V x[last], prev[S], next[S], kept[at_least_one<R>];
@@ -244,11 +266,13 @@ class ForwardLoop {
   }
 
   const Forward& s_;
+  const bool once_;  // each weight is for one product: its panels are packed as that comes to them
   const Index H_, reserve_stride_;
   Arena arena_, packs_;
   const Packed packed_;
   C *x_proj_ = nullptr, *carry_ = nullptr;
   T *operand_ = nullptr, *stage_ = nullptr, *zeros_ = nullptr;
+  Operand<T>* panels_ = nullptr;
   Index chunk_rows_ = 0, chunk_begin_ = 0;  // of the projection that x_proj_ holds
 };
 

@@ -121,6 +121,36 @@ def test_gradients_have_the_same_bits(monkeypatch, calls, kind, cell):
             assert a.shape == b.shape and a.any()
 
 
+@pytest.mark.parametrize(
+    ("batch", "inputs", "hidden", "dtype"),
+    [
+        (40, 90, 70, torch.float32),
+        (60, 33, 130, torch.float64),
+        (40, 70, 90, torch.bfloat16),
+        (26, 40, 1100, torch.float32),
+    ],
+)
+@pytest.mark.parametrize("kind", [*KINDS, "GRU, reset before"])
+def test_weights_that_are_read_once_give_the_same_bits(kind, batch, inputs, hidden, dtype):
+    # A step of which a part of the sequences begins anew has its weights packed beforehand.
+    torch.manual_seed(0)
+    kind, *before = kind.split(",")
+    module = getattr(fastrnn, kind)(inputs, hidden, **({"reset_after": False} if before else {}))
+    module, x = module.to(dtype), torch.randn(1, batch, inputs, dtype=dtype, requires_grad=True)
+    state, grad = torch.randn(1, batch, hidden, dtype=dtype), torch.randn(1, batch, hidden)
+    resets = torch.arange(batch)[None] >= batch // 2
+    found = []
+    for options in ({}, {"resets": resets}):
+        states = [s.requires_grad_() for s in (state.clone(), -state)]
+        output, last = module(x, tuple(states) if kind == "LSTM" else states[0], **options)
+        last = last if kind == "LSTM" else (last,)
+        leaves = [x, *states[: len(last)]]
+        grads = torch.autograd.grad([output, *last], leaves, [grad.to(dtype)] * (1 + len(last)))
+        found.append([t[~resets] for t in (output, *last, *grads)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 def test_gradients_that_nobody_wants_are_not_made():
     module, x, state = fastrnn.GRU(IN, H, 2), torch.randn(T, B, IN), torch.zeros(2, B, H)
     module.requires_grad_(False)
