@@ -12,7 +12,7 @@ import fastrnn
 from benchmarks.cases import Case, Work
 from benchmarks.layers import Shape, assert_close, forward_multiply_adds, forward_numbers
 
-SHAPES = (Shape(1, 1, 64, 64, 1), Shape(1, 32, 256, 256, 1))
+SHAPES = (Shape(1, 1, 64, 64, 1), Shape(1, 32, 256, 256, 1), Shape(1, 20, 650, 650, 1))
 MODULES = {"lstm": "LSTMCell", "gru": "GRUCell", "rnn_tanh": "RNNCell"}
 
 

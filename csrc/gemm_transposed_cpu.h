@@ -60,6 +60,27 @@ constexpr Index transposed_scratch(Index rows) {
   return padded<T>(largest_slice<T>(rows)) * scratch_stride<T, NV>;
 }
 
+// Sums of so few terms that storing them is the work: row by row, as memory likes to be written.
+constexpr Index few_terms = 4;
+
+// rows of target.out from `row0` on = a^T B, of a [k, lda]'s columns from `row0` on.
+template <class T, int NV>
+void few_rows(const T* a, Index lda, Index row0, Index rows, Index k, const Target<T>& target) {
+  using V = Vec<Value<T>>;
+  constexpr Index w = width<T>;
+  for (Index row = row0; row < row0 + rows; ++row) {
+    T* const out = target.out + row * target.columns;
+    for (Index column = 0; column < target.columns; column += w) {
+      const Index v = column / w;
+      const T* const b = target.packed + (v - v % NV) * k * w + v % NV * w;
+      V sum(Value<T>(0));
+      for (Index i = 0; i < k; ++i)
+        sum = Factor<T>::multiply_add(sum, V(a[i * lda + row]), V::load(b + i * NV * w));
+      sum.store(out + column, target.columns - column);
+    }
+  }
+}
+
 // This thread's rows of C = A^T B for several B, or += if `add`: `a` is [k, lda], k a slice of all
 // rows, and C's row m is a's column m. `sums` [m], if not null, gets the sums of a's columns.
 // `scratch` holds `transposed_scratch` values, the thread's own.
@@ -88,6 +109,11 @@ void transposed_product(const Team& team, const T* a, Index lda, Index m, Index 
       for (Index r = 0; r < rows; r += w) V::load(column_sums + r).store(sums + row0 + r, rows - r);
     }
     for (const Target<T>* target = targets; target < targets + count; ++target) {
+      if constexpr (depth<T> == 1 && !widens<T>)
+        if (k <= few_terms && !add) {
+          few_rows<T, NV>(a, lda, row0, rows, k, *target);
+          continue;
+        }
       const Index panels = ceil_div(target->columns, panel_width);
       for (Index panel = 0; panel < panels; ++panel) {
         const Operand<T>* b = target->packed + panel * padded<T>(k) * panel_width;
