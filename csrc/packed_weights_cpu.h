@@ -32,14 +32,16 @@ struct PackedWeights {
     if (P) projection = arena.take<O>(panel_size<T, projection_vectors>(P, H));
   }
 
-  // This thread's share of packing weight_ih [G*H, I] (null without a projection), weight_hh
-  // [G*H, H] (or [G*H, P]) and weight_hr [P, H] (or null).
+  // This thread's share of packing weight_ih [G*H, I], weight_hh [G*H, H] (or [G*H, P]) and
+  // weight_hr [P, H], but those that are null.
   void pack(const Team& team, const T* weight_ih, const T* weight_hh,
             const T* weight_hr = nullptr) const {
     const Index width_h = P ? P : H;
     if (weight_ih) pack_gates<G>(team, weight_ih, I, ih);
-    if constexpr (first > 0) pack_gates<first>(team, weight_hh, width_h, first_gates);
-    pack_gates<last>(team, weight_hh + first * H * width_h, width_h, last_gates);
+    if (weight_hh) {
+      if constexpr (first > 0) pack_gates<first>(team, weight_hh, width_h, first_gates);
+      pack_gates<last>(team, weight_hh + first * H * width_h, width_h, last_gates);
+    }
     if (weight_hr) pack_transposed<T, projection_vectors>(team, weight_hr, P, H, projection);
   }
 

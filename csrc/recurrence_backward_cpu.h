@@ -315,7 +315,7 @@ class BackwardLoop {
   }
 
   const Backward& s_;
-  const bool once_;  // each weight is for one product: its panels are packed as that comes to them
+  const bool once_;  // weights are for one product: their panels are packed as that comes to them
   const Index H_, GH_, reserve_stride_;
   Arena arena_;
   C* carry_;

@@ -31,7 +31,7 @@ class ForwardLoop {
  public:
   ForwardLoop(const Forward& args, char* workspace, int threads)
       : s_(args),
-        once_(!args.packed && one_product(args)),
+        hh_once_(!args.packed && one_product(args)),
         H_(args.hidden_size),
         reserve_stride_((args.zoneout.on ? R + S : R) * H_),
         arena_(workspace),
@@ -43,6 +43,7 @@ class ForwardLoop {
       const Index worth = cached ? projected_rows : s_.rows;
       chunk_rows_ = smaller(s_.rows, larger(s_.batch, larger(fits, worth)));
       x_proj_ = arena_.template take<C>(ceil_div(H_, w) * chunk_rows_ * G * w);
+      ih_once_ = !s_.packed && chunk_rows_ == s_.rows;
     }
     if constexpr (first > 0) {
       operand_ = arena_.template take<T>(s_.batch * H_);
@@ -50,18 +51,20 @@ class ForwardLoop {
     }
     if (s_.resets) zeros_ = arena_.template take<T>(s_.batch * H_);
     if constexpr (rounds<T>) carry_ = arena_.template take<C>(S * s_.batch * H_);
-    if (once_) panels_ = arena_.template take<Operand<T>>(threads * panel_numbers());
+    if (hh_once_ || ih_once_) panels_ = arena_.template take<Operand<T>>(threads * panel_numbers());
   }
 
   Index bytes() const { return arena_.bytes(); }
 
   void run(const Team& team) {
-    if (!s_.packed && !once_)
-      packed_.pack(team, static_cast<const T*>(s_.weight_ih), static_cast<const T*>(s_.weight_hh));
+    const Share share(s_, team, G * H_ * H_ * Index(sizeof(Operand<T>)));
+    if (share.own) ih_once_ = false;
+    if (!s_.packed)
+      packed_.pack(team, ih_once_ ? nullptr : static_cast<const T*>(s_.weight_ih),
+                   hh_once_ ? nullptr : static_cast<const T*>(s_.weight_hh));
     for (int i = carried; i < S; ++i) copy(team, s_.batch * H_, state(i), carry(i, 0));
     if (zeros_) clear(team, s_.batch * H_, zeros_);
     team.wait();
-    const Share share(s_, team, G * H_ * H_ * Index(sizeof(Operand<T>)));
     if (share.own) {
       const Index begin = chunk_rows_ * share.begin / s_.batch;
       x_proj_ += begin * ceil_div(H_, w) * G * w;
@@ -125,7 +128,8 @@ class ForwardLoop {
     const auto product_of = [&](Index row, Index rows, Index place) {
       gate_product<G>(share.team, rows, s_.rows, s_.input_size,
                       static_cast<const T*>(s_.input) + row * s_.input_size, packed_.ih,
-                      static_cast<const T*>(s_.weight_ih), static_cast<const T*>(s_.bias_ih),
+                      ih_once_ ? static_cast<const T*>(s_.weight_ih) : nullptr,
+                      static_cast<const T*>(s_.bias_ih),
                       [&](Index r, Index unit, Index, const V* x) __attribute__((always_inline)) {
                         store_blocks<G>(x, w, w, projected_(place + r, unit));
                       });
@@ -168,7 +172,7 @@ class ForwardLoop {
   }
 
   // Gates * H columns of bias + a [rows, k] W; finish(row, unit, lanes, gates) gets each vector of
-  // units once. These are rows `among` others. W is packed, or taken once from `weight`.
+  // units once. These are rows `among` others. W is packed, or taken from `weight` for once.
   template <int Gates, class Finish>
   void gate_product(const Team& team, Index rows, Index among, Index k, const T* a,
                     const Operand<T>* packed, const T* weight, const T* bias,
@@ -194,8 +198,8 @@ class ForwardLoop {
       packed_.template pack_panel<Gates>(weight, k, panel, here);
     };
     const Panels<T, decltype(pack)> panels(
-        once_ ? nullptr : packed, Packed::template panel_numbers<Gates>(k),
-        once_ ? panels_ + team.rank * panel_numbers() : nullptr, pack);
+        weight ? nullptr : packed, Packed::template panel_numbers<Gates>(k),
+        weight ? panels_ + team.rank * panel_numbers() : nullptr, pack);
     panel_product<T, NV>(team, rows, ceil_div(H_, w) * Gates, k, a, k, panels, finish_tile, among);
   }
   // Of the largest panel.
@@ -207,9 +211,8 @@ class ForwardLoop {
   }
 
   const T* weight_hh(int gate) const {
-    return static_cast<const T*>(s_.weight_hh) + gate * H_ * H_;
+    return hh_once_ ? static_cast<const T*>(s_.weight_hh) + gate * H_ * H_ : nullptr;
   }
-
   const T* bias_hh(int gate) const {
     return s_.bias_hh ? static_cast<const T*>(s_.bias_hh) + gate * H_ : nullptr;
   }
@@ -266,7 +269,9 @@ class ForwardLoop {
   }
 
   const Forward& s_;
-  const bool once_;  // each weight is for one product: its panels are packed as that comes to them
+  // Whether a weight is for one product of the team: its panels are packed as that comes to them.
+  const bool hh_once_;
+  bool ih_once_ = false;
   const Index H_, reserve_stride_;
   Arena arena_, packs_;
   const Packed packed_;

@@ -11,7 +11,7 @@ struct Part : Segment {
   Index among;
 };
 
-// Whether a pass takes one product with each weight.
+// Whether a pass takes one product with W_hh.
 inline bool one_product(const Sequence& s) { return s.steps == 1 && s.step_begin[1] == 1; }
 
 // Either every thread takes sequences of its own through all the steps, with no barrier and nothing
