@@ -21,7 +21,7 @@ struct Layers {
   const bool bias, packed, step;
   const Parts& weights;  // of each layer weight_ih and weight_hh, or both packed; maybe the biases
   const std::int64_t each, S, L, H, T, B;
-  const Tensor rows;  // [T * B, I]
+  const Tensor rows;  // the input, contiguous
   const Parts states;
 
   Layers(const Tensor& input, const Parts& states, const Parts& weights, std::int64_t hidden_size,
