@@ -30,7 +30,6 @@ class BackwardLoop {
  public:
   BackwardLoop(const Backward& args, char* workspace, int threads)
       : s_(args),
-        once_(one_product(args)),
         H_(args.hidden_size),
         GH_(G * H_),
         reserve_stride_((args.zoneout.on ? R + S : R) * H_),
@@ -45,7 +44,6 @@ class BackwardLoop {
     grad_h_ = shared_gradients<Cell> ? grad_x_ : arena_.template take<T>(N * GH_);
     if (s_.weight_ih && s_.grad_input)
       packed_ih_ = arena_.template take<O>(panel_size<T, NV>(I, GH_));
-    if (once_) panels_ = arena_.template take<O>(threads * panel_size<T, NV>(1, GH_));
     const Index slice = largest_slice<T>(N);
     if (s_.grad_weight_ih) packed_x_ = arena_.template take<O>(panel_size<T, NV>(I, slice));
     if (s_.grad_weight_hh) {
@@ -76,7 +74,9 @@ class BackwardLoop {
     }
     if (s_.grad_state) finish_state(share);
     team.wait();
-    if (packed_ih_) input_gradient(team);
+    if (packed_ih_)
+      product_by_rows<T, NV>(team, s_.rows, s_.input_size, GH_, grad_x_, packed_ih_,
+                             static_cast<T*>(s_.grad_input));
     if (s_.grad_weight_hh) finish_weights(team);
   }
 
@@ -93,28 +93,24 @@ class BackwardLoop {
   C* carry(int i, Index sequence) const { return carry_ + (i * s_.batch + sequence) * H_; }
 
   void pack(const Team& team) const {
-    if (!once_) pack_weights(team);
+    const T* hh = static_cast<const T*>(s_.weight_hh);
+    const T* ih = static_cast<const T*>(s_.weight_ih);
+    const Index I = s_.input_size;
+    const auto rows_of = [](const T* base, Index ld) {
+      return [=](Index row) { return base + row * ld; };
+    };
+    // A single step sends nothing back but to the initial state.
+    if (s_.grad_state || s_.steps > 1)
+      pack_rows<T, NV>(team, H_, first ? first * H_ : GH_, rows_of(hh, H_), packed_hh_);
+    if (first)
+      pack_rows<T, NV>(team, H_, GH_ - first * H_, rows_of(hh + first * H_ * H_, H_), packed_last_);
+    if (packed_ih_) pack_rows<T, NV>(team, I, GH_, rows_of(ih, I), packed_ih_);
     if (zeros_) clear(team, s_.batch * H_, zeros_);
     if (s_.grad_state_n)
       copy(team, S * s_.batch * H_, static_cast<const T*>(s_.grad_state_n), carry_);
     else
       clear(team, S * s_.batch * H_, carry_);
     if (previous_) find_previous(team);
-  }
-
-  void pack_weights(const Team& team) const {
-    const Index I = s_.input_size;
-    const auto rows_of = [](const void* weight, Index columns, Index row0) {
-      return [=](Index row) { return static_cast<const T*>(weight) + (row0 + row) * columns; };
-    };
-    // A single step sends nothing back but to the initial state.
-    if (s_.grad_state || s_.steps > 1)
-      pack_rows<T, NV>(team, H_, first ? first * H_ : GH_, rows_of(s_.weight_hh, H_, 0),
-                       packed_hh_);
-    if (first)
-      pack_rows<T, NV>(team, H_, GH_ - first * H_, rows_of(s_.weight_hh, H_, first * H_),
-                       packed_last_);
-    if (packed_ih_) pack_rows<T, NV>(team, I, GH_, rows_of(s_.weight_ih, I, 0), packed_ih_);
   }
 
   // The states before each row, in the rows' order: the other side of W_hh's gradient.
@@ -125,40 +121,12 @@ class BackwardLoop {
         previous_[segment->row + r] = previous(*segment, 0) + r * H_;
   }
 
-  // a [rows, k] W of W [k, columns], packed or taken once from `weight`.
-  template <class Finish>
-  void weight_product(const Team& team, Index rows, Index columns, Index k, const T* a,
-                      const O* packed, const T* weight, const Finish& finish,
-                      Index among = 0) const {
-    const auto pack = [&](Index panel, O* here) {
-      const T* const from = weight + panel * NV * w;
-      const Index wide = smaller(columns - panel * NV * w, NV * w);
-      pack_rows<T, NV>(team.alone(), wide, k, [&](Index i) { return from + i * columns; }, here);
-    };
-    O* const here = once_ ? panels_ + team.rank * panel_size<T, NV>(1, GH_) : nullptr;
-    const Panels<T, decltype(pack)> panels(once_ ? nullptr : packed, panel_size<T, NV>(1, k), here,
-                                           pack);
-    panel_product<T, NV>(team, rows, ceil_div(columns, w), k, a, GH_, panels, finish, among);
-  }
-
-  void input_gradient(const Team& team) const {
-    T* const out = static_cast<T*>(s_.grad_input);
-    const Index I = s_.input_size;
-    if (once_)
-      weight_product(team, s_.rows, I, GH_, grad_x_, nullptr, static_cast<const T*>(s_.weight_ih),
-                     [&](const C* tile, Index row0, Index rows, Index panel) {
-                       store_tile<T, NV>(tile, rows, panel, out + row0 * I, I, I);
-                     });
-    else
-      product_by_rows<T, NV>(team, s_.rows, I, GH_, grad_x_, packed_ih_, out);
-  }
-
   // grad [rows, H] = a [rows, k] W + base [rows, H]; each vector of units goes to
   // finish(row in segment, unit, lanes, grad). The product's many small terms are summed before
   // the larger base is added: summed onto it, they would lose seven times more digits.
   template <class Finish>
   void unit_product(const Team& team, const Part& part, Index k, const T* a, const O* packed,
-                    Index first_row, const C* base, const Finish& finish) const {
+                    const C* base, const Finish& finish) const {
     const auto finish_tile = [&](const C* tile, Index row0, Index count, Index panel) {
       const Finish finish_row = finish;
       for (Index v = 0; v < NV; ++v) {
@@ -171,8 +139,7 @@ class BackwardLoop {
         }
       }
     };
-    weight_product(team, part.rows, H_, k, a, packed,
-                   static_cast<const T*>(s_.weight_hh) + first_row * H_, finish_tile, part.among);
+    product<T, NV>(team, part.rows, ceil_div(H_, w), k, a, GH_, packed, finish_tile, part.among);
   }
 
   BackwardRows<T, Cell> gate_rows(const Part& segment) const {
@@ -200,7 +167,7 @@ class BackwardLoop {
     const Index k = segment.next < 0 || segment.next_reset ? 0 : first ? first * H_ : GH_;
     const bool zoneout = s_.zoneout.on;
     unit_product(team, segment, k, grad_h_ + (segment.next < 0 ? 0 : segment.next * GH_),
-                 packed_hh_, 0, carry(0, segment.sequence),
+                 packed_hh_, carry(0, segment.sequence),
                  [this, &segment, zoneout, rows = gate_rows(segment)](
                      Index r, Index unit, Index lanes, V grad) __attribute__((always_inline)) {
                    V kept[at_least_one<R>], prev[S], next[S], grad_next[S], grad_x[G], grad_h[G],
@@ -226,7 +193,7 @@ class BackwardLoop {
 
   void operand_step(const Team& team, const Part& segment) const {
     unit_product(team, segment, GH_ - first * H_, grad_x_ + segment.row * GH_ + first * H_,
-                 packed_last_, first * H_, nullptr, [&](Index r, Index unit, Index lanes, V grad) {
+                 packed_last_, nullptr, [&](Index r, Index unit, Index lanes, V grad) {
                    const Index row = segment.row + r;
                    V kept[at_least_one<R>], prev[S], grad_x[at_least_one<first>], back[1];
                    load_blocks<R>(reserve(row) + unit, H_, lanes, kept);
@@ -254,7 +221,7 @@ class BackwardLoop {
                    part.reset ? 0
                    : first    ? first * H_
                               : GH_,
-                   grad_h_ + part.row * GH_, packed_hh_, 0, carry(0, part.sequence),
+                   grad_h_ + part.row * GH_, packed_hh_, carry(0, part.sequence),
                    [&](Index r, Index unit, Index lanes, V grad) {
                      grad.store(grad_state(0, part.sequence + r) + unit, lanes);
                    });
@@ -315,7 +282,6 @@ class BackwardLoop {
   }
 
   const Backward& s_;
-  const bool once_;  // weights are for one product: their panels are packed as that comes to them
   const Index H_, GH_, reserve_stride_;
   Arena arena_;
   C* carry_;
@@ -323,7 +289,7 @@ class BackwardLoop {
   T *zeros_ = nullptr, *operand_ = nullptr, *grad_x_, *grad_h_;
   O *packed_hh_, *packed_last_ = nullptr, *packed_ih_ = nullptr;
   O *packed_x_ = nullptr, *packed_prev_ = nullptr, *packed_operand_ = nullptr;
-  O *scratch_ = nullptr, *panels_ = nullptr;
+  O* scratch_ = nullptr;
 };
 
 }  // namespace fastrnn::FASTRNN_ISA
