@@ -31,7 +31,7 @@ class ForwardLoop {
  public:
   ForwardLoop(const Forward& args, char* workspace, int threads)
       : s_(args),
-        hh_once_(!args.packed && one_product(args)),
+        hh_once_(!args.packed && args.steps == 1 && args.step_begin[1] == 1),
         H_(args.hidden_size),
         reserve_stride_((args.zoneout.on ? R + S : R) * H_),
         arena_(workspace),

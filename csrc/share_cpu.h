@@ -11,9 +11,6 @@ struct Part : Segment {
   Index among;
 };
 
-// Whether a pass takes one product with W_hh.
-inline bool one_product(const Sequence& s) { return s.steps == 1 && s.step_begin[1] == 1; }
-
 // Either every thread takes sequences of its own through all the steps, with no barrier and nothing
 // to fetch from another core; or all threads take all sequences and share the units of each step.
 // The former where there are enough sequences to fill tiles, as long as the weights, which each
