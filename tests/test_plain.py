@@ -151,6 +151,18 @@ def test_weights_that_are_read_once_give_the_same_bits(kind, batch, inputs, hidd
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("rows", [(1, 1), (1, 4), (2, 2), (5, 1)])
+def test_weights_gradients_of_few_rows(rows):
+    torch.manual_seed(0)
+    ours, peer = fastrnn.LSTM(21, 37).double(), torch.nn.LSTM(21, 37).double()
+    ours.load_state_dict(peer.state_dict())
+    x, grad = (torch.randn(*rows, n, dtype=torch.float64) for n in (21, 37))
+    for module in (ours, peer):
+        module(x)[0].backward(grad)
+    for a, b in zip(ours.parameters(), peer.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-14)
+
+
 def test_gradients_that_nobody_wants_are_not_made():
     module, x, state = fastrnn.GRU(IN, H, 2), torch.randn(T, B, IN), torch.zeros(2, B, H)
     module.requires_grad_(False)
