@@ -77,11 +77,11 @@ Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-Tensor in_shape(const Tensor& tensor, const Shape& shape) {
+Tensor Checks::in_shape(const char* name, const Tensor& tensor, const Shape& shape) const {
   std::int64_t count = 1;
   for (const std::int64_t size : shape) count *= size;
-  if (tensor.numel() != count || !tensor.is_contiguous())
-    throw std::runtime_error("a tensor " + written(tensor) + " cannot be read as " + text(shape));
+  (*this)(tensor.numel() == count && tensor.is_contiguous(), name,
+          " must be contiguous with the elements of ", shape, ", got ", tensor);
   const Shape strides = strides_of(shape);
   AtenTensorHandle made;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(

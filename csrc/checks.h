@@ -37,8 +37,6 @@ std::string written(const Whole& whole);
 Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape);
 Tensor copied(const Tensor& tensor);  // a contiguous one in the host's memory
 Tensor as_contiguous(const Tensor& tensor);
-// The elements of a contiguous tensor, as many, in another shape.
-Tensor in_shape(const Tensor& tensor, const Shape& shape);
 
 struct Checks {
   const char* op;  // begins every message
@@ -56,6 +54,9 @@ struct Checks {
   // `tensor` contiguous, once its shape is `shape`, its dtype and device those of `like`.
   Tensor tensor(const char* name, const Tensor& tensor, const Shape& shape,
                 const Tensor& like) const;
+
+  // The elements of a contiguous tensor, as many, in another shape.
+  Tensor in_shape(const char* name, const Tensor& tensor, const Shape& shape) const;
 
   void kernel_dtype(const Tensor& tensor, bool bfloat16 = false) const;
 };

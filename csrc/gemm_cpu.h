@@ -176,7 +176,7 @@ FASTRNN_INLINE void product(const Team& team, Index rows, Index vectors, Index k
                             Index lda, const Operand<T>* packed, const Finish& finish,
                             Index among = 0) {
   const auto never = [](Index, Operand<T>*) {};
-  const Panels<T, decltype(never)> panels(packed, padded<T>(k) * NV * width<T>, nullptr, never);
+  const Panels<T, decltype(never)> panels(packed, panel_size<T, NV>(1, k), nullptr, never);
   panel_product<T, NV>(team, rows, vectors, k, a, lda, panels, finish, among);
 }
 

@@ -53,7 +53,7 @@ struct PackedWeights {
   }
   template <int Gates>
   static Index panel_numbers(Index k) {
-    return Gates * panel_units<Gates> * w * padded<T>(k);
+    return panel_size<T, Gates * panel_units<Gates>>(1, k);
   }
 
   const Index I, H, P;

@@ -84,9 +84,9 @@ struct Layers {
     std::optional<Tensor> weight_ih, weight_hh, bias_ih, bias_hh;
     if (!packed) weight_ih = w[0], weight_hh = w[1];
     if (bias) bias_ih = w[each - 2], bias_hh = w[each - 1];
-    return checked_inputs(in_shape(below, {T * B, below.size(-1)}), gathered(states, k), weight_ih,
-                          weight_hh, bias_ih, bias_hh, {}, {}, std::vector<std::int64_t>(T, B),
-                          cell);
+    return checked_inputs(check.in_shape("input", below, {T * B, below.size(-1)}),
+                          gathered(states, k), weight_ih, weight_hh, bias_ih, bias_hh, {}, {},
+                          std::vector<std::int64_t>(T, B), cell);
   }
 
  private:
@@ -122,7 +122,7 @@ Parts recurrence_layers(const Tensor& input, const Parts& states, const Parts& w
     saved.insert(saved.end(), {made.cells, made.reserve, made.output});
     below = made.output;
   }
-  Parts results{in_shape(below, layers.output_shape())};
+  Parts results{check.in_shape("output", below, layers.output_shape())};
   results.insert(results.end(), last.begin(), last.end());
   if (save) results.insert(results.end(), saved.begin(), saved.end() - 1);
   return results;
@@ -143,14 +143,15 @@ Parts recurrence_layers_backward(const std::optional<Tensor>& grad_output, const
   Parts of_weights(weights.size(), input);
   std::optional<Tensor> sent;
   if (grad_output)
-    sent = in_shape(check.tensor("grad_output", *grad_output, layers.output_shape(), input),
-                    {rows, H});
+    sent = check.in_shape("grad_output",
+                          check.tensor("grad_output", *grad_output, layers.output_shape(), input),
+                          {rows, H});
   for (std::int64_t k = L; k-- > 0;) {
     const Inputs in = layers.inputs(k, k > 0 ? as_contiguous(saved[3 * k - 1]) : layers.rows);
     const Extras extras = checked_extras(in, {}, {}, {}, {});
     std::optional<Tensor> of_ends;
     if (!given.empty()) of_ends = layers.gathered(given, k);
-    const Tensor output = in_shape(as_contiguous(saved[3 * k + 2]), {rows, H});
+    const Tensor output = check.in_shape("output", as_contiguous(saved[3 * k + 2]), {rows, H});
     const Saved kept =
         checked_saved(in, extras, sent, of_ends, {}, output, saved[3 * k], saved[3 * k + 1]);
     const Gradients grads = backward(in, extras, kept, cell, false, k > 0 || input_grad,
@@ -160,7 +161,7 @@ Parts recurrence_layers_backward(const std::optional<Tensor>& grad_output, const
     std::copy_n(each, layers.each, of_weights.begin() + k * layers.each);
     sent = grads.input;
   }
-  Parts results{input_grad ? in_shape(*sent, shape_of(input)) : *sent};
+  Parts results{input_grad ? check.in_shape("grad_input", *sent, shape_of(input)) : *sent};
   for (std::size_t s = 0; s < states.size(); ++s)
     results.push_back(state_grad ? of_states[s] : new_tensor(input, {0}));
   results.insert(results.end(), of_weights.begin(), of_weights.end());

@@ -213,8 +213,7 @@ class Layers(Freezable):
         if of_stack(self) is None and at_once(cell, rows, weights):
             plain = sizes is None and resets is None and not return_cells
             if packs is not None and plain:
-                given = (rows, *(states or ()), *(weight for each in weights for weight in each))
-                plain = not need_gradients(given)
+                plain = not need_gradients((rows, *(states or ()), *sum(weights, [])))
                 weights = [[t for t in pack[:3] if t is not None] for pack in packs]
             if plain and rows.is_cpu and not watched():
                 return *run_layers(cell, rows, states or (), weights, H, packs is not None), None
