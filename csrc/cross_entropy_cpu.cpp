@@ -14,11 +14,11 @@ class CrossEntropyLoop {
   using C = Value<T>;
   using O = Operand<T>;
   using V = Vec<C>;
-  static constexpr Index w = V::width, lanes = Chunk<T>::lanes, block = Cut<T>::block;
+  static constexpr Index w = V::width, lanes = Chunk<T>::lanes;
   static constexpr int NR = Chunk<T>::NR, NK = CrossEntropyOperands<T>::NK;
   static constexpr bool grouped = CrossEntropyOperands<T>::grouped;
   static constexpr Index R = tile_rows<NR>;
-  static constexpr Index slice = 2 * block, parts = 2;  // of a sum over classes
+  static constexpr Index slice = 2 * Cut<T>::most_block, parts = 2;  // of a sum over classes
 
  public:
   CrossEntropyLoop(const CrossEntropy& args, char* workspace, int threads)
@@ -29,9 +29,9 @@ class CrossEntropyLoop {
         softmax_(args, cut_, arena_) {
     const Index classes = s_.classes, stride = cut_.stride;
     const bool gradients = s_.grad_hidden != nullptr;
-    logits_ = arena_.template take<C>((gradients ? classes : block * threads) * stride);
+    logits_ = arena_.template take<C>((gradients ? classes : cut_.block * threads) * stride);
     if (!gradients) return;
-    grad_block_ = arena_.template take<O>(block * stride * threads);
+    grad_block_ = arena_.template take<O>(cut_.block * stride * threads);
     grad_tiles_ = arena_.template take<C>(parts * ceil_div(s_.features, R) * R * stride);
     if constexpr (grouped) grad_groups_ = arena_.template take<O>(padded<T>(classes) * stride);
   }
@@ -62,8 +62,8 @@ class CrossEntropyLoop {
  private:
   // A block's logits of a panel of rows, [classes][lanes]; without gradients they are not kept.
   C* logits(const Team& team, Index b, Index panel) const {
-    if (s_.grad_hidden) return logits_ + (panel * s_.classes + b * block) * lanes;
-    return logits_ + (team.rank * cut_.panels + panel) * block * lanes;
+    if (s_.grad_hidden) return logits_ + (panel * s_.classes + b * cut_.block) * lanes;
+    return logits_ + (team.rank * cut_.panels + panel) * cut_.block * lanes;
   }
 
   // Has the processor read `count` values that are needed soon.
@@ -91,11 +91,11 @@ class CrossEntropyLoop {
       const bool last = panel + 1 == chunk.panels();
       for (bool level : {s_.classes > 1, false}) {  // of one class the softmax is 1 to the bit
         for (Index c = 0; c < classes; c += R) {
-          if (last) fetch(operands_.weight(b * block + classes + c), R * K);
+          if (last) fetch(operands_.weight(b * cut_.block + classes + c), R * K);
           for (Index i = 0; i < slices.count; ++i) {
             const Index k0 = slices.begin(i), end = slices.begin(i + 1);
             tile_of_rows(chunk.used(panel), smaller(R, classes - c),
-                         operands_.weight(b * block + c) + k0, K, depth<T>,
+                         operands_.weight(b * cut_.block + c) + k0, K, depth<T>,
                          operands_.hidden_rows(panel, k0), end - k0, x + c * lanes, i > 0);
           }
         }
@@ -108,12 +108,12 @@ class CrossEntropyLoop {
   void grad_weight(const Team& team, const Chunk<T>& chunk, Index b) const {
     const Index K = s_.features, classes = cut_.block_classes(b);
     const bool accumulate = chunk.row0 > 0;
-    O* const grad = grad_block_ + team.rank * block * cut_.stride;
+    O* const grad = grad_block_ + team.rank * cut_.block * cut_.stride;
     for (Index panel = 0; panel < chunk.panels(); ++panel) {
       C* const x = logits(team, b, panel);
       softmax_.gradient(chunk, panel, b, x, grad + panel * lanes);
       if constexpr (rounds<T>)
-        round_panel(x, classes, grad + panel * lanes, gradients(team, b * block, panel));
+        round_panel(x, classes, grad + panel * lanes, gradients(team, b * cut_.block, panel));
     }
     if (C* const bias = static_cast<C*>(s_.grad_bias))
       for (Index c = 0; c < classes; ++c) {
@@ -124,13 +124,13 @@ class CrossEntropyLoop {
             part = part + V::load(grad + c * cut_.stride + v * w);
           sum = sum + part;
         }
-        C& into = bias[b * block + c];
+        C& into = bias[b * cut_.block + c];
         into = (accumulate ? into : C(0)) + across(sum, Add());
       }
     for (Index c = 0; c < classes; c += tile_rows<NK>)
       for (Index panel = 0; panel < ceil_div(K, NK * w); ++panel)
         weight_tile(grad + c * cut_.stride, smaller(tile_rows<NK>, classes - c), chunk.rows, panel,
-                    static_cast<C*>(s_.grad_weight) + (b * block + c) * K, accumulate);
+                    static_cast<C*>(s_.grad_weight) + (b * cut_.block + c) * K, accumulate);
   }
 
   // A panel's gradients x [classes][lanes] rounded into `grad`, as they are, and into `groups`,
@@ -178,8 +178,8 @@ class CrossEntropyLoop {
     for (Index part = 0; part < parts; ++part) {
       const Index begin = larger(team.begin(parts * tiles) - part * tiles, 0),
                   count = smaller(team.end(parts * tiles) - part * tiles, tiles) - begin;
-      const Index first = cut_.blocks * part / parts * block,
-                  last = smaller(s_.classes, cut_.blocks * (part + 1) / parts * block);
+      const Index first = cut_.blocks * part / parts * cut_.block,
+                  last = smaller(s_.classes, cut_.blocks * (part + 1) / parts * cut_.block);
       // A part without classes, of few, still gets its zeros.
       for (Index c = first; count > 0 && (c == first || c < last); c += slice) {
         const O* const next = operands_.weight_group(c + slice);

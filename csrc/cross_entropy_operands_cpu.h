@@ -28,11 +28,13 @@ struct Chunk {
 
 template <class T>
 struct Cut {
-  // Classes whose exponentials are taken against one largest logit; every tile's height divides it.
-  static constexpr Index block = 96;
+  static constexpr Index most_block = 96;
 
   explicit Cut(const CrossEntropy& args)
-      : blocks(ceil_div(args.classes, block)), rows_(args.rows), classes_(args.classes) {
+      : block(block_of(args.classes)),
+        blocks(ceil_div(args.classes, block)),
+        rows_(args.rows),
+        classes_(args.classes) {
     constexpr Index logit_bytes = Index(6) << 20,  // of a chunk: within the last cache
         hidden_bytes = Index(1) << 20,             // of its hidden states: the second one's
         w = width<T>, vector_bytes = w * Index(sizeof(Value<T>));
@@ -47,10 +49,17 @@ struct Cut {
   Chunk<T> chunk(Index row0) const { return {row0, smaller(rows, rows_ - row0)}; }
   Index block_classes(Index b) const { return smaller(block, classes_ - b * block); }
 
-  const Index blocks;
+  // Classes whose exponentials are taken against one largest logit; and how many such there are.
+  const Index block, blocks;
   Index rows, panels, stride;  // of a chunk; its panels; and rows with the last panel full
 
  private:
+  // Few classes make blocks enough for several threads; their number is not asked: same bits.
+  static Index block_of(Index classes) {
+    constexpr Index shares = 16, step = 8;  // the highest tile's rows
+    return smaller(most_block, ceil_div(ceil_div(classes, shares), step) * step);
+  }
+
   const Index rows_, classes_;
 };
 

@@ -24,8 +24,8 @@ class Softmax {
 
   // A block's part of the bias, zeros where there is none.
   const C* bias(Index b) const {
-    static constexpr C zeros[Cut<T>::block] = {};
-    return s_.bias ? static_cast<const C*>(s_.bias) + b * Cut<T>::block : zeros;
+    static constexpr C zeros[Cut<T>::most_block] = {};
+    return s_.bias ? static_cast<const C*>(s_.bias) + b * cut_.block : zeros;
   }
 
   // Logits x [classes][lanes] of a panel of rows and a block, without bias, become
@@ -34,7 +34,7 @@ class Softmax {
   bool block(const Chunk<T>& chunk, Index panel, Index b, bool level, C* x) const {
     const Index classes = cut_.block_classes(b), row0 = panel * lanes;
     for (Index row = row0; row < smaller(chunk.rows, row0 + lanes); ++row) {
-      const Index target = s_.target[chunk.row0 + row] - b * Cut<T>::block;
+      const Index target = s_.target[chunk.row0 + row] - b * cut_.block;
       if (target >= 0 && target < classes)
         target_logits_[row] = x[target * lanes + row - row0] + bias(b)[target];
     }
@@ -86,7 +86,7 @@ class Softmax {
     const Index classes = cut_.block_classes(b), row0 = panel * lanes;
     scale(chunk.used(panel), x, classes, b * cut_.stride + row0, row0, grad);
     for (Index row = row0; row < smaller(chunk.rows, row0 + lanes); ++row) {
-      const Index target = s_.target[chunk.row0 + row] - b * Cut<T>::block;
+      const Index target = s_.target[chunk.row0 + row] - b * cut_.block;
       if (target < 0 || target >= classes) continue;
       C& here = x[target * lanes + row - row0];
       here -= (1 - C(s_.label_smoothing)) * row_scales_[row];

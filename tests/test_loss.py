@@ -261,8 +261,9 @@ def test_on_lower_instruction_sets(name, only):
 
 
 @native
-def test_inference_equals_training_and_threads_do_not_matter():
-    tensors, target = random_case("long", torch.float32)
+@pytest.mark.parametrize("size", SIZES)
+def test_inference_equals_training_and_threads_do_not_matter(size):
+    tensors, target = random_case(size, torch.float32)
     before = torch.get_num_threads()
     try:
         results = []
