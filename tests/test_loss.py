@@ -19,7 +19,13 @@ from tests.layers import assert_as_close_as_torch
 native = pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
 FLOORS = {torch.float32: 1e-6, torch.float64: 2e-14, torch.bfloat16: 2**-7}
 # M, K, V: odd sizes, one class, sums longer than a slice, several chunks of rows.
-SIZES = {"odd": (7, 5, 3), "one": (4, 16, 1), "long": (35, 33, 3001), "chunks": (130, 6, 60000)}
+SIZES = {
+    "odd": (7, 5, 3),
+    "one": (4, 16, 1),
+    "few": (50, 20, 100),
+    "long": (35, 33, 3001),
+    "chunks": (130, 6, 60000),
+}
 OPTIONS = {
     "plain": {},
     "smooth": {"label_smoothing": 0.1, "reduction": "sum"},
