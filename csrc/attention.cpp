@@ -63,6 +63,7 @@ AttentionInputs checked(const Tensor& query, const Tensor& key, const Tensor& va
   in.arguments = {B, heads, Lq, Lk, E, D, heads_of(in.query), heads_of(in.key), heads_of(in.value)};
   Attention& a = in.arguments;
   a.causal = is_causal, a.scale = scale;
+  a.bfloat16 = query.scalar_type() == ScalarType::BFloat16;
   if (mask) {
     const Shape full{B, heads, Lq, Lk}, given = shape_of(*mask);
     bool fits = given.size() == full.size();
@@ -74,6 +75,8 @@ AttentionInputs checked(const Tensor& query, const Tensor& key, const Tensor& va
           "mask must be bool or have the query's dtype");
     check(mask->device() == query.device(), "mask must be on the query's device");
     in.mask = column_stride(*mask) <= 1 ? *mask : torch::stable::contiguous(*mask);
+    if (!boolean && a.bfloat16 && query.is_cpu())
+      in.mask = torch::stable::to(*in.mask, ScalarType::Float);
     a.mask_kind = boolean ? Mask::boolean : Mask::additive;
     a.mask = heads_of(*in.mask), a.mask_column = column_stride(*in.mask);
   }
@@ -113,7 +116,7 @@ AttentionBackwardCall::AttentionBackwardCall(
            check.tensor("logsumexp", logsumexp, {rows[0], rows[1], rows[2]}, statistics)};
   check(!mask_grad || a.mask_kind == Mask::additive, "mask_grad needs an additive mask");
   results = {empty_rows(query, a.size), empty_rows(key, a.size), empty_rows(value, a.value_size),
-             new_tensor(query, mask_grad ? shape_of(*mask) : Shape{0})};
+             mask_grad ? new_tensor(*in.mask, shape_of(*mask)) : new_tensor(query, {0})};
   auto& [grad_query, grad_key, grad_value, grad_mask] = results;
   arguments = {a,
                heads_of(given[0]),

@@ -15,7 +15,7 @@ namespace fastrnn {
 // Tensors whose rows are contiguous, and what the kernels are told of them.
 struct AttentionInputs {
   Tensor query, key, value;
-  std::optional<Tensor> mask;
+  std::optional<Tensor> mask;  // an additive one of bfloat16 is float32 on CPUs
   Attention arguments;
 };
 

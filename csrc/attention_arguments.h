@@ -21,7 +21,7 @@ struct Attention {
   Mask mask_kind;
   Heads mask;                // bytes (0: do not attend) or values to add
   std::int64_t mask_column;  // its stride along the keys, 1 or 0
-  bool causal;
+  bool causal, bfloat16;     // the latter: all tensors but an additive mask and statistics, on CPUs
   double scale;
   double dropout;               // 0: none
   std::uint32_t dropped_below;  // random words that take a weight away

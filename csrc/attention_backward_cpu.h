@@ -7,8 +7,9 @@
 namespace fastrnn::FASTRNN_ISA {
 
 template <class T>
-class AttentionBackwardLoop : AttentionTiles<T> {
-  using Tiles = AttentionTiles<T>;
+class AttentionBackwardLoop : AttentionTiles<T, AttentionBackward> {
+  using Tiles = AttentionTiles<T, AttentionBackward>;
+  using Tiles::given_, Tiles::s_, Tiles::workspace_, Tiles::threads_, Tiles::bytes_;
   using Tiles::NV, Tiles::w, Tiles::panel_width, Tiles::most_rows, Tiles::key_block, Tiles::words;
   using Tiles::panels, Tiles::padded, Tiles::short_;
   using typename Tiles::Needed, typename Tiles::Result, typename Tiles::V;
@@ -16,7 +17,7 @@ class AttentionBackwardLoop : AttentionTiles<T> {
 
  public:
   AttentionBackwardLoop(const AttentionBackward& arguments, char* workspace, int threads)
-      : Tiles(arguments, query_block), s_(arguments), workspace_(workspace), threads_(threads) {
+      : Tiles(arguments, query_block, workspace, threads) {
     Arena arena(nullptr);
     take(arena);
     bytes_ = arena.bytes();
@@ -59,7 +60,13 @@ class AttentionBackwardLoop : AttentionTiles<T> {
 
   void take(Arena& arena) {
     Tiles::take(arena);
-    const Index E = s_.size, D = s_.value_size;
+    const Index E = s_.size, D = s_.value_size, Lq = s_.queries, Lk = s_.keys;
+    if (s_.bfloat16) {
+      for (Heads* tensor : {&s_.query, &s_.grad_query}) *tensor = copy_of_head<T>(arena, Lq, E);
+      for (Heads* tensor : {&s_.key, &s_.grad_key}) *tensor = copy_of_head<T>(arena, Lk, E);
+      for (Heads* tensor : {&s_.value, &s_.grad_value}) *tensor = copy_of_head<T>(arena, Lk, D);
+      for (Heads* tensor : {&s_.output, &s_.grad_output}) *tensor = copy_of_head<T>(arena, Lq, D);
+    }
     keys_by_column_ = arena.take<T>(padded(s_.keys) * E);
     values_by_column_ = arena.take<T>(padded(s_.keys) * D);
     packed_keys_ = arena.take<T>(padded(E) * s_.keys);
@@ -77,21 +84,25 @@ class AttentionBackwardLoop : AttentionTiles<T> {
     packed_ = head;
     this->open(head);
     const Index E = s_.size, D = s_.value_size, Lq = s_.queries, Lk = s_.keys;
-    const T *query = this->at(s_.query), *key = this->at(s_.key);
+    const struct {
+      const Heads &given, &read;
+      Index rows, width;
+    } inputs[] = {{given_.query, s_.query, Lq, E},
+                  {given_.key, s_.key, Lk, E},
+                  {given_.value, s_.value, Lk, D},
+                  {given_.output, s_.output, Lq, D},
+                  {given_.grad_output, s_.grad_output, Lq, D}};
+    this->ahead_ = {};
+    for (const auto& in : inputs) {
+      Tiles::widen(in.given, in.rows, in.read);
+      if (short_ && !s_.bfloat16) this->coming(in.given, in.rows, in.width);
+    }
     const T *out = this->at(s_.output), *grad = this->at(s_.grad_output);
     Tiles::pack_columns(s_.key, E, keys_by_column_);
     Tiles::pack_columns(s_.value, D, values_by_column_);
-    keys_ = Tiles::pack_panels(key, s_.key.row, Lk, E, packed_keys_);
-    queries_ = Tiles::pack_panels(query, s_.query.row, Lq, E, packed_queries_);
+    keys_ = Tiles::pack_panels(this->at(s_.key), s_.key.row, Lk, E, packed_keys_);
+    queries_ = Tiles::pack_panels(this->at(s_.query), s_.query.row, Lq, E, packed_queries_);
     grads_ = Tiles::pack_panels(grad, s_.grad_output.row, Lq, D, packed_grads_);
-    this->ahead_ = {};
-    if (short_) {
-      this->coming(s_.query, Lq, E);
-      this->coming(s_.key, Lk, E);
-      this->coming(s_.value, Lk, D);
-      this->coming(s_.output, Lq, D);
-      this->coming(s_.grad_output, Lq, D);
-    }
     for (Index first = 0; first < Lq; first += w) {
       V sums[w];
       for (Index lane = 0; lane < w; ++lane) {
@@ -115,8 +126,7 @@ class AttentionBackwardLoop : AttentionTiles<T> {
     for (Index key = key_blocks.begin * key_block;
          key < smaller(s_.keys, key_blocks.end * key_block); key += key_block) {
       const Index count = smaller(key_block, s_.keys - key);
-      T* const grad_key = this->at(s_.grad_key, key);
-      T* const grad_value = this->at(s_.grad_value, key);
+      T *grad_key = this->at(s_.grad_key, key), *grad_value = this->at(s_.grad_value, key);
       const auto begin_with_zeros = [&] {
         Tiles::zero(grad_key, s_.grad_key.row, count, E);
         Tiles::zero(grad_value, s_.grad_value.row, count, D);
@@ -134,7 +144,11 @@ class AttentionBackwardLoop : AttentionTiles<T> {
         begun = true;
       }
       if (!begun) begin_with_zeros();
+      if (!of_keys) continue;
+      Tiles::narrow(s_.grad_key, key, count, given_.grad_key);
+      Tiles::narrow(s_.grad_value, key, count, given_.grad_value);
     }
+    if (of_queries) Tiles::narrow(s_.grad_query, begin, end - begin, given_.grad_query);
   }
 
   // The rows and columns of a block outside which its weights are 0.
@@ -268,15 +282,13 @@ class AttentionBackwardLoop : AttentionTiles<T> {
     }
   }
 
-  const AttentionBackward& s_;
-  char* const workspace_;
-  const int threads_;
-  const bool stream_ = short_ && this->streams(s_.grad_query, s_.queries, s_.size) &&
+  const bool stream_ = short_ && !s_.bfloat16 &&
+                       this->streams(s_.grad_query, s_.queries, s_.size) &&
                        this->streams(s_.grad_key, s_.keys, s_.size) &&
                        this->streams(s_.grad_value, s_.keys, s_.value_size);
   // Of rows of weights and slopes: no longer than short keys need.
   const Index stride_ = smaller(key_block, ceil_div(s_.keys, w) * w);
-  Index bytes_, packed_ = -1;              // the packed head
+  Index packed_ = -1;                      // the packed head
   T *keys_by_column_, *values_by_column_;  // [panels(Lk)][E or D][panel_width]
   const T *keys_, *queries_, *grads_;
   T *packed_keys_, *packed_queries_, *packed_grads_;  // [panels(E or D)][Lk or Lq][panel_width]

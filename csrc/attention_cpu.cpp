@@ -10,7 +10,7 @@ constexpr AttentionKernels attention_kernels = {
     kernel<AttentionBackwardLoop<T>, AttentionBackward>};
 
 const AttentionKernels* attention(int dtype_bytes) {
-  return dtype_bytes == 4 ? &attention_kernels<float> : &attention_kernels<double>;
+  return dtype_bytes == 8 ? &attention_kernels<double> : &attention_kernels<float>;
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -2,21 +2,24 @@
 // weights (against the largest so far, if they are far from 0) and the weighted sum of the values.
 #pragma once
 
+#include "attention_few_cpu.h"
 #include "attention_tiles_cpu.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
 template <class T>
-class AttentionForwardLoop : AttentionTiles<T> {
-  using Tiles = AttentionTiles<T>;
+class AttentionForwardLoop : AttentionTiles<T, AttentionForward> {
+  using Tiles = AttentionTiles<T, AttentionForward>;
+  using Tiles::given_, Tiles::s_, Tiles::workspace_, Tiles::threads_, Tiles::bytes_;
   using Tiles::infinity, Tiles::panels, Tiles::padded, Tiles::short_;
   using Tiles::NV, Tiles::w, Tiles::panel_width, Tiles::most_rows, Tiles::key_block, Tiles::words;
   using typename Tiles::Needed, typename Tiles::Result, typename Tiles::V;
   static constexpr Index query_block = 48;  // a head of no more is one block, whatever the set
+  static constexpr Index few_queries = 4;   // of a head that is not packed
 
  public:
   AttentionForwardLoop(const AttentionForward& arguments, char* workspace, int threads)
-      : Tiles(arguments, query_block), s_(arguments), workspace_(workspace), threads_(threads) {
+      : Tiles(arguments, query_block, workspace, threads) {
     Arena arena(nullptr);
     take(arena);
     bytes_ = arena.bytes();
@@ -33,12 +36,17 @@ class AttentionForwardLoop : AttentionTiles<T> {
       const Index head = item / blocks, i = item % blocks;
       if (head != packed) {
         new_mask_ = this->open(head);
-        Tiles::pack_columns(s_.key, s_.size, keys_);
-        values_ = Tiles::pack_panels(this->at(s_.value), s_.value.row, s_.keys, s_.value_size,
-                                     packed_values_);
+        Tiles::widen(given_.query, s_.queries, s_.query);
+        Tiles::widen(given_.key, s_.keys, s_.key);
+        Tiles::widen(given_.value, s_.keys, s_.value);
+        if (!few_) {
+          Tiles::pack_columns(s_.key, s_.size, keys_);
+          values_ = Tiles::pack_panels(this->at(s_.value), s_.value.row, s_.keys, s_.value_size,
+                                       packed_values_);
+        }
         packed = head;
         this->ahead_ = {};
-        if (short_) {
+        if (short_ && !s_.bfloat16) {
           this->coming(s_.query, s_.queries, s_.size);
           this->coming(s_.key, s_.keys, s_.size);
           this->coming(s_.value, s_.keys, s_.value_size);
@@ -55,8 +63,14 @@ class AttentionForwardLoop : AttentionTiles<T> {
  private:
   void take(Arena& arena) {
     Tiles::take(arena);
-    keys_ = arena.take<T>(padded(s_.keys) * s_.size);
-    packed_values_ = arena.take<T>(padded(s_.value_size) * s_.keys);
+    if (s_.bfloat16) {
+      s_.query = copy_of_head<T>(arena, s_.queries, s_.size);
+      s_.key = copy_of_head<T>(arena, s_.keys, s_.size);
+      s_.value = copy_of_head<T>(arena, s_.keys, s_.value_size);
+      s_.output = copy_of_head<T>(arena, s_.queries, s_.value_size);
+    }
+    keys_ = arena.take<T>(few_ ? 0 : padded(s_.keys) * s_.size);
+    packed_values_ = arena.take<T>(few_ ? 0 : padded(s_.value_size) * s_.keys);
     most_ = arena.take<T>(query_block);
     totals_ = arena.take<T>(query_block + w);
     sums_ = arena.take<T>(most_rows * w);
@@ -68,6 +82,7 @@ class AttentionForwardLoop : AttentionTiles<T> {
     const Index count = smaller(query_block, s_.queries - first);
     if (!attend<true>(first, count)) attend<false>(first, count);
     finish(head, first, count);
+    Tiles::narrow(s_.output, first, count, given_.output);
   }
 
   // The weighted sums of a block of queries, not yet divided by the sum of the weights unless they
@@ -90,8 +105,11 @@ class AttentionForwardLoop : AttentionTiles<T> {
           if (key == 0) Tiles::zero(out, s_.output.row, rows, D);
           continue;
         }
-        Tiles::products(s_.query, first + row, rows, s_.key, keys_, s_.size, key, needed, scores_,
-                        key_block);
+        if (few_)
+          products_with_few(row, rows, key, needed);
+        else
+          Tiles::products(s_.query, first + row, rows, s_.key, keys_, s_.size, key, needed, scores_,
+                          key_block);
         bool near = true;
         this->with_mask([&](auto additive) {
           if constexpr (level)
@@ -171,6 +189,14 @@ class AttentionForwardLoop : AttentionTiles<T> {
     drop_some(query, rows, key, begin, end);
   }
 
+  // What `products` computes, of a head that is not packed.
+  void products_with_few(Index row, Index rows, Index key, const Needed& needed) {
+    const Index begin = needed.begin * panel_width;
+    for (Index r = 0; r < rows; ++r)
+      row_products(this->at(s_.query, row + r), this->at(s_.key, key + begin), s_.key.row,
+                   needed.keys - begin, s_.size, scores_ + r * key_block + begin);
+  }
+
   void add_totals(Index row, Index rows) {
     for (Index r = 0; r < rows; r += w) {
       V sums[w];
@@ -190,10 +216,14 @@ class AttentionForwardLoop : AttentionTiles<T> {
   // Adds the tile's weighted values to its output. What is streamed is complete and cannot be
   // divided by the sum of its weights later.
   void sum_values(Index row, Index rows, Index key, const Needed& needed, T* out) {
+    const Index begin = needed.begin * panel_width;
+    for (Index r = 0; few_ && r < rows; ++r)
+      weighted_sum(scores_ + r * key_block + begin, this->at(s_.value, key + begin), s_.value.row,
+                   needed.keys - begin, s_.value_size, out + r * s_.output.row, key > 0);
+    if (few_) return;
     alignas(64) T shares[ceil_div(most_rows, w) * w];
     for (Index r = 0; stream_ && r < rows; r += w)
       share(V::load(totals_ + row + r)).store(shares + r);
-    const Index begin = needed.begin * panel_width;
     const auto product = stream_ ? Tiles::template product<Result::streamed>
                                  : Tiles::template product<Result::plain>;
     product(rows, scores_ + begin, key_block, 1, values_ + (key + begin) * panel_width, s_.keys,
@@ -231,11 +261,9 @@ class AttentionForwardLoop : AttentionTiles<T> {
     }
   }
 
-  const AttentionForward& s_;
-  char* const workspace_;
-  const int threads_;
-  Index bytes_;
-  const bool stream_ = short_ && this->streams(s_.output, s_.queries, s_.value_size);
+  const bool few_ = s_.queries <= few_queries;
+  const bool stream_ =
+      short_ && !few_ && !s_.bfloat16 && this->streams(s_.output, s_.queries, s_.value_size);
   bool new_mask_;
   Needed needed_[ceil_div(query_block, most_rows)];  // of a block's tiles; a short head's are kept
   const T* values_;

@@ -53,6 +53,9 @@ def reference(
 
     Source: Vaswani et al. 2017, eq. 1; Dao 2023, "FlashAttention-2", algorithms 1 and 2.
     """
+    dtype = query.dtype
+    if query.is_cpu and dtype == torch.bfloat16:  # in float32, as the kernels there
+        query, key, value = query.float(), key.float(), value.float()
     scores = query @ key.mT * scale
     if mask is not None and mask.is_floating_point():
         scores = scores + mask
@@ -67,7 +70,7 @@ def reference(
     weights = scores.masked_fill(nothing, 0).softmax(-1).masked_fill(nothing, 0)
     if seed is not None:
         weights = weights * _kept(seed, dropout_p, weights).to(weights.dtype) / (1 - dropout_p)
-    return weights @ value, logsumexp
+    return (weights @ value).to(dtype), logsumexp
 
 
 def _kept(seed: Tensor, dropout_p: float, weights: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ def masked_attention(
 ) -> Tensor:
     """softmax(scale query key^T + mask) value, nothing of size Lq x Lk in memory.
 
-    On CPUs float32 and float64 run as they are, float16 and bfloat16 in float32. On CUDA devices
-    the C++ kernels take all four, or else the Triton kernels; products of float32 are exact.
+    On CPUs 16 bits are computed in float32. On CUDA devices the C++ kernels take all four dtypes,
+    or else the Triton kernels; products of float32 are exact.
 
     Args:
         query: [B, heads, Lq, E], or any other leading axes.
@@ -71,23 +71,25 @@ def masked_attention(
     lead, dtype = query.shape[:-2], query.dtype
     if mask is not None:
         mask = mask if mask.is_floating_point() or mask.dtype == torch.bool else mask != 0
-        mask = mask.reshape((1,) * (query.dim() - mask.dim()) + mask.shape)
+        if mask.dim() < query.dim():
+            mask = mask.reshape((1,) * (query.dim() - mask.dim()) + mask.shape)
         mask = _four_axes(mask if len(lead) < 3 else mask.expand(*lead, *mask.shape[-2:]))
     tensors = [_four_axes(t) for t in (query, key, value)]
-    if query.is_cpu and dtype in (torch.float16, torch.bfloat16):
+    if dtype == torch.float16 and query.is_cpu:
         tensors = [t.float() for t in tensors]
         mask = mask.float() if mask is not None and mask.is_floating_point() else mask
     seed = torch.randint(2**63 - 1, (1,), device=query.device) if dropout_p else None
     scale = query.size(-1) ** -0.5 if scale is None else _finite(scale)
     args: Any = (*tensors, mask, seed, is_causal, float(dropout_p), float(scale))
-    backend = chosen(tensors[0], None, *_lacking(query, value))
+    lacks = _lacking(query, value) if query.is_cuda else ()
+    backend = chosen(tensors[0], None, *lacks)
     if backend == "reference":
         output = _attention.reference(*args)[0]
     else:
         op, function = _OPERATORS[backend]
         output = (applied(function, *args) if by_functions() else below_autograd(op, *args))[0]
-    result: Tensor = output.reshape(*lead, *output.shape[-2:]).to(dtype)
-    return result
+    result: Tensor = output if len(lead) == 2 else output.reshape(*lead, *output.shape[-2:])
+    return result.to(dtype)
 
 
 def _finite(scale: float) -> float:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 native = pytest.mark.skipif(_library.unavailable is not None, reason="no compiled kernels")
 FLOORS = {torch.float32: 1e-6, torch.float64: 2e-14}
 # B, heads, Lq, Lk, E, D: odd sizes, the seeds' own, a key beyond whole vectors, several blocks of
-# each kind, one column.
+# each kind, one column, a few queries of many keys.
 SIZES = {
     "odd": (2, 3, 5, 7, 8, 6),
     "words": (2, 2, 35, 35, 32, 32),
@@ -31,6 +31,7 @@ SIZES = {
     "long": (1, 1, 110, 270, 64, 64),
     "wide": (1, 1, 201, 140, 24, 250),
     "one": (1, 2, 3, 1, 1, 1),
+    "step": (2, 3, 2, 300, 40, 70),
 }
 OPTIONS = {
     "plain": {},
@@ -78,7 +79,7 @@ def test_values_and_gradients(size, options, dtype):
 def test_on_lower_instruction_sets(name):
     if os.environ.get("FASTRNN_CPU"):
         pytest.skip("this process was started for one instruction set")
-    some = "test_values and (odd or few or long)"
+    some = "(test_values or rounded) and (odd or few or long or step)"
     command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", some]
     environment = os.environ | {"FASTRNN_CPU": name}
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -120,8 +121,9 @@ def test_scores_far_from_zero(size, dtype):
 
 @native
 @pytest.mark.parametrize("heads", [1, 3, 16], ids=str)
-def test_threads_do_not_matter(heads):
-    case = random_case((1, heads, 300, 300, 24, 40), "bias", True, True, 0.2).to(torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_threads_do_not_matter(heads, dtype):
+    case = random_case((1, heads, 300, 300, 24, 40), "bias", True, True, 0.2).to(dtype)
     case.mask = case.mask[:, :1].contiguous()  # one for all heads
     before = torch.get_num_threads()
     try:
@@ -246,6 +248,27 @@ def test_lower_precision(dtype):
     with torch.autocast("cpu", dtype):
         output = masked_attention(*(t.float() for t in case.tensors), case.mask.float())
     assert output.dtype == dtype and torch.equal(output, found[0])
+
+
+@native
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("size", SIZES)
+def test_bfloat16_is_float32_rounded(size, options):
+    forward = torch.ops.fastrnn.masked_attention
+    backward = torch.ops.fastrnn.masked_attention_backward
+    for mask in MASKS:
+        axes, added = mask or (None, False)
+        case = random_case(SIZES[size], axes, added, **OPTIONS[options]).to(torch.bfloat16)
+        wide = case.to(torch.float32)
+        (output, sums), (exact, exact_sums) = forward(*case.arguments), forward(*wide.arguments)
+        assert torch.equal(output, exact.bfloat16()) and torch.equal(sums, exact_sums)
+        grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+        *tensors, seed = case.arguments[:5]
+        found = backward(grad, *tensors, seed, output, sums, *case.options, added)
+        *tensors, seed = wide.arguments[:5]
+        known = (grad.float(), *tensors, seed, output.float(), sums)
+        for one, other in zip(found, backward(*known, *case.options, added), strict=True):
+            assert one.dtype == torch.bfloat16 and torch.equal(one, other.bfloat16())
 
 
 @native
