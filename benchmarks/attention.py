@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,14 +14,33 @@ from torch.nn import functional as F
 from benchmarks.cases import Case, Work
 from fastrnn.functional import masked_attention
 
-# B, heads, L, E; what masks them; dropout.
+
+class Attended(NamedTuple):
+    """What is attended to: sizes B, heads, L, E, of which L may count the queries alone."""
+
+    shape: tuple[int, int, int, int]
+    mask: str
+    dropout: float = 0.0
+    keys: int | None = None
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        name = "x".join(map(str, self.shape)) + f"/{self.mask}"
+        name += f"/dropout{self.dropout}" * (self.dropout > 0)
+        name += f"/keys{self.keys}" * (self.keys is not None)
+        return name + "/bfloat16" * (self.dtype == torch.bfloat16)
+
+
 CASES = [
-    ((128, 16, 35, 32), "boolean", 0.0),
-    ((4, 8, 512, 64), "boolean", 0.0),
-    ((1, 8, 1024, 64), "boolean", 0.0),
-    ((1, 8, 1024, 64), "causal", 0.0),
-    ((4, 8, 512, 64), "boolean", 0.1),
-    ((1, 8, 1024, 64), "boolean", 0.1),
+    Attended((128, 16, 35, 32), "boolean"),
+    Attended((4, 8, 512, 64), "boolean"),
+    Attended((1, 8, 1024, 64), "boolean"),
+    Attended((1, 8, 1024, 64), "causal"),
+    Attended((4, 8, 512, 64), "boolean", 0.1),
+    Attended((1, 8, 1024, 64), "boolean", 0.1),
+    Attended((4, 16, 1, 64), "boolean", keys=300),
+    Attended((32, 16, 35, 64), "boolean", dtype=torch.bfloat16),
+    Attended((4, 8, 512, 64), "boolean", dtype=torch.bfloat16),
 ]
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, bool, float]
 
@@ -53,13 +72,13 @@ FUNCTIONS = {"ours": ours, "sdpa": torchs, "plain": plain}
 
 def cases() -> Iterator[Case]:
     """Every row of this suite."""
-    for i, (shape, kind, dropout) in enumerate(CASES):
+    for i, attended in enumerate(CASES):
         for mode in ("infer", "train"):
-            label = "x".join(map(str, shape)) + f"/{kind}" + f"/dropout{dropout}" * (dropout > 0)
-            sizes = zip(("B", "heads", "L", "E"), shape, strict=True)
-            columns = {"mode": mode, **dict(sizes), "mask": kind, "dropout": dropout}
-            build = partial(attention, shape, kind, dropout, mode)
-            yield Case("attention", f"{mode}/{label}", build, columns, quick=i == 0)
+            sizes = zip(("B", "heads", "L", "E"), attended.shape, strict=True)
+            columns = {"mode": mode, **dict(sizes), "mask": attended.mask}
+            columns |= {"dropout": attended.dropout}
+            build = partial(attention, attended, mode)
+            yield Case("attention", f"{mode}/{attended}", build, columns, quick=i == 0)
 
 
 def gradients(attend: Any, inputs: Inputs, grad: Tensor) -> list[Tensor]:
@@ -69,18 +88,23 @@ def gradients(attend: Any, inputs: Inputs, grad: Tensor) -> list[Tensor]:
     return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
 
 
-def attention(shape: tuple[int, ...], kind: str, dropout: float, mode: str) -> Work:
+def attention(attended: Attended, mode: str) -> Work:
     """One pass over query, key and value [B, heads, L, E]."""
-    batch, heads, length, size = shape
-    query, key, value, grad = (torch.randn(shape) for _ in range(4))
-    mask = torch.rand(batch, 1, length, length) > 0.3
+    (batch, heads, queries, size), kind, dropout, keys, dtype = attended
+    keys = keys or queries
+    lengths = (queries, keys, keys, queries)
+    query, key, value, grad = (torch.randn(batch, heads, n, size, dtype=dtype) for n in lengths)
+    mask = torch.rand(batch, 1, queries, keys) > 0.3
     mask[..., 0] = True
     inputs = (query, key, value, mask if kind == "boolean" else None, kind == "causal", dropout)
+    tolerances = (
+        {"rtol": 1e-3, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
+    )
 
     def check() -> None:
         same = (*inputs[:5], 0.0)  # dropout apart, which draws differently
         for a, b in zip(gradients(ours, same, grad), gradients(plain, same, grad), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(a, b, **tolerances)
 
     def infer(attend: Any) -> None:
         with torch.no_grad():
@@ -88,11 +112,13 @@ def attention(shape: tuple[int, ...], kind: str, dropout: float, mode: str) -> W
 
     run = infer if mode == "infer" else partial(gradients, inputs=inputs, grad=grad)
     # Two products forward; five backward, one of them made again. Half of each when causal.
-    work = (2 if mode == "infer" else 7) * batch * heads * length**2 * size
-    tensors = 4 if mode == "infer" else 9
+    work = (2 if mode == "infer" else 7) * batch * heads * queries * keys * size
+    of_queries, of_keys = (2, 2) if mode == "infer" else (5, 4)
+    numbers = of_queries * query.numel() + of_keys * key.numel()
     return Work(
         {name: partial(run, f) for name, f in FUNCTIONS.items()},
         check,
         work // 2 if kind == "causal" else work,
-        bytes=tensors * 4 * query.numel(),
+        itemsize=dtype.itemsize,
+        bytes=numbers * dtype.itemsize,
     )

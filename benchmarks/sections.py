@@ -91,7 +91,8 @@ SUITES = (
         "attention",
         "Masked attention",
         "`masked_attention` of [B, heads, L, E] beside torch's `scaled_dot_product_attention` "
-        "(sdpa) and two products with a softmax between (plain); train: forward and backward.",
+        "(sdpa) and two products with a softmax between (plain); train: forward and backward; "
+        "keys: how many, where L counts the queries alone.",
     ),
     (
         "language_model",
