@@ -7,12 +7,12 @@ namespace fastrnn::FASTRNN_ISA {
 
 // Rows of several tensors that will be needed, asked for one at a time: many at once hold up what
 // is needed now. The loops that ask are short, so that asking must take few instructions.
-template <class T>
 class Ahead {
  public:
-  void add(const T* rows, Index ld, Index count, Index width) {
-    parts_[count_++] = {reinterpret_cast<const char*>(rows), ld * Index(sizeof(T))};
-    bytes_ = larger(bytes_, width * Index(sizeof(T)));
+  // Rows of `bytes`, `step` bytes apart.
+  void add(const char* rows, Index step, Index count, Index bytes) {
+    parts_[count_++] = {rows, step};
+    bytes_ = larger(bytes_, bytes);
     rows_ = larger(rows_, count);
   }
 

@@ -11,7 +11,7 @@ class AttentionBackwardLoop : AttentionTiles<T, AttentionBackward> {
   using Tiles = AttentionTiles<T, AttentionBackward>;
   using Tiles::given_, Tiles::s_, Tiles::workspace_, Tiles::threads_, Tiles::bytes_;
   using Tiles::NV, Tiles::w, Tiles::panel_width, Tiles::most_rows, Tiles::key_block, Tiles::words;
-  using Tiles::panels, Tiles::padded, Tiles::short_;
+  using Tiles::panels, Tiles::padded, Tiles::short_, Tiles::few_;
   using typename Tiles::Needed, typename Tiles::Result, typename Tiles::V;
   static constexpr Index query_block = 8 * most_rows;
 
@@ -23,7 +23,7 @@ class AttentionBackwardLoop : AttentionTiles<T, AttentionBackward> {
     bytes_ = arena.bytes();
   }
 
-  Index bytes() const { return bytes_ * threads_; }
+  using Tiles::bytes;
 
   void run(const Team& team) {
     Arena arena(workspace_ + team.rank * bytes_);
@@ -95,12 +95,12 @@ class AttentionBackwardLoop : AttentionTiles<T, AttentionBackward> {
     this->ahead_ = {};
     for (const auto& in : inputs) {
       Tiles::widen(in.given, in.rows, in.read);
-      if (short_ && !s_.bfloat16) this->coming(in.given, in.rows, in.width);
+      if (short_) this->coming(in.given, in.rows, in.width);
     }
     const T *out = this->at(s_.output), *grad = this->at(s_.grad_output);
     Tiles::pack_columns(s_.key, E, keys_by_column_);
     Tiles::pack_columns(s_.value, D, values_by_column_);
-    keys_ = Tiles::pack_panels(this->at(s_.key), s_.key.row, Lk, E, packed_keys_);
+    keys_ = Tiles::pack_panels(this->at(s_.key), s_.key.row, few_ ? 0 : Lk, E, packed_keys_);
     queries_ = Tiles::pack_panels(this->at(s_.query), s_.query.row, Lq, E, packed_queries_);
     grads_ = Tiles::pack_panels(grad, s_.grad_output.row, Lq, D, packed_grads_);
     for (Index first = 0; first < Lq; first += w) {
@@ -191,7 +191,10 @@ class AttentionBackwardLoop : AttentionTiles<T, AttentionBackward> {
       this->with_mask([&](auto additive) {
         tile_slopes<additive()>(query + first, rows, key, needed, factor, weights, slopes);
       });
-      if (of_queries)
+      if (of_queries && few_)
+        Tiles::few_sums(rows, slopes + begin, stride_, s_.key, key + begin, needed.keys - begin, E,
+                        grad_query, s_.grad_query.row, key > 0);
+      else if (of_queries)
         product(rows, slopes + begin, stride_, 1, keys_ + (key + begin) * panel_width, s_.keys,
                 needed.keys - begin, E, grad_query, s_.grad_query.row, key > 0);
     }

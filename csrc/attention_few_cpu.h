@@ -6,6 +6,8 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
+constexpr Index few_queries = 4;
+
 // out [count] = the products of a [k] with rows `ld` apart. Writes whole vectors.
 template <class T>
 void row_products(const T* a, const T* rows, Index ld, Index count, Index k, T* out) {

@@ -2,7 +2,6 @@
 // weights (against the largest so far, if they are far from 0) and the weighted sum of the values.
 #pragma once
 
-#include "attention_few_cpu.h"
 #include "attention_tiles_cpu.h"
 
 namespace fastrnn::FASTRNN_ISA {
@@ -11,11 +10,10 @@ template <class T>
 class AttentionForwardLoop : AttentionTiles<T, AttentionForward> {
   using Tiles = AttentionTiles<T, AttentionForward>;
   using Tiles::given_, Tiles::s_, Tiles::workspace_, Tiles::threads_, Tiles::bytes_;
-  using Tiles::infinity, Tiles::panels, Tiles::padded, Tiles::short_;
+  using Tiles::infinity, Tiles::panels, Tiles::padded, Tiles::short_, Tiles::few_;
   using Tiles::NV, Tiles::w, Tiles::panel_width, Tiles::most_rows, Tiles::key_block, Tiles::words;
   using typename Tiles::Needed, typename Tiles::Result, typename Tiles::V;
   static constexpr Index query_block = 48;  // a head of no more is one block, whatever the set
-  static constexpr Index few_queries = 4;   // of a head that is not packed
 
  public:
   AttentionForwardLoop(const AttentionForward& arguments, char* workspace, int threads)
@@ -25,7 +23,7 @@ class AttentionForwardLoop : AttentionTiles<T, AttentionForward> {
     bytes_ = arena.bytes();
   }
 
-  Index bytes() const { return bytes_ * threads_; }
+  using Tiles::bytes;
 
   void run(const Team& team) {
     Arena arena(workspace_ + team.rank * bytes_);
@@ -39,18 +37,16 @@ class AttentionForwardLoop : AttentionTiles<T, AttentionForward> {
         Tiles::widen(given_.query, s_.queries, s_.query);
         Tiles::widen(given_.key, s_.keys, s_.key);
         Tiles::widen(given_.value, s_.keys, s_.value);
-        if (!few_) {
-          Tiles::pack_columns(s_.key, s_.size, keys_);
-          values_ = Tiles::pack_panels(this->at(s_.value), s_.value.row, s_.keys, s_.value_size,
-                                       packed_values_);
-        }
+        Tiles::pack_columns(s_.key, s_.size, keys_);
+        values_ = Tiles::pack_panels(this->at(s_.value), s_.value.row, few_ ? 0 : s_.keys,
+                                     s_.value_size, packed_values_);
         packed = head;
         this->ahead_ = {};
-        if (short_ && !s_.bfloat16) {
-          this->coming(s_.query, s_.queries, s_.size);
-          this->coming(s_.key, s_.keys, s_.size);
-          this->coming(s_.value, s_.keys, s_.value_size);
-          if (!stream_) this->coming(s_.output, s_.queries, s_.value_size);
+        if (short_) {
+          this->coming(given_.query, s_.queries, s_.size);
+          this->coming(given_.key, s_.keys, s_.size);
+          this->coming(given_.value, s_.keys, s_.value_size);
+          if (!stream_) this->coming(given_.output, s_.queries, s_.value_size);
         }
       }
       // From both ends in turns: halves of a causal head weigh the same.
@@ -69,8 +65,8 @@ class AttentionForwardLoop : AttentionTiles<T, AttentionForward> {
       s_.value = copy_of_head<T>(arena, s_.keys, s_.value_size);
       s_.output = copy_of_head<T>(arena, s_.queries, s_.value_size);
     }
-    keys_ = arena.take<T>(few_ ? 0 : padded(s_.keys) * s_.size);
-    packed_values_ = arena.take<T>(few_ ? 0 : padded(s_.value_size) * s_.keys);
+    keys_ = arena.take<T>(padded(s_.keys) * s_.size);
+    packed_values_ = arena.take<T>(padded(s_.value_size) * s_.keys);
     most_ = arena.take<T>(query_block);
     totals_ = arena.take<T>(query_block + w);
     sums_ = arena.take<T>(most_rows * w);
@@ -105,11 +101,8 @@ class AttentionForwardLoop : AttentionTiles<T, AttentionForward> {
           if (key == 0) Tiles::zero(out, s_.output.row, rows, D);
           continue;
         }
-        if (few_)
-          products_with_few(row, rows, key, needed);
-        else
-          Tiles::products(s_.query, first + row, rows, s_.key, keys_, s_.size, key, needed, scores_,
-                          key_block);
+        Tiles::products(s_.query, first + row, rows, s_.key, keys_, s_.size, key, needed, scores_,
+                        key_block);
         bool near = true;
         this->with_mask([&](auto additive) {
           if constexpr (level)
@@ -189,14 +182,6 @@ class AttentionForwardLoop : AttentionTiles<T, AttentionForward> {
     drop_some(query, rows, key, begin, end);
   }
 
-  // What `products` computes, of a head that is not packed.
-  void products_with_few(Index row, Index rows, Index key, const Needed& needed) {
-    const Index begin = needed.begin * panel_width;
-    for (Index r = 0; r < rows; ++r)
-      row_products(this->at(s_.query, row + r), this->at(s_.key, key + begin), s_.key.row,
-                   needed.keys - begin, s_.size, scores_ + r * key_block + begin);
-  }
-
   void add_totals(Index row, Index rows) {
     for (Index r = 0; r < rows; r += w) {
       V sums[w];
@@ -217,10 +202,9 @@ class AttentionForwardLoop : AttentionTiles<T, AttentionForward> {
   // divided by the sum of its weights later.
   void sum_values(Index row, Index rows, Index key, const Needed& needed, T* out) {
     const Index begin = needed.begin * panel_width;
-    for (Index r = 0; few_ && r < rows; ++r)
-      weighted_sum(scores_ + r * key_block + begin, this->at(s_.value, key + begin), s_.value.row,
-                   needed.keys - begin, s_.value_size, out + r * s_.output.row, key > 0);
-    if (few_) return;
+    if (few_)
+      return Tiles::few_sums(rows, scores_ + begin, key_block, s_.value, key + begin,
+                             needed.keys - begin, s_.value_size, out, s_.output.row, key > 0);
     alignas(64) T shares[ceil_div(most_rows, w) * w];
     for (Index r = 0; stream_ && r < rows; r += w)
       share(V::load(totals_ + row + r)).store(shares + r);
@@ -261,7 +245,6 @@ class AttentionForwardLoop : AttentionTiles<T, AttentionForward> {
     }
   }
 
-  const bool few_ = s_.queries <= few_queries;
   const bool stream_ =
       short_ && !few_ && !s_.bfloat16 && this->streams(s_.output, s_.queries, s_.value_size);
   bool new_mask_;

@@ -65,8 +65,10 @@ class AttentionHead {
 
   // The next head's part of a tensor, to be asked for while the open one is worked on.
   void coming(const Heads& tensor, Index rows, Index width) {
-    ahead_.add(static_cast<T*>(tensor.data) + next_batch_ * tensor.batch + next_head_ * tensor.head,
-               tensor.row, rows, width);
+    const Index item = a_.bfloat16 ? 2 : sizeof(T);
+    const Index first = next_batch_ * tensor.batch + next_head_ * tensor.head;
+    ahead_.add(static_cast<const char*>(tensor.data) + first * item, tensor.row * item, rows,
+               width * item);
   }
 
   // The panels of a block of keys that some of these queries attend to, from the first such to the
@@ -155,7 +157,7 @@ class AttentionHead {
   }
 
   const Attention& a_;
-  Ahead<T> ahead_;
+  Ahead ahead_;
   const Index query_block_;
   // Whether a head is one block. Then its rows are asked for while the one before is worked on, a
   // few at a time: a quarter of the time of such heads went into waiting for memory.

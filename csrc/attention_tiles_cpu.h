@@ -1,6 +1,7 @@
 // What both passes of attention share: a head's operands packed, and products of tiles.
 #pragma once
 
+#include "attention_few_cpu.h"
 #include "attention_head_cpu.h"
 #include "few_products_cpu.h"
 
@@ -22,12 +23,15 @@ class AttentionTiles : protected AttentionHead<T> {
         threads_(threads),
         tail_(a_.keys % w <= few<T> ? a_.keys % w : 0) {}
 
+  Index bytes() const { return bytes_ * threads_; }
+
   static constexpr Index padded(Index columns) { return panels(columns) * panel_width; }
   static constexpr int used(Index columns) { return int(smaller(NV, ceil_div(columns, w))); }
 
   // A head's keys or values [Lk, k] to out [panels(Lk)][k][panel_width]: row i becomes column i.
-  // The last few stay as they are.
+  // The last few stay as they are, and all where queries are few.
   void pack_columns(const Heads& tensor, Index k, T* out) const {
+    if (few_) return;
     const Index n = a_.keys - tail_;
     for (Index v = 0; v < ceil_div(n, w); ++v)
       pack_columns_transposed(at(tensor) + v * w * tensor.row, tensor.row, n - v * w, k,
@@ -38,8 +42,13 @@ class AttentionTiles : protected AttentionHead<T> {
   // columns are packed.
   void products(const Heads& tile, Index query, Index rows, const Heads& of_keys, const T* packed,
                 Index k, Index key, const Needed& needed, T* out, Index ld) const {
+    const Index begin = needed.begin * panel_width;
+    for (Index r = 0; few_ && r < rows; ++r)
+      row_products(at(tile, query + r), at(of_keys, key + begin), of_keys.row, needed.keys - begin,
+                   k, out + r * ld + begin);
+    if (few_) return;
     const Index last = smaller(needed.keys, a_.keys - tail_ - key);
-    for (Index c = needed.begin * panel_width; c < last; c += panel_width)
+    for (Index c = begin; c < last; c += panel_width)
       tile_product<T, NV>(used(last - c), rows, at(tile, query), tile.row, 1,
                           packed + (key + c) * k, k, out + c, false, ld);
     if (last < needed.keys)
@@ -102,6 +111,13 @@ class AttentionTiles : protected AttentionHead<T> {
     }
   }
 
+  // What `product` computes of a head's keys or values from one of them on, where queries are few.
+  void few_sums(Index rows, const T* a, Index lda, const Heads& of_keys, Index key, Index depth,
+                Index width, T* out, Index ld, bool add) const {
+    for (Index r = 0; r < rows; ++r)
+      weighted_sum(a + r * lda, at(of_keys, key), of_keys.row, depth, width, out + r * ld, add);
+  }
+
   static void zero(T* out, Index ld, Index rows, Index width) {
     for (Index r = 0; r < rows; ++r)
       for (Index c = 0; c < width; c += w) V(T(0)).store(out + r * ld + c, width - c);
@@ -111,7 +127,8 @@ class AttentionTiles : protected AttentionHead<T> {
   Arguments s_;  // with copies of the open head in place of tensors of bfloat16
   char* const workspace_;
   const int threads_;
-  Index bytes_;  // of the workspace, for each thread
+  Index bytes_;                                 // of the workspace, for each thread
+  const bool few_ = a_.queries <= few_queries;  // packing keys and values would be most of the work
 
  private:
   const Index tail_;  // keys of the last vector that are few
