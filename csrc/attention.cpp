@@ -48,7 +48,7 @@ Heads heads_of(const Tensor& tensor) {
 
 AttentionInputs checked(const Tensor& query, const Tensor& key, const Tensor& value,
                         const std::optional<Tensor>& mask, const std::optional<Tensor>& seed,
-                        bool is_causal, double dropout_p, double scale) {
+                        bool is_causal, double dropout_p, double scale, bool wide_mask) {
   check(query.dim() == 4, "query must be [B, heads, Lq, E], got ", query);
   check(key.dim() == 4 && value.dim() == 4, "key and value must be [B, heads, Lk, ..], got ", key,
         " and ", value);
@@ -75,7 +75,7 @@ AttentionInputs checked(const Tensor& query, const Tensor& key, const Tensor& va
           "mask must be bool or have the query's dtype");
     check(mask->device() == query.device(), "mask must be on the query's device");
     in.mask = column_stride(*mask) <= 1 ? *mask : torch::stable::contiguous(*mask);
-    if (!boolean && a.bfloat16 && query.is_cpu())
+    if (!boolean && a.bfloat16 && wide_mask)
       in.mask = torch::stable::to(*in.mask, ScalarType::Float);
     a.mask_kind = boolean ? Mask::boolean : Mask::additive;
     a.mask = heads_of(*in.mask), a.mask_column = column_stride(*in.mask);
@@ -97,17 +97,20 @@ AttentionInputs checked(const Tensor& query, const Tensor& key, const Tensor& va
 AttentionForwardCall::AttentionForwardCall(const Tensor& query, const Tensor& key,
                                            const Tensor& value, const std::optional<Tensor>& mask,
                                            const std::optional<Tensor>& seed, bool is_causal,
-                                           double dropout_p, double scale)
-    : in(checked(query, key, value, mask, seed, is_causal, dropout_p, scale)),
+                                           double dropout_p, double scale, bool wide_mask)
+    : in(checked(query, key, value, mask, seed, is_causal, dropout_p, scale, wide_mask)),
       output(empty_rows(query, in.arguments.value_size)),
       logsumexp(empty_statistics(in, {})),
       arguments{in.arguments, heads_of(output), logsumexp.mutable_data_ptr()} {}
 
-AttentionBackwardCall::AttentionBackwardCall(
-    const Tensor& grad_output, const Tensor& query, const Tensor& key, const Tensor& value,
-    const std::optional<Tensor>& mask, const std::optional<Tensor>& seed, const Tensor& output,
-    const Tensor& logsumexp, bool is_causal, double dropout_p, double scale, bool mask_grad)
-    : in(checked(query, key, value, mask, seed, is_causal, dropout_p, scale)),
+AttentionBackwardCall::AttentionBackwardCall(const Tensor& grad_output, const Tensor& query,
+                                             const Tensor& key, const Tensor& value,
+                                             const std::optional<Tensor>& mask,
+                                             const std::optional<Tensor>& seed,
+                                             const Tensor& output, const Tensor& logsumexp,
+                                             bool is_causal, double dropout_p, double scale,
+                                             bool mask_grad, bool wide_mask)
+    : in(checked(query, key, value, mask, seed, is_causal, dropout_p, scale, wide_mask)),
       statistics(empty_statistics(in, {2})) {
   const Attention& a = in.arguments;
   const Shape rows{a.batch, a.heads, a.queries, a.value_size};

@@ -15,14 +15,14 @@ namespace fastrnn {
 // Tensors whose rows are contiguous, and what the kernels are told of them.
 struct AttentionInputs {
   Tensor query, key, value;
-  std::optional<Tensor> mask;  // an additive one of bfloat16 is float32 on CPUs
+  std::optional<Tensor> mask;  // additive and of bfloat16, it is float32 if that is asked for
   Attention arguments;
 };
 
 struct AttentionForwardCall {
   AttentionForwardCall(const Tensor& query, const Tensor& key, const Tensor& value,
                        const std::optional<Tensor>& mask, const std::optional<Tensor>& seed,
-                       bool is_causal, double dropout_p, double scale);
+                       bool is_causal, double dropout_p, double scale, bool wide_mask);
 
   AttentionInputs in;
   Tensor output, logsumexp;
@@ -36,7 +36,7 @@ struct AttentionBackwardCall {
                         const Tensor& value, const std::optional<Tensor>& mask,
                         const std::optional<Tensor>& seed, const Tensor& output,
                         const Tensor& logsumexp, bool is_causal, double dropout_p, double scale,
-                        bool mask_grad);
+                        bool mask_grad, bool wide_mask);
 
   AttentionInputs in;
   Tensor statistics;          // [B, heads, Lq, 2], scratch, of logsumexp's dtype

@@ -27,7 +27,8 @@ std::tuple<Tensor, Tensor> masked_attention(const Tensor& query, const Tensor& k
                                             const std::optional<Tensor>& seed, bool is_causal,
                                             double dropout_p, double scale) {
   const Dtype dtype = dtype_of(query);
-  const AttentionForwardCall call(query, key, value, mask, seed, is_causal, dropout_p, scale);
+  const AttentionForwardCall call(query, key, value, mask, seed, is_causal, dropout_p, scale,
+                                  false);
   within_limits(call.arguments);
   const auto [device, guard] = current(query);
   queued(attention_forward(dtype, call.arguments, device.offer.shared_memory, device.stream),
@@ -41,7 +42,7 @@ AttentionBackwardCall::Results masked_attention_backward(
     const Tensor& logsumexp, bool is_causal, double dropout_p, double scale, bool mask_grad) {
   const Dtype dtype = dtype_of(query);
   const AttentionBackwardCall call(grad_output, query, key, value, mask, seed, output, logsumexp,
-                                   is_causal, dropout_p, scale, mask_grad);
+                                   is_causal, dropout_p, scale, mask_grad, false);
   within_limits(call.arguments);
   const auto [device, guard] = current(query);
   const AttentionGradients arguments{call.arguments, call.statistics.mutable_data_ptr()};

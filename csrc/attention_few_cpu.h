@@ -35,24 +35,23 @@ void weighted_sum(const T* weights, const T* rows, Index ld, Index count, Index 
   using V = Vec<T>;
   constexpr Index w = V::width, abreast = 4;
   for (Index c = 0; c < width; c += abreast * w) {
-    // Two sums, even rows' and odd rows': one would wait for itself.
-    V sums[2][abreast];
-    for (Index v = 0; v < abreast; ++v) sums[0][v] = sums[1][v] = V(T(0));
+    // Even rows' sums and odd rows': one would wait for itself.
+    V even[abreast], odd[abreast];
+    for (Index v = 0; v < abreast; ++v) even[v] = odd[v] = V(T(0));
     const Index left = width - c;
-    const auto take = [&](Index i) {
+    const auto take = [&](Index i, V* sums) {
       const V weight(weights[i]);
 #pragma GCC unroll 4
       for (Index v = 0; v < abreast; ++v)
         if (v * w < left)
-          sums[i % 2][v] =
-              sums[i % 2][v] + weight * V::load(rows + i * ld + c + v * w, left - v * w);
+          sums[v] = sums[v] + weight * V::load(rows + i * ld + c + v * w, left - v * w);
     };
     Index i = 0;
-    for (; i + 2 <= count; i += 2) take(i), take(i + 1);
-    if (i < count) take(i);
+    for (; i + 2 <= count; i += 2) take(i, even), take(i + 1, odd);
+    if (i < count) take(i, even);
     for (Index v = 0; v < abreast && v * w < left; ++v) {
       T* const to = out + c + v * w;
-      const V sum = sums[0][v] + sums[1][v];
+      const V sum = even[v] + odd[v];
       (add ? V::load(to, left - v * w) + sum : sum).store(to, left - v * w);
     }
   }

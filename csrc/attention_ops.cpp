@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor> masked_attention(const Tensor& query, const Tensor& k
                                             const std::optional<Tensor>& seed, bool is_causal,
                                             double dropout_p, double scale) {
   check.kernel_dtype(query, true);
-  const AttentionForwardCall call(query, key, value, mask, seed, is_causal, dropout_p, scale);
+  const AttentionForwardCall call(query, key, value, mask, seed, is_causal, dropout_p, scale, true);
   ask_for_large_pages(call.output);
   run(instruction_set().attention(int(query.element_size()))->forward, call.arguments,
       work(call.arguments));
@@ -33,7 +33,7 @@ AttentionBackwardCall::Results masked_attention_backward(
     const Tensor& logsumexp, bool is_causal, double dropout_p, double scale, bool mask_grad) {
   check.kernel_dtype(query, true);
   const AttentionBackwardCall call(grad_output, query, key, value, mask, seed, output, logsumexp,
-                                   is_causal, dropout_p, scale, mask_grad);
+                                   is_causal, dropout_p, scale, mask_grad, true);
   std::apply([](const auto&... result) { (ask_for_large_pages(result), ...); }, call.results);
   run(instruction_set().attention(int(query.element_size()))->backward, call.arguments,
       work(call.arguments));

@@ -53,9 +53,6 @@ def reference(
 
     Source: Vaswani et al. 2017, eq. 1; Dao 2023, "FlashAttention-2", algorithms 1 and 2.
     """
-    dtype = query.dtype
-    if query.is_cpu and dtype == torch.bfloat16:  # in float32, as the kernels there
-        query, key, value = query.float(), key.float(), value.float()
     scores = query @ key.mT * scale
     if mask is not None and mask.is_floating_point():
         scores = scores + mask
@@ -70,7 +67,17 @@ def reference(
     weights = scores.masked_fill(nothing, 0).softmax(-1).masked_fill(nothing, 0)
     if seed is not None:
         weights = weights * _kept(seed, dropout_p, weights).to(weights.dtype) / (1 - dropout_p)
-    return (weights @ value).to(dtype), logsumexp
+    return weights @ value, logsumexp
+
+
+def in_torch(*args: Any) -> tuple[Tensor, Tensor]:
+    """`reference`, of bfloat16 on CPUs in float32, as the kernels there."""
+    dtype = args[0].dtype
+    if dtype != torch.bfloat16 or not args[0].is_cpu:
+        return reference(*args)
+    wide: Any = (a.float() if getattr(a, "dtype", None) == dtype else a for a in args)
+    output, logsumexp = reference(*wide)
+    return output.to(dtype), logsumexp
 
 
 def _kept(seed: Tensor, dropout_p: float, weights: Tensor) -> Tensor:
@@ -97,7 +104,7 @@ def _empty_rows(like: Tensor, width: int) -> Tensor:
 
 def _default_forward(*args: Any) -> tuple[Tensor, ...]:
     detached: Any = [a.detach() if isinstance(a, Tensor) else a for a in args]
-    output, logsumexp = reference(*detached)
+    output, logsumexp = in_torch(*detached)
     return _empty_rows(args[0], output.size(-1)).copy_(output), logsumexp
 
 
@@ -112,7 +119,7 @@ def _default_backward(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
         leaves: Any = [None if t is None else t.detach() for t in tensors]
         wanted = [t.requires_grad_() for t in leaves[: 4 if mask_grad else 3] if t is not None]
         leaves += [seed, is_causal, dropout_p, scale]
-        output = reference(*leaves)[0]
+        output = in_torch(*leaves)[0]
         found = torch.autograd.grad(output, wanted, grad_output.detach())
     rows = zip(wanted[:3], found[:3], strict=True)
     like = [_empty_rows(t, t.size(-1)).copy_(g) for t, g in rows]
@@ -186,7 +193,7 @@ class MaskedAttentionBackward(torch.autograd.Function):
 
         def output(*inputs: Tensor) -> Tensor:
             args: Any = (*inputs[:3], *(inputs[3:] or (mask,)), seed, *ctx.options)
-            return reference(*args)[0]
+            return in_torch(*args)[0]
 
         def gradients(grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
             pullback: Any = torch.func.vjp(output, *inputs)[1]

@@ -84,7 +84,7 @@ def masked_attention(
     lacks = _lacking(query, value) if query.is_cuda else ()
     backend = chosen(tensors[0], None, *lacks)
     if backend == "reference":
-        output = _attention.reference(*args)[0]
+        output = _attention.in_torch(*args)[0]
     else:
         op, function = _OPERATORS[backend]
         output = (applied(function, *args) if by_functions() else below_autograd(op, *args))[0]

@@ -245,6 +245,8 @@ def test_lower_precision(dtype):
     for name, *values in zip(("output", "query", "key", "value", "mask"), found, theirs, exact):  # noqa: B905
         assert values[0].dtype == dtype
         assert_as_close_as_torch(name, *values, torch.finfo(dtype).eps)
+    with fastrnn.use_backend("reference"):
+        assert_as_close_as_torch("reference", attend(case), theirs[0], exact[0], 1e-3)
     with torch.autocast("cpu", dtype):
         output = masked_attention(*(t.float() for t in case.tensors), case.mask.float())
     assert output.dtype == dtype and torch.equal(output, found[0])
