@@ -60,12 +60,12 @@ class AttentionBackwardLoop : AttentionTiles<T, AttentionBackward> {
 
   void take(Arena& arena) {
     Tiles::take(arena);
-    const Index E = s_.size, D = s_.value_size, Lq = s_.queries, Lk = s_.keys;
+    const Index E = s_.size, D = s_.value_size;
     if (s_.bfloat16) {
-      for (Heads* tensor : {&s_.query, &s_.grad_query}) *tensor = copy_of_head<T>(arena, Lq, E);
-      for (Heads* tensor : {&s_.key, &s_.grad_key}) *tensor = copy_of_head<T>(arena, Lk, E);
-      for (Heads* tensor : {&s_.value, &s_.grad_value}) *tensor = copy_of_head<T>(arena, Lk, D);
-      for (Heads* tensor : {&s_.output, &s_.grad_output}) *tensor = copy_of_head<T>(arena, Lq, D);
+      s_.grad_output = copy_of_head<T>(arena, s_.queries, D);
+      s_.grad_query = copy_of_head<T>(arena, s_.queries, E);
+      s_.grad_key = copy_of_head<T>(arena, s_.keys, E);
+      s_.grad_value = copy_of_head<T>(arena, s_.keys, D);
     }
     keys_by_column_ = arena.take<T>(padded(s_.keys) * E);
     values_by_column_ = arena.take<T>(padded(s_.keys) * D);
@@ -84,19 +84,8 @@ class AttentionBackwardLoop : AttentionTiles<T, AttentionBackward> {
     packed_ = head;
     this->open(head);
     const Index E = s_.size, D = s_.value_size, Lq = s_.queries, Lk = s_.keys;
-    const struct {
-      const Heads &given, &read;
-      Index rows, width;
-    } inputs[] = {{given_.query, s_.query, Lq, E},
-                  {given_.key, s_.key, Lk, E},
-                  {given_.value, s_.value, Lk, D},
-                  {given_.output, s_.output, Lq, D},
-                  {given_.grad_output, s_.grad_output, Lq, D}};
-    this->ahead_ = {};
-    for (const auto& in : inputs) {
-      Tiles::widen(in.given, in.rows, in.read);
-      if (short_) this->coming(in.given, in.rows, in.width);
-    }
+    Tiles::read(given_.output, Lq, D, s_.output);
+    Tiles::read(given_.grad_output, Lq, D, s_.grad_output);
     const T *out = this->at(s_.output), *grad = this->at(s_.grad_output);
     Tiles::pack_columns(s_.key, E, keys_by_column_);
     Tiles::pack_columns(s_.value, D, values_by_column_);

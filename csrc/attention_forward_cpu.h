@@ -34,20 +34,11 @@ class AttentionForwardLoop : AttentionTiles<T, AttentionForward> {
       const Index head = item / blocks, i = item % blocks;
       if (head != packed) {
         new_mask_ = this->open(head);
-        Tiles::widen(given_.query, s_.queries, s_.query);
-        Tiles::widen(given_.key, s_.keys, s_.key);
-        Tiles::widen(given_.value, s_.keys, s_.value);
         Tiles::pack_columns(s_.key, s_.size, keys_);
         values_ = Tiles::pack_panels(this->at(s_.value), s_.value.row, few_ ? 0 : s_.keys,
                                      s_.value_size, packed_values_);
         packed = head;
-        this->ahead_ = {};
-        if (short_) {
-          this->coming(given_.query, s_.queries, s_.size);
-          this->coming(given_.key, s_.keys, s_.size);
-          this->coming(given_.value, s_.keys, s_.value_size);
-          if (!stream_) this->coming(given_.output, s_.queries, s_.value_size);
-        }
+        if (short_ && !stream_) this->coming(given_.output, s_.queries, s_.value_size);
       }
       // From both ends in turns: halves of a causal head weigh the same.
       const Index block = i % 2 ? blocks - 1 - i / 2 : i / 2;
@@ -59,12 +50,6 @@ class AttentionForwardLoop : AttentionTiles<T, AttentionForward> {
  private:
   void take(Arena& arena) {
     Tiles::take(arena);
-    if (s_.bfloat16) {
-      s_.query = copy_of_head<T>(arena, s_.queries, s_.size);
-      s_.key = copy_of_head<T>(arena, s_.keys, s_.size);
-      s_.value = copy_of_head<T>(arena, s_.keys, s_.value_size);
-      s_.output = copy_of_head<T>(arena, s_.queries, s_.value_size);
-    }
     keys_ = arena.take<T>(padded(s_.keys) * s_.size);
     packed_values_ = arena.take<T>(padded(s_.value_size) * s_.keys);
     most_ = arena.take<T>(query_block);

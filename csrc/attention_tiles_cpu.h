@@ -25,6 +25,30 @@ class AttentionTiles : protected AttentionHead<T> {
 
   Index bytes() const { return bytes_ * threads_; }
 
+  void take(Arena& arena) {
+    Head::take(arena);
+    if (!s_.bfloat16) return;
+    s_.query = copy_of_head<T>(arena, s_.queries, s_.size);
+    s_.key = copy_of_head<T>(arena, s_.keys, s_.size);
+    s_.value = copy_of_head<T>(arena, s_.keys, s_.value_size);
+    s_.output = copy_of_head<T>(arena, s_.queries, s_.value_size);
+  }
+
+  // Returns whether the head's mask is another than the one before.
+  bool open(Index head) {
+    const bool another = Head::open(head);
+    this->ahead_ = {};
+    read(given_.query, s_.queries, s_.size, s_.query);
+    read(given_.key, s_.keys, s_.size, s_.key);
+    read(given_.value, s_.keys, s_.value_size, s_.value);
+    return another;
+  }
+  // The open head of a tensor, rows of `width`, for the loops; the next one's is asked for.
+  void read(const Heads& tensor, Index rows, Index width, const Heads& copy) {
+    Head::widen(tensor, rows, copy);
+    if (Head::short_) this->coming(tensor, rows, width);
+  }
+
   static constexpr Index padded(Index columns) { return panels(columns) * panel_width; }
   static constexpr int used(Index columns) { return int(smaller(NV, ceil_div(columns, w))); }
 
