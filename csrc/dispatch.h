@@ -50,29 +50,48 @@ void ask_for_large_pages(const Tensor& result);
 constexpr std::int64_t threaded_work = 1 << 13;
 
 template <class Arguments>
+struct Call {
+  const Kernel<Arguments>& kernel;
+  const Arguments& arguments;
+  char* workspace;
+
+  static void on(const Team& team, void* call) {
+    const Call& c = *static_cast<Call*>(call);
+    c.kernel.run(team, c.arguments, c.workspace);
+  }
+};
+
+template <class Arguments>
 void run(const Kernel<Arguments>& kernel, const Arguments& arguments, char* workspace,
          int threads) {
-  struct Call {
-    const Kernel<Arguments>& kernel;
-    const Arguments& arguments;
-    char* workspace;
-  } call{kernel, arguments, workspace};
-  Team::run(
-      threads,
-      [](const Team& team, void* p) {
-        const Call& c = *static_cast<Call*>(p);
-        c.kernel.run(team, c.arguments, c.workspace);
-      },
-      &call);
+  Call<Arguments> call{kernel, arguments, workspace};
+  Team::run(threads, call.on, &call);
+}
+
+// Threads that `work` multiply-adds between two barriers keep busy.
+inline int useful_threads(std::int64_t work) {
+  const std::int64_t useful = work / threaded_work;
+  return int(std::clamp<std::int64_t>(useful, 1, torch::stable::get_num_threads()));
 }
 
 // `work`: multiply-adds between two barriers.
 template <class Arguments>
 void run(const Kernel<Arguments>& kernel, const Arguments& arguments, std::int64_t work) {
-  const std::int64_t useful = work / threaded_work;
-  const int threads = int(std::clamp<std::int64_t>(useful, 1, torch::stable::get_num_threads()));
+  const int threads = useful_threads(work);
   const Scratch scratch(kernel.workspace(arguments, threads));
   run(kernel, arguments, scratch.data(), threads);
+}
+
+// Two at once, each on half of the threads, which are at least two.
+template <class Arguments>
+void run_both(const Kernel<Arguments>& kernel, const Arguments& first, const Arguments& second,
+              std::int64_t work) {
+  const int threads = std::max(useful_threads(2 * work), 2);
+  const std::int64_t bytes = kernel.workspace(first, threads);
+  const Scratch scratch(bytes + kernel.workspace(second, threads));
+  Call<Arguments> one{kernel, first, scratch.data()};
+  Call<Arguments> other{kernel, second, scratch.data() + bytes};
+  Team::run_both(threads, one.on, &one, &other);
 }
 
 }  // namespace fastrnn

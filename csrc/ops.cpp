@@ -5,61 +5,12 @@
 #include <tuple>
 
 #include "device.h"
-#include "ops_cpu.h"
+#include "passes.h"
 #include "plan.h"
 #include "stack.h"
 #include "text.h"
 
 namespace fastrnn {
-
-Results forward(const Inputs& in, const Extras& extras, const std::string& cell, bool reverse,
-                bool save) {
-  const std::int64_t H = in.hidden_size, saved = save ? in.rows : 0;
-  const Results made{new_tensor(in.input, {in.rows, in.output_size()}), copied(in.state),
-                     new_tensor(in.input, {in.sizes.states - 1, saved, H}),
-                     new_tensor(in.input, {saved, reserve_slots(in, extras) * H})};
-  if (in.rows == 0) return made;
-  for (const Tensor& t : {made.output, made.cells, made.reserve}) ask_for_large_pages(t);
-  const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
-  const Forward arguments{sequence(in, walk, extras),
-                          nullptr,
-                          in.weight_ih.has_value(),
-                          made.output.mutable_data_ptr(),
-                          made.state_n.mutable_data_ptr(),
-                          save ? made.cells.mutable_data_ptr() : nullptr,
-                          save ? made.reserve.mutable_data_ptr() : nullptr};
-  run(forward_for(cell, in.input, in.projected || in.gains), arguments, step_work(arguments));
-  return made;
-}
-
-namespace {
-
-const Kernel<Backward>& backward_for(const std::string& cell, const Tensor& input, bool rows) {
-  const CellKernels& kernels = kernels_for(cell, input);
-  return rows ? row_kernels_for(cell, input).backward : kernels.backward;
-}
-
-}  // namespace
-
-Gradients backward(const Inputs& in, const Extras& extras, const Saved& saved,
-                   const std::string& cell, bool reverse, bool input_grad, bool state_grad,
-                   bool weight_grad) {
-  Gradients grads = empty_gradients(in, input_grad, state_grad, weight_grad);
-  if (in.rows == 0) {
-    no_rows(grads, saved.grad_state_n);
-    return grads;
-  }
-  for (const Tensor& t : {grads.input, grads.weight_ih, grads.weight_hh}) ask_for_large_pages(t);
-  const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
-  const Backward arguments{
-      sequence(in, walk, extras),     data(saved.grad_output),       data(saved.grad_state_n),
-      data(saved.grad_cells),         saved.output.const_data_ptr(), saved.cells.const_data_ptr(),
-      saved.reserve.const_data_ptr(), writable(grads.input),         writable(grads.state),
-      writable(grads.weight_ih),      writable(grads.weight_hh),     writable(grads.bias_ih),
-      writable(grads.bias_hh),        writable(grads.weight_hr),     writable(grads.gains)};
-  run(backward_for(cell, in.input, in.projected || in.gains), arguments, step_work(arguments));
-  return grads;
-}
 
 namespace {
 
@@ -74,8 +25,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
   const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
                                    gains, batch_sizes, cell);
   const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
-  const Results made = forward(in, extras, cell, reverse, save);
-  return {made.output, made.state_n, made.cells, made.reserve};
+  const ForwardPass pass(in, extras, cell, reverse, save);
+  run(pass);
+  return {pass.output, pass.state_n, pass.cells, pass.reserve};
 }
 
 Gradients::Tuple recurrence_backward(
@@ -93,8 +45,9 @@ Gradients::Tuple recurrence_backward(
   const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
   const Saved saved =
       checked_saved(in, extras, grad_output, grad_state_n, grad_cells, output, cells, reserve);
-  return backward(in, extras, saved, cell, reverse, input_grad, true, weight_grad)
-      .tuple(input_grad);
+  const BackwardPass pass(in, extras, saved, cell, reverse, input_grad, true, weight_grad);
+  run(pass);
+  return pass.grads.tuple(input_grad);
 }
 
 std::vector<Tensor> recurrence_stack(const Tensor& input, const std::vector<Tensor>& layers,
@@ -105,9 +58,10 @@ std::vector<Tensor> recurrence_stack(const Tensor& input, const std::vector<Tens
   Tensor rows = input;
   for (std::size_t k = 0; k < stack.layers; ++k) {
     const Inputs in = stack.inputs(k, rows);
-    const Results made = forward(in, checked_extras(in, resets, {}, {}, {}), cell, false, save);
-    results.insert(results.end(), {made.output, made.state_n, made.cells, made.reserve});
-    rows = made.output;
+    const ForwardPass pass(in, checked_extras(in, resets, {}, {}, {}), cell, false, save);
+    run(pass);
+    results.insert(results.end(), {pass.output, pass.state_n, pass.cells, pass.reserve});
+    rows = pass.output;
   }
   return results;
 }
@@ -129,8 +83,10 @@ std::vector<Tensor> recurrence_stack_backward(
     if (!grad_state_n.empty()) of_state = grad_state_n[k];
     const Saved kept = checked_saved(in, extras, sent, of_state, of_cells, saved[3 * k],
                                      saved[3 * k + 1], saved[3 * k + 2]);
-    const Gradients grads =
-        backward(in, extras, kept, cell, false, k > 0 || input_grad, state_grad, weight_grad);
+    const BackwardPass pass(in, extras, kept, cell, false, k > 0 || input_grad, state_grad,
+                            weight_grad);
+    run(pass);
+    const Gradients& grads = pass.grads;
     const Tensor of_layer[] = {grads.state, grads.weight_ih, grads.weight_hh, grads.bias_ih,
                                grads.bias_hh};
     std::copy_n(of_layer, each, results.begin() + 1 + k * each);

@@ -5,7 +5,7 @@
 #include <tuple>
 #include <type_traits>
 
-#include "ops_cpu.h"
+#include "passes.h"
 #include "text.h"
 
 namespace fastrnn {
@@ -55,8 +55,9 @@ std::tuple<Tensor, Tensor, Tensor> recurrence_packed(
   check_projection(in.hidden_size, proj_size, cell, gains.has_value());
   in.projected = proj_size;
   const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
-  const Results made = forward_packed(in, extras, packed, cell, reverse, return_cells);
-  return {made.output, made.state_n, made.cells};
+  const ForwardPass pass(in, extras, cell, reverse, return_cells, packed);
+  run(pass);
+  return {pass.output, pass.state_n, pass.cells};
 }
 
 // One step through a stack of layers, checked once and taken often: `fastrnn_step` needs no more.
@@ -141,31 +142,6 @@ Tensor stepper(const Tensor& states, const Tensor& packed, const std::optional<T
 }
 
 }  // namespace
-
-Results forward_packed(const Inputs& in, const Extras& extras, const Tensor& packed,
-                       const std::string& cell, bool reverse, bool return_cells) {
-  const CellKernels& kernels = kernels_for(cell, in.input);
-  const std::int64_t bytes =
-      kernels.pack.workspace(weights_of(in.input_size, in.hidden_size, in.projected), 1);
-  const Tensor weights =
-      check.tensor("packed", packed, {bytes / std::int64_t(in.input.element_size())}, in.input);
-  const Results made{
-      new_tensor(in.input, {in.rows, in.output_size()}), copied(in.state),
-      new_tensor(in.input, {in.sizes.states - 1, return_cells ? in.rows : 0, in.hidden_size}),
-      Tensor()};
-  if (in.rows == 0) return made;
-  for (const Tensor& t : {made.output, made.cells}) ask_for_large_pages(t);
-  const Walk walk(in.batch_sizes, reverse, extras.reset_rows());
-  const Forward arguments{sequence(in, walk, extras),
-                          static_cast<char*>(weights.data_ptr()),
-                          true,
-                          made.output.mutable_data_ptr(),
-                          made.state_n.mutable_data_ptr(),
-                          return_cells ? made.cells.mutable_data_ptr() : nullptr,
-                          nullptr};
-  run(forward_for(cell, in.input, in.projected || in.gains), arguments, step_work(arguments));
-  return made;
-}
 
 // Past torch's dispatcher, which would take as long as a small layer's step: input [B, I] and
 // output [B, H or P] are contiguous, of the states' dtype. False if there is no memory left, or a

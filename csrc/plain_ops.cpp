@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "ops_cpu.h"
+#include "passes.h"
 #include "text.h"
 
 namespace fastrnn {
@@ -114,13 +114,13 @@ Parts recurrence_layers(const Tensor& input, const Parts& states, const Parts& w
   Tensor below = layers.rows;
   for (std::int64_t k = 0; k < layers.L; ++k) {
     const Inputs in = layers.inputs(k, below);
-    const Extras extras = checked_extras(in, {}, {}, {}, {});
-    const Results made =
-        packed ? forward_packed(in, extras, weights[k * layers.each], cell, false, false)
-               : forward(in, extras, cell, false, save);
-    layers.scatter(made.state_n, last, k);
-    saved.insert(saved.end(), {made.cells, made.reserve, made.output});
-    below = made.output;
+    std::optional<Tensor> pack;
+    if (packed) pack = weights[k * layers.each];
+    const ForwardPass pass(in, {}, cell, false, save, pack);
+    run(pass);
+    layers.scatter(pass.state_n, last, k);
+    saved.insert(saved.end(), {pass.cells, pass.reserve, pass.output});
+    below = pass.output;
   }
   Parts results{check.in_shape("output", below, layers.output_shape())};
   results.insert(results.end(), last.begin(), last.end());
@@ -148,14 +148,15 @@ Parts recurrence_layers_backward(const std::optional<Tensor>& grad_output, const
                           {rows, H});
   for (std::int64_t k = L; k-- > 0;) {
     const Inputs in = layers.inputs(k, k > 0 ? as_contiguous(saved[3 * k - 1]) : layers.rows);
-    const Extras extras = checked_extras(in, {}, {}, {}, {});
     std::optional<Tensor> of_ends;
     if (!given.empty()) of_ends = layers.gathered(given, k);
     const Tensor output = check.in_shape("output", as_contiguous(saved[3 * k + 2]), {rows, H});
     const Saved kept =
-        checked_saved(in, extras, sent, of_ends, {}, output, saved[3 * k], saved[3 * k + 1]);
-    const Gradients grads = backward(in, extras, kept, cell, false, k > 0 || input_grad,
-                                     !of_states.empty(), weight_grad);
+        checked_saved(in, {}, sent, of_ends, {}, output, saved[3 * k], saved[3 * k + 1]);
+    const BackwardPass pass(in, {}, kept, cell, false, k > 0 || input_grad, !of_states.empty(),
+                            weight_grad);
+    run(pass);
+    const Gradients& grads = pass.grads;
     layers.scatter(grads.state, of_states, k);
     const Tensor each[] = {grads.weight_ih, grads.weight_hh, grads.bias_ih, grads.bias_hh};
     std::copy_n(each, layers.each, of_weights.begin() + k * layers.each);

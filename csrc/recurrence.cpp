@@ -70,6 +70,11 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
           sizes};
 }
 
+void check_both(const Inputs& one, const Inputs& other) {
+  check(one.hidden_size == other.hidden_size, "both directions must have H units, got ",
+        one.hidden_size, " and ", other.hidden_size);
+}
+
 Inputs checked_inputs(const Tensor& input, const Tensor& state,
                       const std::optional<Tensor>& weight_ih,
                       const std::optional<Tensor>& weight_hh, const std::optional<Tensor>& bias_ih,
@@ -160,16 +165,22 @@ Gradients empty_gradients(const Inputs& in, bool input_grad, bool state_grad, bo
           like(weight_grad, in.gains)};
 }
 
+BothGradients of_both(const Gradients& one, const Gradients& other) {
+  return {one.input,   one.state,   one.weight_ih,   one.weight_hh,   one.bias_ih,   one.bias_hh,
+          other.input, other.state, other.weight_ih, other.weight_hh, other.bias_ih, other.bias_hh};
+}
+
 Gradients::Tuple Gradients::tuple(bool input_grad) const {
   const Tensor of_input = input_grad ? input : new_tensor(input, {0});
   return {of_input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, gains};
 }
 
-void no_rows(Gradients& g, const std::optional<Tensor>& grad_state_n) {
-  for (Tensor* tensor : {&g.input, &g.state, &g.weight_ih, &g.weight_hh, &g.bias_ih, &g.bias_hh,
-                         &g.weight_hr, &g.gains})
-    torch::stable::zero_(*tensor);
-  if (grad_state_n && g.state.numel() > 0) torch::stable::copy_(g.state, *grad_state_n);
+void no_rows(const Gradients& g, const std::optional<Tensor>& grad_state_n) {
+  for (Tensor tensor :
+       {g.input, g.state, g.weight_ih, g.weight_hh, g.bias_ih, g.bias_hh, g.weight_hr, g.gains})
+    torch::stable::zero_(tensor);
+  Tensor of_state = g.state;
+  if (grad_state_n && of_state.numel() > 0) torch::stable::copy_(of_state, *grad_state_n);
 }
 
 const void* data(const std::optional<Tensor>& tensor) {

@@ -45,6 +45,9 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
                       const std::optional<Tensor>& gains, std::vector<std::int64_t> batch_sizes,
                       const std::string& cell);
 
+// The inputs of a layer's two directions.
+void check_both(const Inputs& one, const Inputs& other);
+
 // P of weight_hr [P, H], checked.
 std::int64_t projected_size(const Tensor& weight_hr, const std::string& cell,
                             std::int64_t hidden_size);
@@ -83,9 +86,13 @@ struct Gradients {
   // it.
   Tuple tuple(bool input_grad) const;
 };
+// Those of one direction without weight_hr and gains, which it has not, then the other's.
+using BothGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                                 Tensor, Tensor, Tensor, Tensor>;
+BothGradients of_both(const Gradients& one, const Gradients& other);
 Gradients empty_gradients(const Inputs& inputs, bool input_grad, bool state_grad, bool weight_grad);
 // Of a batch without rows.
-void no_rows(Gradients& gradients, const std::optional<Tensor>& grad_state_n);
+void no_rows(const Gradients& gradients, const std::optional<Tensor>& grad_state_n);
 
 // Where a tensor's elements are; null for an absent or empty one.
 const void* data(const std::optional<Tensor>& tensor);

@@ -13,15 +13,6 @@ Dtype dtype_of(const Tensor& tensor) {
   return Dtype::bfloat16;
 }
 
-namespace {
-
-void check_both(const Inputs& a, const Inputs& b) {
-  check(a.hidden_size == b.hidden_size, "both directions must have H units, got ", a.hidden_size,
-        " and ", b.hidden_size);
-}
-
-}  // namespace
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
     const Tensor& input, const Tensor& state, const std::optional<Tensor>& weight_ih,
     const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
@@ -120,9 +111,7 @@ BothGradients recurrence_both_backward(
                                grad_cells_reverse, output_reverse, cells_reverse, reserve_reverse),
                  current.device, cell, true, input_grad, weight_grad);
   run<BackwardPass>({&a, &b});
-  const Gradients &one = a.finished(), &other = b.finished();
-  return {one.input,   one.state,   one.weight_ih,   one.weight_hh,   one.bias_ih,   one.bias_hh,
-          other.input, other.state, other.weight_ih, other.weight_hh, other.bias_ih, other.bias_hh};
+  return of_both(a.finished(), b.finished());
 }
 
 void barriers(const Tensor& space, std::int64_t cluster, std::int64_t rounds) {

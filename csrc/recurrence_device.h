@@ -75,9 +75,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
     const std::optional<Tensor>& seed_reverse, const std::optional<Tensor>& sequences,
     const std::vector<double>& zoneout, const Text& cell, bool save);
 
-// Those of one direction without weight_hr and gains, which it has not, then the other's.
-using BothGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-                                 Tensor, Tensor, Tensor, Tensor>;
 BothGradients recurrence_both_backward(
     const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_state_n,
     const std::optional<Tensor>& grad_cells, const std::optional<Tensor>& grad_output_reverse,

@@ -53,6 +53,24 @@ void Team::run(int threads, void (*body)(const Team&, void*), void* argument) {
 #endif
 }
 
+void Team::run_both(int threads, void (*body)(const Team&, void*), void* first, void* second) {
+  struct Call {
+    void (*body)(const Team&, void*);
+    void *first, *second;
+    Barrier barriers[2];
+  } call{body, first, second, {}};
+  run(
+      threads,
+      [](const Team& all, void* p) {
+        Call& c = *static_cast<Call*>(p);
+        const int half = all.size / 2, rank = all.rank - half;
+        if (half == 0) c.body(all, c.first);
+        if (rank < 0) c.body(Team(all.rank, half, &c.barriers[0]), c.first);
+        if (rank >= 0) c.body(Team(rank, all.size - half, &c.barriers[1]), c.second);
+      },
+      &call);
+}
+
 std::int64_t near_bytes() {
   static const std::int64_t second_cache = [] {
     long bytes = 0;

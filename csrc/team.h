@@ -11,6 +11,10 @@ class Team {
   // OpenMP may give fewer than asked for, one when already inside another region.
   static void run(int threads, void (*body)(const Team&, void*), void* argument);
 
+  // body(team, first) and body(team, second) at once, each on a team of half of the threads; one
+  // after the other in a region that has only one.
+  static void run_both(int threads, void (*body)(const Team&, void*), void* first, void* second);
+
   // Waits until every thread of the region is here.
   void wait() const {
     if (size > 1) wait_for_others();

@@ -1,7 +1,9 @@
-"""Both directions of a layer as one operator, which a CUDA device runs side by side in one launch.
+"""Both directions of a layer as one operator, whose kernels run them side by side.
 
-One launch, not two streams: no tensor has to be kept alive from one stream to the other, and a CUDA
-graph captures it as it is. Elsewhere the operator is `fastrnn::recurrence` twice.
+On a CUDA device in one launch, not two streams: no tensor has to be kept alive from one stream to
+the other, and a CUDA graph captures it as it is. On a CPU each direction has half of the threads,
+which then wait for one another once, not in every step. Elsewhere the operator is
+`fastrnn::recurrence` twice.
 """
 
 from __future__ import annotations
@@ -159,7 +161,7 @@ def side_by_side(cell: str, input: Tensor, ways: Sequence[dict[str, Any]]) -> bo
         input: the layer's.
         ways: what each direction passes to `functional.run` besides input and state.
     """
-    if not input.is_cuda or cell not in COMPILED or input.numel() == 0:
+    if input.device.type not in ("cpu", "cuda") or cell not in COMPILED or input.numel() == 0:
         return False
     if lower_dtype(input) is not None or not set(ways[0]) <= {*_WEIGHTS, *_ROWS}:
         return False

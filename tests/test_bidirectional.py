@@ -49,6 +49,54 @@ def test_results_and_gradients_are_those_of_each_direction(cell, extras):
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("cell", "sizes", "hidden", "dtype"),
+    [
+        ("lstm", [9] * 17 + [4, 4, 1], 33, torch.float32),
+        ("gru", [5, 5, 3, 2], 70, torch.float64),
+        ("gru_reset_before", [5, 5, 3, 2], 70, torch.float32),
+        ("rnn_tanh", [3, 2], 90, torch.bfloat16),
+        ("lstm", [2, 1], 770, torch.float32),  # its weights are larger than caches
+        ("lstm", [0, 0], 3, torch.float32),
+    ],
+)
+def test_threads_of_their_own_give_the_same_bits(cell, sizes, hidden, dtype, threads):
+    ways = [
+        random_layer(cell, sizes, 5, hidden, reverse=r, seed=int(r))
+        .to(dtype)
+        .with_extras(drawn=True)
+        for r in WAYS
+    ]
+    ways[1].tensors[0] = ways[0].tensors[0]
+    rows = [way.extras for way in ways]
+    args = (
+        *(t for way in ways for t in way.tensors[way is ways[1] : 6]),
+        *(ways[0].batch_sizes, rows[0][0], rows[1][0], rows[0][1], rows[1][1], rows[0][2]),
+        *(rows[0][3], cell),
+    )
+    used = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found, expected = BothDirections.apply(*args), by_singles(ways, ops.Recurrence.apply)
+        leaves = [t for way in ways for t in way.present]
+        grads = [
+            torch.autograd.grad([t for t in results if t.requires_grad], leaves, grads_of(results))
+            for results in (found, expected)
+        ]
+    finally:
+        torch.set_num_threads(used)
+    for a, b in zip((*found, *grads[0]), (*expected, *grads[1]), strict=True):
+        assert torch.equal(a, b)
+
+
+def grads_of(results):
+    """Some gradients of those that have any."""
+    generator = torch.Generator().manual_seed(2)
+    wanted = [t for t in results if t.requires_grad]
+    return [torch.randn(t.shape, generator=generator).to(t.dtype) for t in wanted]
+
+
 def test_second_derivatives():
     _, args = layer_of("gru", sizes=(2, 1))
     leaves = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
@@ -132,19 +180,20 @@ def test_compiles():
     torch.testing.assert_close(x.grad, y.grad)
 
 
-def test_only_plain_layers_of_a_gpu_are_side_by_side():
-    class OnGpu:
-        is_cuda = True
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_plain_layers_are_side_by_side(device):
+    class Rows:
+        def __init__(self, device):
+            self.device = torch.device(device)
 
         def numel(self):
             return 6
 
     plain = {"weight_ih": None, "weight_hh": None, "bias_ih": None, "bias_hh": None}
-    assert not fastrnn.bidirectional.side_by_side("lstm", torch.zeros(3, 2, 1), [plain, plain])
     for extra in ("weight_hr", "layer_norm"):
-        ways = [plain | {extra: None}] * 2
-        assert not _side_by_side(OnGpu(), ways)
-    assert _side_by_side(OnGpu(), [plain] * 2)
+        assert not _side_by_side(Rows(device), [plain | {extra: None}] * 2)
+    assert _side_by_side(Rows(device), [plain] * 2)
+    assert not _side_by_side(Rows("meta"), [plain] * 2)
 
 
 def _side_by_side(tensor, ways):

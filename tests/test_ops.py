@@ -186,7 +186,10 @@ class _Heap(ctypes.Structure):
 @native
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc's mallinfo2")
 def test_calls_leave_nothing_behind():
-    """Under a byte each, where one string would be 48: torch's own conversion leaked one."""
+    """Few bytes each, where one string would be 48: torch's own conversion leaked one.
+
+    Not none: something else in the process may grow by a page meanwhile.
+    """
     mallinfo = ctypes.CDLL(None).mallinfo2
     mallinfo.restype = _Heap
     layer = random_layer("lstm", [2, 2, 1], 3, 4)
@@ -210,4 +213,4 @@ def test_calls_leave_nothing_behind():
         for _ in range(4000):
             call()
         gc.collect()
-        assert mallinfo().in_use - before < 4000, name
+        assert mallinfo().in_use - before < 4000 * 8, name
