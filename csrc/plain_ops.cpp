@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 
 #include "passes.h"
 #include "text.h"
@@ -14,18 +15,19 @@ namespace {
 
 using Parts = std::vector<Tensor>;
 
-// What both operators are given: rows [T, B, I] and S states [L, B, H], or of a cell, which is one
-// layer's one step, [B, I] and [B, H]. No states are zeros.
+// What both operators are given: rows [T, B, I] and S states [L*D, B, H] of L layers of D
+// directions, or of a cell, which is one layer's one step, [B, I] and [B, H]. No states are zeros.
 struct Layers {
   const std::string& cell;
   const bool bias, packed, step;
-  const Parts& weights;  // of each layer weight_ih and weight_hh, or both packed; maybe the biases
-  const std::int64_t each, S, L, H, T, B;
+  // Of each layer and direction weight_ih and weight_hh, or both packed; maybe the biases.
+  const Parts& weights;
+  const std::int64_t each, S, D, LD, H, T, B;
   const Tensor rows;  // the input, contiguous
   const Parts states;
 
   Layers(const Tensor& input, const Parts& states, const Parts& weights, std::int64_t hidden_size,
-         const std::string& cell, bool bias, bool packed)
+         const std::string& cell, bool bidirectional, bool bias, bool packed)
       : cell(cell),
         bias(bias),
         packed(packed),
@@ -33,15 +35,16 @@ struct Layers {
         weights(weights),
         each((packed ? 1 : 2) + (bias ? 2 : 0)),
         S(cell_sizes(cell).states),
-        L(std::int64_t(weights.size()) / each),
+        D(bidirectional ? 2 : 1),
+        LD(std::int64_t(weights.size()) / each),
         H(hidden_size),
         T(step || input.dim() != 3 ? 1 : input.size(0)),
         B(input.dim() < 2 ? 0 : input.size(-2)),
         rows(checked_rows(input)),
         states(parts("state", states)) {}
 
-  Shape state_shape() const { return step ? Shape{B, H} : Shape{L, B, H}; }
-  Shape output_shape() const { return step ? Shape{B, H} : Shape{T, B, H}; }
+  Shape state_shape() const { return step ? Shape{B, H} : Shape{LD, B, H}; }
+  Shape output_shape() const { return step ? Shape{B, H} : Shape{T, B, D * H}; }
 
   // One tensor of each of the S states, contiguous; or none.
   Parts parts(const char* name, const Parts& given) const {
@@ -57,7 +60,7 @@ struct Layers {
     return parts;
   }
 
-  // Layer `k` of S parts, side by side [S, B, H].
+  // Layer and direction `k` of S parts, one after the other [S, B, H].
   Tensor gathered(const Parts& parts, std::int64_t k) const {
     const Tensor made = new_tensor(rows, {S, B, H});
     const std::size_t bytes = part_bytes();
@@ -78,7 +81,31 @@ struct Layers {
                   static_cast<const char*>(gathered.const_data_ptr()) + s * bytes, bytes);
   }
 
-  // Of layer `k` over the output of the layer below, or the input.
+  // Each direction's output, [T*B, H], beside the other's.
+  Tensor joined(const Tensor& one, const Tensor& other) const {
+    const Tensor made = new_tensor(rows, {T * B, 2 * H});
+    const std::size_t bytes = H * rows.element_size();
+    char* to = made.numel() ? static_cast<char*>(made.mutable_data_ptr()) : nullptr;
+    for (std::int64_t row = 0; row < T * B; ++row)
+      for (const Tensor* part : {&one, &other}) {
+        std::memcpy(to, static_cast<const char*>(part->const_data_ptr()) + row * bytes, bytes);
+        to += bytes;
+      }
+    return made;
+  }
+  // The way back, for direction `d` of D.
+  Tensor part_of(const Tensor& joined, std::int64_t d) const {
+    if (D == 1) return joined;
+    const Tensor made = new_tensor(rows, {T * B, H});
+    const std::size_t bytes = H * rows.element_size();
+    const auto* from = static_cast<const char*>(joined.const_data_ptr());
+    for (std::int64_t row = 0; row < T * B; ++row)
+      std::memcpy(static_cast<char*>(made.mutable_data_ptr()) + row * bytes,
+                  from + (2 * row + d) * bytes, bytes);
+    return made;
+  }
+
+  // Of layer and direction `k` over the output of the layer below, or the input.
   Inputs inputs(std::int64_t k, const Tensor& below) const {
     const Tensor* const w = &weights[k * each];
     std::optional<Tensor> weight_ih, weight_hh, bias_ih, bias_hh;
@@ -93,51 +120,65 @@ struct Layers {
   std::size_t part_bytes() const { return B * H * rows.element_size(); }
 
   Tensor checked_rows(const Tensor& input) const {
-    check(L > 0 && std::int64_t(weights.size()) % each == 0, "weights must be ", each,
+    check(LD > 0 && std::int64_t(weights.size()) % (D * each) == 0, "weights must be ", D * each,
           " tensors for each layer, got ", weights.size(), " in all");
     check(H > 0, "hidden size must be at least 1, got ", H);
-    check(input.dim() == (step && L == 1 ? 2 : 3) && T > 0, "input must be [T, B, I] with T > 0",
-          L == 1 ? " or [B, I], got " : ", got ", input);
+    check(input.dim() == (step && LD == 1 ? 2 : 3) && T > 0, "input must be [T, B, I] with T > 0",
+          LD == 1 ? " or [B, I], got " : ", got ", input);
     return as_contiguous(input);
   }
 };
 
-// The output and the last states; then, with `save`, each layer's cells and reserve, followed by
-// its output but for the last one's.
+template <class Pass>
+void run(const std::deque<Pass>& directions) {
+  if (directions.size() == 1)
+    run(directions[0]);
+  else
+    run_both(directions[0], directions[1]);
+}
+
+// The output and the last states; then, with `save`, each layer's and direction's cells and
+// reserve, followed by its output but where that is the first result.
 Parts recurrence_layers(const Tensor& input, const Parts& states, const Parts& weights,
-                        std::int64_t hidden_size, const Text& cell, bool bias, bool packed,
-                        bool save) {
+                        std::int64_t hidden_size, const Text& cell, bool bidirectional, bool bias,
+                        bool packed, bool save) {
   check(!packed || !save, "packed weights have no gradients, got save");
-  const Layers layers(input, states, weights, hidden_size, cell, bias, packed);
+  const Layers layers(input, states, weights, hidden_size, cell, bidirectional, bias, packed);
   const Parts last = layers.new_parts(layers.S);
   Parts saved;
   Tensor below = layers.rows;
-  for (std::int64_t k = 0; k < layers.L; ++k) {
-    const Inputs in = layers.inputs(k, below);
-    std::optional<Tensor> pack;
-    if (packed) pack = weights[k * layers.each];
-    const ForwardPass pass(in, {}, cell, false, save, pack);
-    run(pass);
-    layers.scatter(pass.state_n, last, k);
-    saved.insert(saved.end(), {pass.cells, pass.reserve, pass.output});
-    below = pass.output;
+  for (std::int64_t k = 0; k < layers.LD; k += layers.D) {
+    std::deque<ForwardPass> passes;
+    for (std::int64_t i = k; i < k + layers.D; ++i) {
+      std::optional<Tensor> pack;
+      if (packed) pack = weights[i * layers.each];
+      passes.emplace_back(layers.inputs(i, below), Extras{}, cell, i > k, save, pack);
+    }
+    run(passes);
+    for (std::int64_t d = 0; d < layers.D; ++d) {
+      layers.scatter(passes[d].state_n, last, k + d);
+      saved.insert(saved.end(), {passes[d].cells, passes[d].reserve, passes[d].output});
+    }
+    below = bidirectional ? layers.joined(passes[0].output, passes[1].output) : passes[0].output;
   }
   Parts results{check.in_shape("output", below, layers.output_shape())};
   results.insert(results.end(), last.begin(), last.end());
-  if (save) results.insert(results.end(), saved.begin(), saved.end() - 1);
+  if (!bidirectional) saved.pop_back();
+  if (save) results.insert(results.end(), saved.begin(), saved.end());
   return results;
 }
 
-// saved: the forward pass's, and the output. The gradients of `input`, `states` and `weights`; one
-// that is not wanted is empty.
+// saved: of each layer and direction the cells, the reserve and the output. The gradients of
+// `input`, `states` and `weights`; one that is not wanted is empty.
 Parts recurrence_layers_backward(const std::optional<Tensor>& grad_output, const Parts& grad_states,
                                  const Tensor& input, const Parts& states, const Parts& weights,
                                  const Parts& saved, std::int64_t hidden_size, const Text& cell,
-                                 bool bias, bool input_grad, bool state_grad, bool weight_grad) {
-  const Layers layers(input, states, weights, hidden_size, cell, bias, false);
-  const std::int64_t L = layers.L, rows = layers.T * layers.B, H = layers.H;
-  check(std::int64_t(saved.size()) == 3 * L, "saved must have three tensors of each layer, got ",
-        saved.size());
+                                 bool bidirectional, bool bias, bool input_grad, bool state_grad,
+                                 bool weight_grad) {
+  const Layers layers(input, states, weights, hidden_size, cell, bidirectional, bias, false);
+  const std::int64_t D = layers.D, rows = layers.T * layers.B, H = layers.H;
+  check(std::int64_t(saved.size()) == 3 * layers.LD, "saved must have three tensors of each layer",
+        bidirectional ? " and direction, got " : ", got ", saved.size());
   const Parts given = layers.parts("grad_state", grad_states);
   const Parts of_states = layers.new_parts(state_grad ? states.size() : 0);
   Parts of_weights(weights.size(), input);
@@ -145,22 +186,34 @@ Parts recurrence_layers_backward(const std::optional<Tensor>& grad_output, const
   if (grad_output)
     sent = check.in_shape("grad_output",
                           check.tensor("grad_output", *grad_output, layers.output_shape(), input),
-                          {rows, H});
-  for (std::int64_t k = L; k-- > 0;) {
-    const Inputs in = layers.inputs(k, k > 0 ? as_contiguous(saved[3 * k - 1]) : layers.rows);
-    std::optional<Tensor> of_ends;
-    if (!given.empty()) of_ends = layers.gathered(given, k);
-    const Tensor output = check.in_shape("output", as_contiguous(saved[3 * k + 2]), {rows, H});
-    const Saved kept =
-        checked_saved(in, {}, sent, of_ends, {}, output, saved[3 * k], saved[3 * k + 1]);
-    const BackwardPass pass(in, {}, kept, cell, false, k > 0 || input_grad, !of_states.empty(),
-                            weight_grad);
-    run(pass);
-    const Gradients& grads = pass.grads;
-    layers.scatter(grads.state, of_states, k);
-    const Tensor each[] = {grads.weight_ih, grads.weight_hh, grads.bias_ih, grads.bias_hh};
-    std::copy_n(each, layers.each, of_weights.begin() + k * layers.each);
-    sent = grads.input;
+                          {rows, D * H});
+  const auto output = [&](std::int64_t k) {
+    return check.in_shape("output", as_contiguous(saved[3 * k + 2]), {rows, H});
+  };
+  for (std::int64_t k = layers.LD - D; k >= 0; k -= D) {
+    Tensor below = layers.rows;
+    if (k > 0) below = bidirectional ? layers.joined(output(k - 2), output(k - 1)) : output(k - 1);
+    std::deque<BackwardPass> passes;
+    for (std::int64_t i = k; i < k + D; ++i) {
+      const Inputs in = layers.inputs(i, below);
+      std::optional<Tensor> of_output, of_ends;
+      if (sent) of_output = layers.part_of(*sent, i - k);
+      if (!given.empty()) of_ends = layers.gathered(given, i);
+      const Saved kept =
+          checked_saved(in, {}, of_output, of_ends, {}, output(i), saved[3 * i], saved[3 * i + 1]);
+      passes.emplace_back(in, Extras{}, kept, cell, i > k, k > 0 || input_grad, !of_states.empty(),
+                          weight_grad);
+    }
+    run(passes);
+    for (std::int64_t i = k; i < k + D; ++i) {
+      const Gradients& grads = passes[i - k].grads;
+      layers.scatter(grads.state, of_states, i);
+      const Tensor each[] = {grads.weight_ih, grads.weight_hh, grads.bias_ih, grads.bias_hh};
+      std::copy_n(each, layers.each, of_weights.begin() + i * layers.each);
+    }
+    sent = passes[0].grads.input;
+    // The stable ABI has no sum of two.
+    if (bidirectional) sent = torch::stable::subtract(*sent, passes[1].grads.input, -1);
   }
   Parts results{input_grad ? check.in_shape("grad_input", *sent, shape_of(input)) : *sent};
   for (std::size_t s = 0; s < states.size(); ++s)

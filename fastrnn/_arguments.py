@@ -105,14 +105,19 @@ def tensors(
 
 
 def layers(
-    cell: str, rows: Tensor, batch: int, hidden_size: int, weights: Sequence[Sequence[Tensor]]
+    cell: str,
+    rows: Tensor,
+    batch: int,
+    hidden_size: int,
+    weights: Sequence[Sequence[Tensor]],
+    directions: int = 1,
 ) -> None:
     """Raise unless the weights of layers, each maybe with both biases, fit those below them."""
-    below, states = rows, rows.new_empty(CELLS[cell].states, batch, hidden_size).unbind()
-    for weight_ih, weight_hh, *biases in weights:
+    states = rows.new_empty(CELLS[cell].states, batch, hidden_size).unbind()
+    for k, (weight_ih, weight_hh, *biases) in enumerate(weights):
+        below = rows if k < directions else rows.new_empty(batch, directions * hidden_size)
         bias_ih, bias_hh = biases or (None, None)
         tensors(CELLS[cell], below, states, weight_ih, weight_hh, bias_ih, bias_hh, None, batch)
-        below = states[0]
 
 
 def padded_sizes(input: Tensor) -> Tensor:

@@ -25,8 +25,7 @@ from fastrnn.functional import run
 from fastrnn.packed import run_packed
 from fastrnn.plain import run_layers
 from fastrnn.streaming import Stream
-from fastrnn.wavefront import at_once, run_stack
-from fastrnn.wavefront import refusal as of_stack
+from fastrnn.wavefront import acting, at_once, run_stack
 
 __all__ = ["Layers", "Pair", "Recurrent", "Tensors", "unwrap"]
 
@@ -210,14 +209,15 @@ class Layers(Freezable):
         cell, H, top = self.cell_name, self.hidden_size, self.num_layers - 1
         sizes, packs = layout.batch_sizes, None if self._frozen is None else self._frozen.packs
         batch = rows.size(1) if sizes is None else layout.batch
-        if of_stack(self) is None and at_once(cell, rows, weights):
+        if acting(self) is None and at_once(cell, rows, weights):
             plain = sizes is None and resets is None and not return_cells
             if packs is not None and plain:
                 plain = not need_gradients((rows, *(states or ()), *sum(weights, [])))
                 weights = [[t for t in pack[:3] if t is not None] for pack in packs]
             if plain and rows.is_cpu and not watched():
-                return *run_layers(cell, rows, states or (), weights, H, packs is not None), None
-            if packs is None:
+                options = (H, self.bidirectional, packs is not None)
+                return *run_layers(cell, rows, states or (), weights, *options), None
+            if packs is None and not self.bidirectional:
                 shape = (self._states, batch, H)
                 first = (rows.new_zeros(shape) for _ in weights)
                 each = tuple(first) if states is None else torch.stack(states, 1).unbind()

@@ -72,12 +72,13 @@ SCHEMAS = (
     # one step of a cell: rows [B, I], states [B, H]. The output and the last states; with `save`
     # also each layer's cells and reserve, and after those of all but the last its output.
     "recurrence_layers(Tensor input, Tensor[] states, Tensor[] weights, int hidden_size, str cell, "
-    "bool bias, bool packed, bool save) -> Tensor[]",
-    # saved: what `save` gave, and the output; grad_states: S or none. The gradients of `input`,
-    # `states` and `weights`; one that is not wanted is empty.
+    "bool bidirectional, bool bias, bool packed, bool save) -> Tensor[]",
+    # saved: what `save` gave and, of one direction, the output; grad_states: S or none. The
+    # gradients of `input`, `states` and `weights`; one that is not wanted is empty.
     "recurrence_layers_backward(Tensor? grad_output, Tensor[] grad_states, Tensor input, "
-    "Tensor[] states, Tensor[] weights, Tensor[] saved, int hidden_size, str cell, bool bias, "
-    "bool input_grad, bool state_grad, bool weight_grad) -> Tensor[]",
+    "Tensor[] states, Tensor[] weights, Tensor[] saved, int hidden_size, str cell, "
+    "bool bidirectional, bool bias, bool input_grad, bool state_grad, bool weight_grad)"
+    " -> Tensor[]",
     # What `take_step` needs to take steps of L layers on states [L, S, B, H]; biases [L, 2, G*H],
     # gains [L, ...]. It points into these tensors' memory.
     "stepper(Tensor states, Tensor packed, Tensor? biases, Tensor? gains, float[] zoneout, "

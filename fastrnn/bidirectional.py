@@ -25,7 +25,7 @@ _SINGLE = torch.ops.fastrnn.recurrence.default
 _SINGLE_BACKWARD = torch.ops.fastrnn.recurrence_backward.default
 _BOTH = torch.ops.fastrnn.recurrence_both.default
 _BOTH_BACKWARD = torch.ops.fastrnn.recurrence_both_backward.default
-_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _ROWS = ("resets", "zoneout", "seed", "sequences")
 _CELL = 18  # its place among the arguments
 _BACKWARD = 6  # where those of the forward pass begin among the backward operator's
@@ -163,7 +163,7 @@ def side_by_side(cell: str, input: Tensor, ways: Sequence[dict[str, Any]]) -> bo
     """
     if input.device.type not in ("cpu", "cuda") or cell not in COMPILED or input.numel() == 0:
         return False
-    if lower_dtype(input) is not None or not set(ways[0]) <= {*_WEIGHTS, *_ROWS}:
+    if lower_dtype(input) is not None or not set(ways[0]) <= {*WEIGHTS, *_ROWS}:
         return False
     return chosen(input) == "native"
 
@@ -187,7 +187,7 @@ def run_both(
         *(
             t
             for state, way in zip(states, ways, strict=True)
-            for t in (torch.stack(state), *map(way.get, _WEIGHTS))
+            for t in (torch.stack(state), *map(way.get, WEIGHTS))
         ),
         batch_sizes,
         *(None if r is None else r.flatten() for r in resets),

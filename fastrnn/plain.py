@@ -17,11 +17,13 @@ from fastrnn import _arguments
 from fastrnn._calls import again, applied, batched, below_autograd, need_gradients, second_order
 from fastrnn._cell import Tensors
 from fastrnn._recurrent import by_state
+from fastrnn.bidirectional import WEIGHTS, run_both
 from fastrnn.cells import CELLS
 from fastrnn.wavefront import run_stack
 
 _LAYERS = torch.ops.fastrnn.recurrence_layers.default
 _BACKWARD = torch.ops.fastrnn.recurrence_layers_backward.default
+_OPTIONS = 5  # of `Plain`, before its tensors
 
 
 def run_layers(
@@ -30,23 +32,26 @@ def run_layers(
     states: Tensors,
     weights: Sequence[Sequence[Tensor]],
     hidden_size: int,
+    bidirectional: bool = False,
     packed: bool = False,
 ) -> tuple[Tensor, Tensors]:
-    """What `wavefront.run_stack` does over padded rows alone.
+    """All layers over padded rows, without options.
 
     Args:
         cell: a key of `COMPILED`.
         rows: [T, B, I]; or [B, I], one step of a cell.
-        states: S of [L, B, H], a cell's [B, H]; or none: zeros.
-        weights: of each layer weight_ih and weight_hh, or both packed, and maybe both biases.
+        states: S of [L*D, B, H] with D directions, a cell's [B, H]; or none: zeros.
+        weights: of each layer and direction weight_ih and weight_hh, or both packed, and maybe both
+            biases.
         hidden_size: H.
-        packed: whether they are, which has no gradients; default False.
+        bidirectional: whether D is 2; default False.
+        packed: whether the weights are, which has no gradients; default False.
 
     Returns:
-        The last layer's output [T, B, H], a cell's [B, H]; the last states, shaped as `states`.
+        The last layer's output [T, B, D*H], a cell's [B, H]; the last states, shaped as `states`.
     """
     flat = [tensor for each in weights for tensor in each]
-    options = (hidden_size, cell, len(weights[0]) > 2)
+    options = (hidden_size, cell, bidirectional, len(weights[0]) > 2)
     try:
         if need_gradients((rows, *states, *flat)):
             tensors = (rows.contiguous(), *states, *flat)  # once, as the backward pass reads it too
@@ -55,7 +60,8 @@ def run_layers(
             output, *last = below_autograd(_LAYERS, rows, states, flat, *options, packed, False)
     except RuntimeError:
         if not packed:
-            _arguments.layers(cell, rows, rows.size(-2), hidden_size, weights)
+            directions = 1 + bidirectional
+            _arguments.layers(cell, rows, rows.size(-2), hidden_size, weights, directions)
         raise
     return output, tuple(last)
 
@@ -65,20 +71,27 @@ class Plain(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: int, hidden_size: int, cell: str, bias: bool, *tensors: Tensor
+        ctx: Any,
+        states: int,
+        hidden_size: int,
+        cell: str,
+        bidirectional: bool,
+        bias: bool,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        options, ends = (hidden_size, cell, bias), 1 + CELLS[cell].states
+        options = (hidden_size, cell, bidirectional, bias)
         found = below_autograd(_LAYERS, *_parts(tensors, states), *options, False, True)
+        ends = 1 + CELLS[cell].states
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *found[ends:], found[0])
+        ctx.save_for_backward(*tensors, *found[ends:], *(() if bidirectional else found[:1]))
         ctx.states, ctx.options, ctx.tensors = states, options, len(tensors)
         return found[:ends]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        _, _, _, _, *needs = ctx.needs_input_grad
+        needs = ctx.needs_input_grad[_OPTIONS:]
         if all(g is None for g in grads):
-            return (None,) * (4 + len(needs))
+            return (None,) * (_OPTIONS + len(needs))
         saved, states = ctx.saved_tensors, ctx.states
         tensors, saved = saved[: ctx.tensors], saved[ctx.tensors :]
         if second_order() or batched(grads):
@@ -91,7 +104,7 @@ class Plain(torch.autograd.Function):
             arguments = (*_parts(tensors, states), saved, *ctx.options, *wanted)
             found = _BACKWARD(of_output, given, *arguments)
         of_tensors = (g if need else None for g, need in zip(found, needs, strict=True))
-        return (None, None, None, None, *of_tensors)
+        return (*(None,) * _OPTIONS, *of_tensors)
 
 
 def _parts(tensors: Tensors, states: int) -> tuple[Tensor, Tensors, Tensors]:
@@ -100,9 +113,9 @@ def _parts(tensors: Tensors, states: int) -> tuple[Tensor, Tensors, Tensors]:
 
 
 def _generally(
-    states: int, hidden_size: int, cell: str, bias: bool, *tensors: Tensor
+    states: int, hidden_size: int, cell: str, bidirectional: bool, bias: bool, *tensors: Tensor
 ) -> Sequence[Tensor]:
-    """What `Plain` gives, of the operator that has gradients of every order."""
+    """What `Plain` gives, of the operators that have gradients of every order."""
     input, given, weights = _parts(tensors, states)
     step, each = input.dim() == 2, 4 if bias else 2
     layers = [weights[i : i + each] for i in range(0, len(weights), each)]
@@ -112,23 +125,35 @@ def _generally(
     else:
         zeros = rows.new_zeros(CELLS[cell].states, rows.size(1), hidden_size)
         first = (zeros,) * len(layers)
-    output, ends, _ = run_stack(cell, rows, first, layers)
-    found = (output, *by_state(ends))
+    ends: Sequence[Tensor] = []
+    if bidirectional:
+        for k in range(0, len(layers), 2):
+            ways = [dict(zip(WEIGHTS, layer, strict=False)) for layer in layers[k : k + 2]]
+            firsts = [state.unbind() for state in first[k : k + 2]]
+            every = run_both(cell, rows, firsts, ways, None, False)
+            rows = torch.cat([output for output, _, _ in every], -1)
+            ends = [*ends, *(state_n for _, state_n, _ in every)]
+    else:
+        rows, ends, _ = run_stack(cell, rows, first, layers)
+    found = (rows, *by_state(ends))
     return [t.squeeze(0) for t in found] if step else found
 
 
 def _fake_layers(*args: Any) -> list[Tensor]:
-    input, _, weights, H, cell, bias, packed, save = args
+    input, _, weights, H, cell, bidirectional, bias, packed, save = args
     c, steps, B = CELLS[cell], input.shape[:-2], input.size(-2)
-    L, N = len(weights) // ((1 if packed else 2) + (2 if bias else 0)), math.prod((*steps, B))
-    state = (*(L for _ in steps), B, H)
-    saved = [(c.states - 1, N, H), (N, c.reserve * H), (N, H)] * L
-    shapes = [(*steps, B, H), *(state for _ in range(c.states)), *(saved[:-1] if save else [])]
-    return [input.new_empty(shape) for shape in shapes]
+    each, N = (1 if packed else 2) + (2 if bias else 0), math.prod((*steps, B))
+    state = (*(len(weights) // each for _ in steps), B, H)
+    saved = [(c.states - 1, N, H), (N, c.reserve * H), (N, H)] * (len(weights) // each)
+    if not bidirectional:
+        saved.pop()
+    shapes = [(*steps, B, (1 + bidirectional) * H), *(state for _ in range(c.states))]
+    return [input.new_empty(shape) for shape in (*shapes, *(saved if save else ()))]
 
 
 def _fake_backward(*args: Any) -> list[Tensor]:
-    _, _, input, states, weights, _, _, _, _, *wanted = args
+    input, states, weights = args[2:5]
+    wanted = args[-3:]
     every = ([input], states, weights)
     return [
         torch.empty_like(t, memory_format=torch.contiguous_format) if want else t.new_empty(0)

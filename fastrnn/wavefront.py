@@ -196,14 +196,20 @@ def refusal(module: Any) -> str | None:
     """
     if getattr(module, "bidirectional", False):
         return "both directions of a layer come before the next"
+    option = acting(module)
+    return None if option is None else f"one launch has no {option}"
+
+
+def acting(module: Any) -> str | None:
+    """The option of a recurrent module that acts between its layers or inside a step, if any."""
     for name in _WITHOUT:
         if getattr(module, name, 0) and (name != "dropout" or module.training):
-            return f"one launch has no {name}"
+            return name
     return None
 
 
 def at_once(cell: str, rows: Tensor, weights: Sequence[Sequence[Tensor]]) -> bool:
-    """Whether `run_stack` takes the layers of a module that has no `refusal`.
+    """Whether one operator takes the layers of a module that has no `acting` option.
 
     Args:
         cell: a key of `CELLS`.

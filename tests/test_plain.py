@@ -46,12 +46,14 @@ def results(module, x, state):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_layers_have_the_same_bits(monkeypatch, calls, kind, layers, dtype):
+def test_layers_have_the_same_bits(monkeypatch, calls, kind, layers, directions, dtype):
     torch.manual_seed(0)
-    module = getattr(fastrnn, kind)(IN, H, layers, bias=layers > 1).to(dtype)
-    for given in (hx(kind, layers, B, H, dtype=dtype), None):
+    options = {"bias": layers > 1, "bidirectional": directions == 2}
+    module = getattr(fastrnn, kind)(IN, H, layers, **options).to(dtype)
+    for given in (hx(kind, directions * layers, B, H, dtype=dtype), None):
         x = torch.randn(T, B, IN, dtype=dtype)
         with torch.no_grad():
             found = module(x, given)
@@ -86,17 +88,18 @@ def test_cells_have_the_same_bits(monkeypatch, calls, kind, bias):
     torch.testing.assert_close(states, kept, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("cell", [False, True])
+@pytest.mark.parametrize("form", ["cell", "layers", "both directions"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_have_the_same_bits(monkeypatch, calls, kind, cell):
+def test_gradients_have_the_same_bits(monkeypatch, calls, kind, form):
     torch.manual_seed(0)
-    if cell:
+    if form == "cell":
         module, x = getattr(fastrnn, kind + "Cell")(IN, H), torch.randn(B, IN)
         state = hx(kind, B, H)
         general = partial(monkeypatch.setattr, single_step, "at_once", lambda *_: False)
     else:
-        module, x = getattr(fastrnn, kind)(IN, H, 2), torch.randn(T, B, IN)
-        state = hx(kind, 2, B, H)
+        both = form == "both directions"
+        module, x = getattr(fastrnn, kind)(IN, H, 2, bidirectional=both), torch.randn(T, B, IN)
+        state = hx(kind, 4 if both else 2, B, H)
         general = partial(monkeypatch.setattr, _layers, "watched", lambda: True)
     found, leaves = results(module, x.requires_grad_(), state)
     assert len(calls) == 1
@@ -177,13 +180,15 @@ def test_gradients_that_nobody_wants_are_not_made():
 
 
 @pytest.mark.parametrize("given", [True, False])
-@pytest.mark.parametrize("kind", ["GRUCell", "LSTMCell", "RNN", "LSTM"])
+@pytest.mark.parametrize("kind", ["GRUCell", "LSTMCell", "RNN", "LSTM", "GRU, both directions"])
 def test_gradients_of_gradients(kind, given):
     torch.manual_seed(0)
-    module = getattr(fastrnn, kind)(2, 3).double()
+    kind, *both = kind.split(",")
+    module = getattr(fastrnn, kind)(2, 3, **({"bidirectional": True} if both else {})).double()
     cell = kind.endswith("Cell")
     x = torch.randn(*(() if cell else (2,)), 2, 2, dtype=torch.float64, requires_grad=True)
-    state = hx(kind, *(() if cell else (1,)), 2, 3, dtype=torch.float64) if given else None
+    shape = (*(() if cell else (2 if both else 1,)), 2, 3)
+    state = hx(kind, *shape, dtype=torch.float64) if given else None
     names, weights = zip(*module.named_parameters(), strict=True)
 
     def run(x, *weights):
@@ -236,31 +241,34 @@ def test_a_weight_that_does_not_fit_is_named(kind):
                 module(x)
 
 
-def arguments(cell, states):
+def arguments(form, states):
     """The forward operator's for an LSTM or its cell: input, states, weights, and the options."""
-    module = fastrnn.LSTMCell(IN, H) if cell else fastrnn.LSTM(IN, H, 2)
-    x, shape = torch.randn(B, IN) if cell else torch.randn(T, B, IN), (B, H) if cell else (2, B, H)
+    cell, both = form == "cell", form == "both directions"
+    module = fastrnn.LSTMCell(IN, H) if cell else fastrnn.LSTM(IN, H, 2, bidirectional=both)
+    x = torch.randn(B, IN) if cell else torch.randn(T, B, IN)
+    shape = (B, H) if cell else (4 if both else 2, B, H)
     given = [torch.randn(shape) for _ in range(states)]
-    return x, given, [w.detach() for w in module.parameters()], H, "lstm", True
+    return x, given, [w.detach() for w in module.parameters()], H, "lstm", both, True
 
 
 @pytest.mark.parametrize("states", [0, 2])
-@pytest.mark.parametrize("cell", [False, True])
-def test_opcheck(cell, states):
-    args = arguments(cell, states)
+@pytest.mark.parametrize("form", ["cell", "layers", "both directions"])
+def test_opcheck(form, states):
+    args = arguments(form, states)
     for save in (False, True):
         torch.library.opcheck(LAYERS, (*args, False, save))
     output, *rest = LAYERS(*args, False, True)
     options, grad = args[3:], torch.randn_like(output)
     for wanted in ((True, states > 0, True), (False, False, True), (True, states > 0, False)):
-        every = (grad, rest[:2], *args[:3], [*rest[2:], output], *options, *wanted)
+        saved = rest[2:] if form == "both directions" else [*rest[2:], output]
+        every = (grad, rest[:2], *args[:3], saved, *options, *wanted)
         torch.library.opcheck(BACKWARD, every)
 
 
 def test_operators_refuse_what_does_not_fit():
     weights = [w.detach() for w in fastrnn.LSTM(IN, H).all_weights[0]]
     x, state = torch.randn(T, B, IN), torch.randn(1, B, H)
-    plain = (H, "lstm", True, False, False)
+    plain, both = (H, "lstm", False, True, False, False), (H, "lstm", True, True, False, False)
     wrong = [
         ((x, [], [], *plain), "weights must be 4 tensors"),
         ((x, [], weights[:3], *plain), "weights must be 4 tensors"),
@@ -272,17 +280,21 @@ def test_operators_refuse_what_does_not_fit():
         ((x, [state, state[0]], weights, *plain), r"state must be \[1, 3, 7\]"),
         ((x[0], [state, state], weights, *plain), r"state must be \[3, 7\]"),
         ((x, [state.double()] * 2, weights, *plain), "state must have the input's"),
-        ((x, [], weights, H, "lstm", True, True, False), "weights must be 3 tensors"),
-        ((x, [], weights[:3], H, "lstm", True, True, False), "bias_ih must be"),
-        ((x, [], weights[:3], H, "lstm", True, True, True), "packed weights have no gradients"),
-        ((x, [], weights, 0, "lstm", True, False, False), "hidden size must be at least 1, got 0"),
-        ((x, [], weights, H, "lstn", True, False, False), "no compiled cell"),
+        ((x, [], weights, *both), "weights must be 8 tensors for each layer, got 4 in all"),
+        ((x[0], [], weights * 2, *both), r"input must be \[T, B, I\] with T > 0, got"),
+        ((x, [state, state], weights * 2, *both), r"state must be \[2, 3, 7\]"),
+        ((x, [], weights * 4, *both), r"weight_ih must be \[28, 14\]"),
+        ((x, [], weights, *plain[:4], True, False), "weights must be 3 tensors"),
+        ((x, [], weights[:3], *plain[:4], True, False), "bias_ih must be"),
+        ((x, [], weights[:3], *plain[:4], True, True), "packed weights have no gradients"),
+        ((x, [], weights, 0, *plain[1:]), "hidden size must be at least 1, got 0"),
+        ((x, [], weights, H, "lstn", *plain[2:]), "no compiled cell"),
     ]
     for args, message in wrong:
         with pytest.raises(RuntimeError, match=message):
             LAYERS(*args)
-    output, *ends, cells, reserve = LAYERS(x, [], weights, H, "lstm", True, False, True)
-    saved, rest = [cells, reserve, output], (H, "lstm", True, True, False, True)
+    output, *ends, cells, reserve = LAYERS(x, [], weights, *plain[:5], True)
+    saved, rest = [cells, reserve, output], (*plain[:4], True, False, True)
     for args, message in [
         ((output, [], x, [], weights, saved[:2], *rest), "saved must have three tensors"),
         ((output, [], x, [], weights, [cells, cells, output], *rest), "reserve must be"),
@@ -302,11 +314,15 @@ def test_no_sequence():
     h, c = cell(x)
     (h.sum() + c.sum()).backward()
     assert h.shape == c.shape == (0, H) and not cell.weight_ih.grad.any()
-    args = (x, [], [w.detach() for w in cell.parameters()], H, "lstm", True, False, False)
+    args = (x, [], [w.detach() for w in cell.parameters()], H, "lstm", False, True, False, False)
     assert [t.shape for t in LAYERS(*args)] == [(0, H)] * 3
+    args = (x[None], args[1], args[2] * 2, H, "lstm", True, True, False, False)
+    assert [t.shape for t in LAYERS(*args)] == [(1, 0, 2 * H), (2, 0, H), (2, 0, H)]
 
 
 def test_results_that_want_no_gradients():
     x = torch.randn(T, B, IN)
     weights = [w for w in fastrnn.LSTM(IN, H).parameters()]
-    assert [t.requires_grad for t in Plain.apply(0, H, "lstm", True, x, *weights)] == [True] * 3
+    assert [t.requires_grad for t in Plain.apply(0, H, "lstm", False, True, x, *weights)] == [
+        True
+    ] * 3
