@@ -87,7 +87,7 @@ def test_compiles_frozen():
             weights = []
             for packed in module._frozen.packs:
                 weights += [packed.weights, *([packed.bias_ih, packed.bias_hh] if bias else [])]
-            args = (x, [], weights, H, "lstm", bias, True, False)
+            args = (x, [], weights, H, "lstm", False, bias, True, False)
             torch.library.opcheck(torch.ops.fastrnn.recurrence_layers.default, args)
 
 
