@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -157,15 +157,16 @@ def stream(cell: str, shape: Shape, dtype: torch.dtype = torch.float32) -> Work:
 
 
 def pair(
-    cell: str, shape: Shape, dtype: torch.dtype = torch.float32
+    cell: str, shape: Shape, dtype: torch.dtype = torch.float32, **options: Any
 ) -> tuple[nn.Module, nn.Module]:
     """Our layers and torch's (ours again for a cell that torch lacks), of the same weights."""
     sizes = (shape.I, shape.H, shape.L)
     if cell == "gru_reset_before":
-        modules = [fastrnn.GRU(*sizes, reset_after=False, dtype=dtype) for _ in range(2)]
+        modules = [fastrnn.GRU(*sizes, reset_after=False, dtype=dtype, **options) for _ in range(2)]
     else:
         kind = {"lstm": "LSTM", "gru": "GRU"}.get(cell, "RNN")
-        options = {"nonlinearity": cell.removeprefix("rnn_")} if kind == "RNN" else {}
+        if kind == "RNN":
+            options["nonlinearity"] = cell.removeprefix("rnn_")
         modules = [getattr(m, kind)(*sizes, **options, dtype=dtype) for m in (fastrnn, nn)]
     modules[0].load_state_dict(modules[1].state_dict())
     return modules[0], modules[1]

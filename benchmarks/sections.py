@@ -68,6 +68,11 @@ def _elsewhere(processor: str, rows: Rows) -> Iterator[Section]:
 
 SUITES = (
     (
+        "directions",
+        "Both directions",
+        "Bidirectional layers beside torch.nn's; with two threads each direction has one.",
+    ),
+    (
         "single_steps",
         "Cells, a step a call",
         "`LSTMCell`, `GRUCell` and `RNNCell` beside torch.nn's, from given states: without "

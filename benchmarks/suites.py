@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from benchmarks import attention, features, growth, language_model, layers, loss, single_steps
+from benchmarks import (
+    attention,
+    directions,
+    features,
+    growth,
+    language_model,
+    layers,
+    loss,
+    single_steps,
+)
 from benchmarks.cases import Case
 
-SUITES = (layers, single_steps, features, loss, attention, language_model, growth)
+SUITES = (layers, directions, single_steps, features, loss, attention, language_model, growth)
 
 
 def all_cases() -> dict[str, Case]:

@@ -192,10 +192,6 @@ class Layers(Freezable):
             shapes = [(len(weights), batch, width) for width in self._widths()]
             _checks.layer_states(states, shapes, rows)
 
-    def _widths(self) -> tuple[int, ...]:
-        """Units of each state."""
-        return (self.proj_size or self.hidden_size, *(self.hidden_size,) * (self._states - 1))
-
     def _run(
         self,
         rows: Tensor,
@@ -209,18 +205,19 @@ class Layers(Freezable):
         cell, H, top = self.cell_name, self.hidden_size, self.num_layers - 1
         sizes, packs = layout.batch_sizes, None if self._frozen is None else self._frozen.packs
         batch = rows.size(1) if sizes is None else layout.batch
-        if acting(self) is None and at_once(cell, rows, weights):
+        option = acting(self)
+        if option in (None, "dropout") and at_once(cell, rows, weights):
             plain = sizes is None and resets is None and not return_cells
             if packs is not None and plain:
                 plain = not need_gradients((rows, *(states or ()), *sum(weights, [])))
                 weights = [[t for t in pack[:3] if t is not None] for pack in packs]
             if plain and rows.is_cpu and not watched():
                 options = (H, self.bidirectional, packs is not None)
-                return *run_layers(cell, rows, states or (), weights, *options), None
-            if packs is None and not self.bidirectional:
-                shape = (self._states, batch, H)
-                first = (rows.new_zeros(shape) for _ in weights)
-                each = tuple(first) if states is None else torch.stack(states, 1).unbind()
+                between = None if option is None else partial(self._dropped, layout, batch)
+                return *run_layers(cell, rows, states or (), weights, *options, between), None
+            if packs is None and option is None and not self.bidirectional:
+                zeros = (rows.new_zeros(self._states, batch, H) for _ in weights)
+                each = tuple(zeros) if states is None else torch.stack(states, 1).unbind()
                 output, ends, c_n = run_stack(
                     cell, rows, each, weights, sizes, resets, return_cells
                 )
@@ -237,11 +234,8 @@ class Layers(Freezable):
         last: list[Tensor | Tensors] = []
         cells: list[Tensor] = []
         for layer in range(self.num_layers):
-            if layer > 0 and self.dropout > 0:
-                if self.variational and self.training:
-                    rows = same_at_every_step(rows, layout, batch, self.dropout)
-                else:
-                    rows = F.dropout(rows, self.dropout, self.training)
+            if layer > 0:
+                rows = self._dropped(layout, batch, rows)
             wants_cells = return_cells and layer == top
             outputs = []
             directions = range(len(last), len(last) + 1 + self.bidirectional)
@@ -270,6 +264,12 @@ class Layers(Freezable):
             rows = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
         c_n = torch.cat(cells, dim=-1) if cells else None
         return rows, by_state(last), c_n
+
+    def _dropped(self, layout: Layout, batch: int, rows: Tensor) -> Tensor:
+        """A layer's output as the next one reads it."""
+        if self.variational and self.training and self.dropout > 0:
+            return same_at_every_step(rows, layout, batch, self.dropout)
+        return F.dropout(rows, self.dropout, self.training) if self.dropout > 0 else rows
 
     def _arguments(
         self,

@@ -195,6 +195,10 @@ class Stack(Recurrent):
         except AttributeError as error:  # of a property, Module.__getattr__ would say it of that
             raise RuntimeError(f"{type(self).__name__}: a weight is missing: {error}") from error
 
+    def _widths(self) -> tuple[int, ...]:
+        """Units of each state."""
+        return (self.proj_size or self.hidden_size, *(self.hidden_size,) * (self._states - 1))
+
     def _named(self, weights: list[list[Tensor]]) -> list[dict[str, Any]]:
         """`all_weights` as arguments of `recurrence`."""
         every = []

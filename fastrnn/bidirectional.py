@@ -16,7 +16,14 @@ from torch import Tensor
 
 from fastrnn import _arguments, _cuda, batching, ops
 from fastrnn._autocast import lower_dtype
-from fastrnn._calls import below_autograd, by_functions, need_gradients, second_order, unsaved
+from fastrnn._calls import (
+    applied,
+    below_autograd,
+    by_functions,
+    need_gradients,
+    second_order,
+    unsaved,
+)
 from fastrnn._library import LIBRARY
 from fastrnn.backends import chosen
 from fastrnn.cells import CELLS, COMPILED
@@ -119,16 +126,13 @@ class BothDirections(torch.autograd.Function):
         return (of_input, *kept, *(None,) * (_CELL - 10))
 
 
-_apply: Any = BothDirections.apply
-
-
 def _differentiable(*args: Any) -> tuple[Tensor, ...]:
     """The operator by itself: gradients flow too."""
     if not need_gradients(args):
         with torch._C._AutoDispatchBelowAutograd():
             return tuple(_BOTH(*args))
     *inputs, save = args
-    found = _apply(*inputs)
+    found = applied(BothDirections, *inputs)
     return tuple(found) if save else unsaved(found)
 
 
@@ -194,7 +198,10 @@ def run_both(
         *(way.get("seed") for way in ways),
         *(ways[0].get("sequences"), list(rates or ()), cell),
     )
-    found = _apply(*args) if by_functions() else below_autograd(_BOTH, *args, return_cells)
+    if by_functions():
+        found = applied(BothDirections, *args)
+    else:
+        found = below_autograd(_BOTH, *args, return_cells)
     results = []
     for output, state_n, cells_, _ in (found[:4], found[4:]):
         every = cells_[0] if return_cells else None

@@ -6,7 +6,7 @@ A small layer's step takes a few microseconds, and each call of torch's around i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,8 +34,9 @@ def run_layers(
     hidden_size: int,
     bidirectional: bool = False,
     packed: bool = False,
+    between: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensors]:
-    """All layers over padded rows, without options.
+    """All layers over padded rows, without options but what acts between them.
 
     Args:
         cell: a key of `COMPILED`.
@@ -46,10 +47,19 @@ def run_layers(
         hidden_size: H.
         bidirectional: whether D is 2; default False.
         packed: whether the weights are, which has no gradients; default False.
+        between: what makes the next layer's input of a layer's output; default None.
 
     Returns:
         The last layer's output [T, B, D*H], a cell's [B, H]; the last states, shaped as `states`.
     """
+    if between is not None:
+        ends, each = [], 1 + bidirectional
+        for k in range(0, len(weights), each):
+            first = tuple(state[k : k + each] for state in states)
+            of_layer = (weights[k : k + each], hidden_size, bidirectional, packed)
+            rows, ended = run_layers(cell, between(rows) if k else rows, first, *of_layer)
+            ends.append(ended)
+        return rows, tuple(map(torch.cat, zip(*ends, strict=True)))
     flat = [tensor for each in weights for tensor in each]
     options = (hidden_size, cell, bidirectional, len(weights[0]) > 2)
     try:

@@ -39,7 +39,7 @@ _STACK = torch.ops.fastrnn.recurrence_stack.default
 _STACK_BACKWARD = torch.ops.fastrnn.recurrence_stack_backward.default
 _RESULTS = 4  # of each layer: output, state_n, cells, reserve
 # What acts between layers or inside a step, and the launch does not know.
-_WITHOUT = ("dropout", "zoneout", "proj_size", "layer_norm", "recompute")
+_WITHOUT = ("zoneout", "proj_size", "layer_norm", "recompute", "dropout")
 
 
 def _by_layer(layers: Sequence[Any], bias: bool) -> list[Sequence[Any]]:
@@ -201,7 +201,7 @@ def refusal(module: Any) -> str | None:
 
 
 def acting(module: Any) -> str | None:
-    """The option of a recurrent module that acts between its layers or inside a step, if any."""
+    """The option of a recurrent module that acts inside a step or else between layers, if any."""
     for name in _WITHOUT:
         if getattr(module, name, 0) and (name != "dropout" or module.training):
             return name

@@ -238,7 +238,8 @@ def test_export_through_a_file(name, options):
     file.seek(0)
     loaded = load(file)
     names = {str(node.target) for node in loaded.graph.nodes}
-    assert "fastrnn.recurrence.default" in names and not any("aten.mm" in n for n in names)
+    ours = "recurrence_both" if "bidirectional" in options else "recurrence"
+    assert f"fastrnn.{ours}.default" in names and not any("aten.mm" in n for n in names)
     for shape in ((T, B, IN), (9, 4, IN)):
         x = tensor(*shape)
         hx = make_state(module, stack, shape[0] if module.batch_first else shape[1])

@@ -121,6 +121,31 @@ def test_gradients_have_the_same_bits(monkeypatch, calls, kind, form):
             assert a.shape == b.shape and a.any()
 
 
+@pytest.mark.parametrize("states", [True, False])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"variational": True}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_between_layers_has_the_same_bits(monkeypatch, calls, kind, options, states):
+    torch.manual_seed(0)
+    module = getattr(fastrnn, kind)(IN, H, 3, batch_first=True, dropout=0.4, **options)
+    x, both = torch.randn(B, T, IN, requires_grad=True), "bidirectional" in options
+    given = hx(kind, 6 if both else 3, B, H) if states else None
+    found = []
+    for plain in (True, False):
+        with monkeypatch.context() as patch:
+            if not plain:
+                patch.setattr(_layers, "watched", lambda: True)
+            torch.manual_seed(1)
+            output, last = module(x, given)
+        last = last if kind == "LSTM" else (last,)
+        loss = sum((each.sin() * (k + 1)).sum() for k, each in enumerate((output, *last)))
+        grads = torch.autograd.grad(loss, [x, *module.parameters()])
+        found.append((output, *last, *grads))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    assert len(calls) == 1
+    module.eval()(x, given)
+    assert len(calls) == 2  # with nothing between
+
+
 @pytest.mark.parametrize(
     ("batch", "inputs", "hidden", "dtype"),
     [
