@@ -83,25 +83,16 @@ struct Layers {
 
   // Each direction's output, [T*B, H], beside the other's.
   Tensor joined(const Tensor& one, const Tensor& other) const {
-    const Tensor made = new_tensor(rows, {T * B, 2 * H});
-    const std::size_t bytes = H * rows.element_size();
-    char* to = made.numel() ? static_cast<char*>(made.mutable_data_ptr()) : nullptr;
-    for (std::int64_t row = 0; row < T * B; ++row)
-      for (const Tensor* part : {&one, &other}) {
-        std::memcpy(to, static_cast<const char*>(part->const_data_ptr()) + row * bytes, bytes);
-        to += bytes;
-      }
+    const Tensor made = new_rows(2 * H);
+    copy_columns(one, 0, made, 0);
+    copy_columns(other, 0, made, H);
     return made;
   }
   // The way back, for direction `d` of D.
   Tensor part_of(const Tensor& joined, std::int64_t d) const {
     if (D == 1) return joined;
-    const Tensor made = new_tensor(rows, {T * B, H});
-    const std::size_t bytes = H * rows.element_size();
-    const auto* from = static_cast<const char*>(joined.const_data_ptr());
-    for (std::int64_t row = 0; row < T * B; ++row)
-      std::memcpy(static_cast<char*>(made.mutable_data_ptr()) + row * bytes,
-                  from + (2 * row + d) * bytes, bytes);
+    const Tensor made = new_rows(H);
+    copy_columns(joined, d * H, made, 0);
     return made;
   }
 
@@ -118,6 +109,28 @@ struct Layers {
 
  private:
   std::size_t part_bytes() const { return B * H * rows.element_size(); }
+
+  Tensor new_rows(std::int64_t columns) const {
+    const Tensor made = new_tensor(rows, {T * B, columns});
+    ask_for_large_pages(made);
+    return made;
+  }
+
+  // H columns of each row, from column `first` of `from` to column `place` of `to`.
+  void copy_columns(const Tensor& from, std::int64_t first, const Tensor& to,
+                    std::int64_t place) const {
+    if (T * B == 0) return;
+    constexpr std::int64_t grain_bytes = 1 << 16;
+    const std::int64_t size = std::int64_t(rows.element_size()), bytes = H * size;
+    const std::int64_t read = from.size(1) * size, written = to.size(1) * size;
+    const char* const source = static_cast<const char*>(from.const_data_ptr()) + first * size;
+    char* const target = static_cast<char*>(to.mutable_data_ptr()) + place * size;
+    torch::stable::parallel_for(0, T * B, grain_bytes / bytes + 1,
+                                [&](std::int64_t row, std::int64_t end) {
+                                  for (; row < end; ++row)
+                                    std::memcpy(target + row * written, source + row * read, bytes);
+                                });
+  }
 
   Tensor checked_rows(const Tensor& input) const {
     check(LD > 0 && std::int64_t(weights.size()) % (D * each) == 0, "weights must be ", D * each,
