@@ -67,10 +67,11 @@ SCHEMAS = (
     "recurrence_packed(Tensor input, Tensor state, Tensor packed, Tensor? bias_ih, "
     f"Tensor? bias_hh, Tensor? gains, {_ROWS}, str cell, int proj_size, bool reverse, "
     "bool return_cells) -> (Tensor output, Tensor state_n, Tensor cells)",
-    # Plain layers one above the other over rows [T, B, I]: S states [L, B, H], or none for zeros;
-    # of each layer weight_ih and weight_hh, or both packed, and with `bias` bias_ih and bias_hh. Or
-    # one step of a cell: rows [B, I], states [B, H]. The output and the last states; with `save`
-    # also each layer's cells and reserve, and after those of all but the last its output.
+    # Plain layers one above the other over rows [T, B, I]: S states [L*D, B, H] with D directions,
+    # or none for zeros; of each layer and direction weight_ih and weight_hh, or both packed, and
+    # with `bias` bias_ih and bias_hh. Or one step of a cell: rows [B, I], states [B, H]. The output
+    # [T, B, D*H] and the last states; with `save` also each one's cells, reserve and output, but
+    # for the last of these where it is the first result, of one direction.
     "recurrence_layers(Tensor input, Tensor[] states, Tensor[] weights, int hidden_size, str cell, "
     "bool bidirectional, bool bias, bool packed, bool save) -> Tensor[]",
     # saved: what `save` gave and, of one direction, the output; grad_states: S or none. The

@@ -162,8 +162,7 @@ def _fake_layers(*args: Any) -> list[Tensor]:
 
 
 def _fake_backward(*args: Any) -> list[Tensor]:
-    input, states, weights = args[2:5]
-    wanted = args[-3:]
+    input, states, weights, wanted = *args[2:5], args[-3:]
     every = ([input], states, weights)
     return [
         torch.empty_like(t, memory_format=torch.contiguous_format) if want else t.new_empty(0)
