@@ -86,9 +86,9 @@ void run(const Kernel<Arguments>& kernel, const Arguments& arguments, std::int64
 template <class Arguments>
 void run_both(const Kernel<Arguments>& kernel, const Arguments& first, const Arguments& second,
               std::int64_t work) {
-  const int threads = std::max(useful_threads(2 * work), 2);
-  const std::int64_t bytes = kernel.workspace(first, threads);
-  const Scratch scratch(bytes + kernel.workspace(second, threads));
+  const int threads = std::max(useful_threads(2 * work), 2), half = (threads + 1) / 2;
+  const std::int64_t bytes = kernel.workspace(first, half);
+  const Scratch scratch(bytes + kernel.workspace(second, half));
   Call<Arguments> one{kernel, first, scratch.data()};
   Call<Arguments> other{kernel, second, scratch.data() + bytes};
   Team::run_both(threads, one.on, &one, &other);

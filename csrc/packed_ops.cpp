@@ -12,10 +12,6 @@ namespace fastrnn {
 
 namespace {
 
-Weights weights_of(std::int64_t input_size, std::int64_t hidden_size, std::int64_t projected) {
-  return {input_size, hidden_size, projected, nullptr, nullptr, nullptr};
-}
-
 Tensor pack_weights(const Tensor& weight_ih, const Tensor& weight_hh,
                     const std::optional<Tensor>& weight_hr, const Text& cell) {
   const std::int64_t GH = weight_hh.size(0), H = GH / cell_sizes(cell).gates;

@@ -1,5 +1,7 @@
 #include "passes.h"
 
+#include <utility>
+
 namespace fastrnn {
 
 namespace {
@@ -7,7 +9,7 @@ namespace {
 std::optional<Tensor> checked_packed(const Inputs& in, const std::optional<Tensor>& packed,
                                      const std::string& cell) {
   if (!packed) return packed;
-  const Weights weights{in.input_size, in.hidden_size, in.projected, nullptr, nullptr, nullptr};
+  const Weights weights = weights_of(in.input_size, in.hidden_size, in.projected);
   const std::int64_t bytes = kernels_for(cell, in.input).pack.workspace(weights, 1);
   return check.tensor("packed", *packed, {bytes / std::int64_t(in.input.element_size())}, in.input);
 }
@@ -19,9 +21,9 @@ const Kernel<Backward>& backward_for(const std::string& cell, const Tensor& inpu
 
 }  // namespace
 
-ForwardPass::ForwardPass(const Inputs& inputs, const Extras& with, const std::string& cell,
-                         bool reverse, bool save, const std::optional<Tensor>& weights)
-    : in(inputs),
+ForwardPass::ForwardPass(Inputs inputs, const Extras& with, const std::string& cell, bool reverse,
+                         bool save, const std::optional<Tensor>& weights)
+    : in(std::move(inputs)),
       extras(with),
       packed(checked_packed(in, weights, cell)),
       output(new_tensor(in.input, {in.rows, in.output_size()})),
@@ -41,10 +43,10 @@ ForwardPass::ForwardPass(const Inputs& inputs, const Extras& with, const std::st
   for (const Tensor& t : {output, cells, reserve}) ask_for_large_pages(t);
 }
 
-BackwardPass::BackwardPass(const Inputs& inputs, const Extras& with, const Saved& kept,
+BackwardPass::BackwardPass(Inputs inputs, const Extras& with, const Saved& kept,
                            const std::string& cell, bool reverse, bool input_grad, bool state_grad,
                            bool weight_grad)
-    : in(inputs),
+    : in(std::move(inputs)),
       extras(with),
       saved(kept),
       grads(empty_gradients(in, input_grad, state_grad, weight_grad)),

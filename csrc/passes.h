@@ -50,6 +50,12 @@ inline const Kernel<Forward>& forward_for(const std::string& cell, const Tensor&
   return rows ? row_kernels_for(cell, input).forward : kernels.forward;
 }
 
+// What packed weights' size depends on.
+inline Weights weights_of(std::int64_t input_size, std::int64_t hidden_size,
+                          std::int64_t projected) {
+  return {input_size, hidden_size, projected, nullptr, nullptr, nullptr};
+}
+
 // A layer's passes, in one direction: the arguments, held while the kernel reads them, and the
 // results. `run` takes one pass, `run_both` two of one shape, at once where that is faster.
 struct ForwardPass {
@@ -62,8 +68,8 @@ struct ForwardPass {
   const Forward arguments;
 
   // save: the cells and, without packed weights, the reserve.
-  ForwardPass(const Inputs& inputs, const Extras& with, const std::string& cell, bool reverse,
-              bool save, const std::optional<Tensor>& weights = {});
+  ForwardPass(Inputs inputs, const Extras& with, const std::string& cell, bool reverse, bool save,
+              const std::optional<Tensor>& weights = {});
   ForwardPass(const ForwardPass&) = delete;
 };
 
@@ -76,7 +82,7 @@ struct BackwardPass {
   const Kernel<Backward>& kernel;
   const Backward arguments;
 
-  BackwardPass(const Inputs& inputs, const Extras& with, const Saved& kept, const std::string& cell,
+  BackwardPass(Inputs inputs, const Extras& with, const Saved& kept, const std::string& cell,
                bool reverse, bool input_grad, bool state_grad, bool weight_grad);
   BackwardPass(const BackwardPass&) = delete;
 };

@@ -186,9 +186,9 @@ class _Heap(ctypes.Structure):
 @native
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc's mallinfo2")
 def test_calls_leave_nothing_behind():
-    """Few bytes each, where one string would be 48: torch's own conversion leaked one.
+    """Under a byte each, where one string would be 48: torch's own conversion leaked one.
 
-    Not none: something else in the process may grow by a page meanwhile.
+    In the best of three rounds: a page that something else takes meanwhile is taken once.
     """
     mallinfo = ctypes.CDLL(None).mallinfo2
     mallinfo.restype = _Heap
@@ -208,9 +208,12 @@ def test_calls_leave_nothing_behind():
     for name, call in calls.items():
         for _ in range(100):
             call()
-        gc.collect()
-        before = mallinfo().in_use
-        for _ in range(4000):
-            call()
-        gc.collect()
-        assert mallinfo().in_use - before < 4000 * 8, name
+        grown = []
+        for _ in range(3):
+            gc.collect()
+            before = mallinfo().in_use
+            for _ in range(4000):
+                call()
+            gc.collect()
+            grown.append(mallinfo().in_use - before)
+        assert min(grown) < 4000, name
