@@ -7,23 +7,13 @@
 #include <algorithm>
 
 #include "recurrence_device.h"
+#include "recurrence_ops.h"
 
 namespace fastrnn::cuda {
 
 using torch::headeronly::ScalarType;
 using torch::stable::narrow;
 using torch::stable::new_empty;
-
-// Autograd looks away while an operator runs: torch's own views and sums inside it would record
-// themselves otherwise.
-class NoGrad {
- public:
-  NoGrad() : before_(aoti_torch_grad_mode_is_enabled()) { aoti_torch_grad_mode_set_enabled(false); }
-  ~NoGrad() { aoti_torch_grad_mode_set_enabled(before_); }
-
- private:
-  const bool before_;
-};
 
 inline Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
 

@@ -169,4 +169,27 @@ void run(const std::vector<const Pass*>& passes) {
   if (!ran) run<Pass>(passes);
 }
 
+// Makes passes on the device that a tensor is on, and runs them.
+struct DeviceRunner {
+  const Current current;
+  explicit DeviceRunner(const Tensor& input) : current(cuda::current(input)) {}
+
+  ForwardPass forward(const Inputs& in, const fastrnn::Extras& extras, const std::string& cell,
+                      bool reverse, bool save) const {
+    return {in, extras, current.device, cell, reverse, save};
+  }
+  BackwardPass backward(const Inputs& in, const fastrnn::Extras& extras, const Saved& saved,
+                        const std::string& cell, bool reverse, bool input_grad,
+                        bool weight_grad) const {
+    return {in, extras, saved, current.device, cell, reverse, input_grad, weight_grad};
+  }
+  template <class... Pass>
+  void run(const Pass&... directions) const {
+    cuda::run(std::vector{&directions...});
+  }
+  const Gradients& finished(BackwardPass& pass) const { return pass.finished(); }
+};
+
+using Ops = RecurrenceOps<DeviceRunner>;
+
 }  // namespace fastrnn::cuda

@@ -2,53 +2,43 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <tuple>
 
 #include "device.h"
 #include "passes.h"
 #include "plan.h"
+#include "recurrence_ops.h"
 #include "stack.h"
-#include "text.h"
 
 namespace fastrnn {
 
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
-    const Tensor& input, const Tensor& state, const std::optional<Tensor>& weight_ih,
-    const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
-    const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
-    const std::optional<Tensor>& gains, const Tensor& batch_sizes,
-    const std::optional<Tensor>& resets, const std::optional<Tensor>& seed,
-    const std::optional<Tensor>& sequences, const std::vector<double>& zoneout, const Text& cell,
-    bool reverse, bool save) {
-  const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
-                                   gains, batch_sizes, cell);
-  const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
-  const ForwardPass pass(in, extras, cell, reverse, save);
-  run(pass);
-  return {pass.output, pass.state_n, pass.cells, pass.reserve};
-}
+// Makes passes on CPUs and runs them.
+struct Runner {
+  explicit Runner(const Tensor&) {}
 
-Gradients::Tuple recurrence_backward(
-    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_state_n,
-    const std::optional<Tensor>& grad_cells, const Tensor& input, const Tensor& state,
-    const std::optional<Tensor>& weight_ih, const Tensor& weight_hh,
-    const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
-    const std::optional<Tensor>& weight_hr, const std::optional<Tensor>& gains,
-    const Tensor& batch_sizes, const std::optional<Tensor>& resets,
-    const std::optional<Tensor>& seed, const std::optional<Tensor>& sequences,
-    const std::vector<double>& zoneout, const Tensor& output, const Tensor& cells,
-    const Tensor& reserve, const Text& cell, bool reverse, bool input_grad, bool weight_grad) {
-  const Inputs in = checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
-                                   gains, batch_sizes, cell);
-  const Extras extras = checked_extras(in, resets, seed, sequences, zoneout);
-  const Saved saved =
-      checked_saved(in, extras, grad_output, grad_state_n, grad_cells, output, cells, reserve);
-  const BackwardPass pass(in, extras, saved, cell, reverse, input_grad, true, weight_grad);
-  run(pass);
-  return pass.grads.tuple(input_grad);
-}
+  ForwardPass forward(const Inputs& in, const Extras& extras, const std::string& cell, bool reverse,
+                      bool save) const {
+    return {in, extras, cell, reverse, save};
+  }
+  BackwardPass backward(const Inputs& in, const Extras& extras, const Saved& saved,
+                        const std::string& cell, bool reverse, bool input_grad,
+                        bool weight_grad) const {
+    return {in, extras, saved, cell, reverse, input_grad, true, weight_grad};
+  }
+  template <class Pass>
+  void run(const Pass& pass) const {
+    fastrnn::run(pass);
+  }
+  // Each direction on half of the threads: they wait for one another once, not in every step.
+  template <class Pass>
+  void run(const Pass& one, const Pass& other) const {
+    run_both(one, other);
+  }
+  const Gradients& finished(const BackwardPass& pass) const { return pass.grads; }
+};
+
+using Ops = RecurrenceOps<Runner>;
 
 std::vector<Tensor> recurrence_stack(const Tensor& input, const std::vector<Tensor>& layers,
                                      const Tensor& batch_sizes, const std::optional<Tensor>& resets,
@@ -142,8 +132,10 @@ void use_cuda_tf32(bool allowed) { cuda::allow_tf32(allowed); }
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
-  m.impl("recurrence", TORCH_BOX(&recurrence));
-  m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
+  m.impl("recurrence", TORCH_BOX(&Ops::forward));
+  m.impl("recurrence_backward", TORCH_BOX(&Ops::backward));
+  m.impl("recurrence_both", TORCH_BOX(&Ops::forward_both));
+  m.impl("recurrence_both_backward", TORCH_BOX(&Ops::backward_both));
   m.impl("recurrence_stack", TORCH_BOX(&recurrence_stack));
   m.impl("recurrence_stack_backward", TORCH_BOX(&recurrence_stack_backward));
 }

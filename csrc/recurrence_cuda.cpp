@@ -9,7 +9,7 @@
 
 #include "attention_device.h"
 #include "device.h"
-#include "recurrence_device.h"
+#include "device_passes.h"
 
 // torch's CUDA library has these; weak, so that this library also loads where torch has no CUDA.
 extern "C" {
@@ -55,10 +55,10 @@ Current current(const Tensor& tensor) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
-  m.impl("recurrence", TORCH_BOX(&recurrence));
-  m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
-  m.impl("recurrence_both", TORCH_BOX(&recurrence_both));
-  m.impl("recurrence_both_backward", TORCH_BOX(&recurrence_both_backward));
+  m.impl("recurrence", TORCH_BOX(&Ops::forward));
+  m.impl("recurrence_backward", TORCH_BOX(&Ops::backward));
+  m.impl("recurrence_both", TORCH_BOX(&Ops::forward_both));
+  m.impl("recurrence_both_backward", TORCH_BOX(&Ops::backward_both));
   m.impl("recurrence_stack", TORCH_BOX(&recurrence_stack));
   m.impl("recurrence_stack_backward", TORCH_BOX(&recurrence_stack_backward));
   m.impl("masked_attention", TORCH_BOX(&masked_attention));

@@ -43,54 +43,6 @@ Current current(const Tensor& tensor);
 // Throws for what the kernels do not take.
 Dtype dtype_of(const Tensor& tensor);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> recurrence(
-    const Tensor& input, const Tensor& state, const std::optional<Tensor>& weight_ih,
-    const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
-    const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
-    const std::optional<Tensor>& gains, const Tensor& batch_sizes,
-    const std::optional<Tensor>& resets, const std::optional<Tensor>& seed,
-    const std::optional<Tensor>& sequences, const std::vector<double>& zoneout, const Text& cell,
-    bool reverse, bool save);
-
-Gradients::Tuple recurrence_backward(
-    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_state_n,
-    const std::optional<Tensor>& grad_cells, const Tensor& input, const Tensor& state,
-    const std::optional<Tensor>& weight_ih, const Tensor& weight_hh,
-    const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
-    const std::optional<Tensor>& weight_hr, const std::optional<Tensor>& gains,
-    const Tensor& batch_sizes, const std::optional<Tensor>& resets,
-    const std::optional<Tensor>& seed, const std::optional<Tensor>& sequences,
-    const std::vector<double>& zoneout, const Tensor& output, const Tensor& cells,
-    const Tensor& reserve, const Text& cell, bool reverse, bool input_grad, bool weight_grad);
-
-// Both directions of a layer: what `recurrence` gives for the one, then for the other. They run
-// side by side where a persistent schedule takes them.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrence_both(
-    const Tensor& input, const Tensor& state, const Tensor& weight_ih, const Tensor& weight_hh,
-    const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
-    const Tensor& state_reverse, const Tensor& weight_ih_reverse, const Tensor& weight_hh_reverse,
-    const std::optional<Tensor>& bias_ih_reverse, const std::optional<Tensor>& bias_hh_reverse,
-    const Tensor& batch_sizes, const std::optional<Tensor>& resets,
-    const std::optional<Tensor>& resets_reverse, const std::optional<Tensor>& seed,
-    const std::optional<Tensor>& seed_reverse, const std::optional<Tensor>& sequences,
-    const std::vector<double>& zoneout, const Text& cell, bool save);
-
-BothGradients recurrence_both_backward(
-    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_state_n,
-    const std::optional<Tensor>& grad_cells, const std::optional<Tensor>& grad_output_reverse,
-    const std::optional<Tensor>& grad_state_n_reverse,
-    const std::optional<Tensor>& grad_cells_reverse, const Tensor& input, const Tensor& state,
-    const Tensor& weight_ih, const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
-    const std::optional<Tensor>& bias_hh, const Tensor& state_reverse,
-    const Tensor& weight_ih_reverse, const Tensor& weight_hh_reverse,
-    const std::optional<Tensor>& bias_ih_reverse, const std::optional<Tensor>& bias_hh_reverse,
-    const Tensor& batch_sizes, const std::optional<Tensor>& resets,
-    const std::optional<Tensor>& resets_reverse, const std::optional<Tensor>& seed,
-    const std::optional<Tensor>& seed_reverse, const std::optional<Tensor>& sequences,
-    const std::vector<double>& zoneout, const Tensor& output, const Tensor& cells,
-    const Tensor& reserve, const Tensor& output_reverse, const Tensor& cells_reverse,
-    const Tensor& reserve_reverse, const Text& cell, bool input_grad, bool weight_grad);
-
 // Layers of one direction, one above the other: what `recurrence` gives for each, from the first
 // on. `layers` has each one's state, weight_ih, weight_hh and, with `bias`, bias_ih, bias_hh. They
 // run in one launch where the plan says so.

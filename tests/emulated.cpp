@@ -6,7 +6,7 @@
 #include <string>
 
 #include "../csrc/attention_device.h"
-#include "../csrc/recurrence_device.h"
+#include "../csrc/device_passes.h"
 
 extern "C" const char* emulator_report();
 
@@ -61,10 +61,10 @@ Current current(const Tensor&) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn_emulated, CPU, m) {
-  m.impl("recurrence", TORCH_BOX(&recurrence));
-  m.impl("recurrence_backward", TORCH_BOX(&recurrence_backward));
-  m.impl("recurrence_both", TORCH_BOX(&recurrence_both));
-  m.impl("recurrence_both_backward", TORCH_BOX(&recurrence_both_backward));
+  m.impl("recurrence", TORCH_BOX(&Ops::forward));
+  m.impl("recurrence_backward", TORCH_BOX(&Ops::backward));
+  m.impl("recurrence_both", TORCH_BOX(&Ops::forward_both));
+  m.impl("recurrence_both_backward", TORCH_BOX(&Ops::backward_both));
   m.impl("recurrence_stack", TORCH_BOX(&recurrence_stack));
   m.impl("recurrence_stack_backward", TORCH_BOX(&recurrence_stack_backward));
   m.impl("masked_attention", TORCH_BOX(&masked_attention));
