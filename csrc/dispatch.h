@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "kernels_cpu.h"
 
@@ -82,16 +83,21 @@ void run(const Kernel<Arguments>& kernel, const Arguments& arguments, std::int64
   run(kernel, arguments, scratch.data(), threads);
 }
 
-// Two at once, each on half of the threads, which are at least two.
+// Several at once, each on its share of the threads.
 template <class Arguments>
-void run_both(const Kernel<Arguments>& kernel, const Arguments& first, const Arguments& second,
-              std::int64_t work) {
-  const int threads = std::max(useful_threads(2 * work), 2), half = (threads + 1) / 2;
-  const std::int64_t bytes = kernel.workspace(first, half);
-  const Scratch scratch(bytes + kernel.workspace(second, half));
-  Call<Arguments> one{kernel, first, scratch.data()};
-  Call<Arguments> other{kernel, second, scratch.data() + bytes};
-  Team::run_both(threads, one.on, &one, &other);
+void run_each(const Kernel<Arguments>& kernel, const std::vector<Arguments>& each, int threads) {
+  const int count = int(each.size()), share = (threads + count - 1) / count;
+  std::vector<Call<Arguments>> calls;
+  std::vector<void*> pointers;
+  std::int64_t bytes = 0;
+  for (const Arguments& arguments : each) bytes += kernel.workspace(arguments, share);
+  const Scratch scratch(bytes);
+  for (const Arguments& arguments : each) {
+    bytes -= kernel.workspace(arguments, share);
+    calls.push_back({kernel, arguments, scratch.data() + bytes});
+  }
+  for (Call<Arguments>& call : calls) pointers.push_back(&call);
+  Team::run_each(threads, Call<Arguments>::on, pointers.data(), count);
 }
 
 }  // namespace fastrnn

@@ -193,10 +193,10 @@ void store_tile(const Value<T>* tile, Index rows, Index panel, T* out, Index col
     }
 }
 
-// This thread's rows of out [rows, n] = a [rows, k] B, B packed; as many at a time as stay in the
-// cache for all of B's panels.
+// This thread's rows of out [rows, n] = a [rows, k] B, B packed and the rows `among` others; as
+// many at a time as stay in the cache for all of B's panels.
 template <class T, int NV>
-void product_by_rows(const Team& team, Index rows, Index n, Index k, const T* a,
+void product_by_rows(const Team& team, Index rows, Index among, Index n, Index k, const T* a,
                      const Operand<T>* packed, T* out) {
   constexpr Index at_once = 256;
   const Index end = team.end(rows);
@@ -208,7 +208,7 @@ void product_by_rows(const Team& team, Index rows, Index n, Index k, const T* a,
         [&](const Value<T>* tile, Index row0, Index rows_here, Index panel) {
           store_tile<T, NV>(tile, rows_here, panel, here + row0 * n, n, n);
         },
-        rows);
+        among);
   }
 }
 

@@ -46,6 +46,10 @@ struct Sequence {
   std::int64_t projected;  // P, or 0: h is not projected; with it, H is P in what is said of h
   const void* weight_hr;   // [P, H] or null
   const void* gains;       // of layer normalisation: [G*H], [G*H], and an LSTM's [H], [H]; or null
+  // Of padded layers that run at once (CellKernels): the steps that this one has done, and those of
+  // the layer that makes its `input`, backwards its grad_output; or null.
+  Progress* progress = nullptr;
+  const Progress* source = nullptr;
 };
 
 struct Forward : Sequence {

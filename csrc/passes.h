@@ -2,6 +2,8 @@
 // share.
 #pragma once
 
+#include <deque>
+
 #include "dispatch.h"
 #include "recurrence.h"
 
@@ -105,7 +107,22 @@ void run_both(const Pass& first, const Pass& second) {
   constexpr std::int64_t cached_weights = 16 << 20;
   if (in.rows == 0 || weights > cached_weights || useful_threads(in.rows * work) == 1)
     return run(first), run(second);
-  run_both(first.kernel, first.arguments, second.arguments, step_work(first.arguments));
+  const int threads = std::max(useful_threads(2 * step_work(first.arguments)), 2);
+  run_each(first.kernel, std::vector{first.arguments, second.arguments}, threads);
+}
+
+// Passes of padded layers at once, each of which reads what the one before it makes, and each on as
+// many threads as it would have alone.
+template <class Pass>
+void run_wave(const std::deque<Pass>& passes) {
+  const int count = int(passes.size());
+  std::vector<Progress> progress(count - 1);
+  std::vector each{passes[0].arguments};
+  for (int i = 1; i < count; ++i) {
+    each.push_back(passes[i].arguments);
+    each[i].source = each[i - 1].progress = &progress[i - 1];
+  }
+  run_each(passes[0].kernel, each, count * useful_threads(step_work(each[0])));
 }
 
 }  // namespace fastrnn

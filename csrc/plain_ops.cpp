@@ -88,12 +88,20 @@ struct Layers {
     copy_columns(other, 0, made, H);
     return made;
   }
-  // The way back, for direction `d` of D.
+  // The way back, for direction `d`.
   Tensor part_of(const Tensor& joined, std::int64_t d) const {
-    if (D == 1) return joined;
     const Tensor made = new_rows(H);
     copy_columns(joined, d * H, made, 0);
     return made;
+  }
+
+  // How many of `left` layers and directions run at once: both directions; or as many layers as
+  // there are threads for, each having as many as it has alone.
+  std::int64_t at_once(std::int64_t left) const {
+    if (D == 2) return D;
+    if (T == 1 || useful_threads(T * B * H * H) == 1) return 1;
+    const std::int64_t threads = torch::stable::get_num_threads();
+    return std::clamp<std::int64_t>(threads / useful_threads(B * H * H), 1, left);
   }
 
   // Of layer and direction `k` over the output of the layer below, or the input.
@@ -143,11 +151,13 @@ struct Layers {
 };
 
 template <class Pass>
-void run(const std::deque<Pass>& directions) {
-  if (directions.size() == 1)
-    run(directions[0]);
+void run(const Layers& layers, const std::deque<Pass>& passes) {
+  if (layers.D == 2)
+    run_both(passes[0], passes[1]);
+  else if (passes.size() == 1)
+    run(passes[0]);
   else
-    run_both(directions[0], directions[1]);
+    run_wave(passes);
 }
 
 // The output and the last states; then, with `save`, each layer's and direction's cells and
@@ -160,19 +170,22 @@ Parts recurrence_layers(const Tensor& input, const Parts& states, const Parts& w
   const Parts last = layers.new_parts(layers.S);
   Parts saved;
   Tensor below = layers.rows;
-  for (std::int64_t k = 0; k < layers.LD; k += layers.D) {
+  for (std::int64_t k = 0; k < layers.LD;) {
     std::deque<ForwardPass> passes;
-    for (std::int64_t i = k; i < k + layers.D; ++i) {
+    const std::int64_t end = k + layers.at_once(layers.LD - k);
+    for (std::int64_t i = k; i < end; ++i) {
       std::optional<Tensor> pack;
       if (packed) pack = weights[i * layers.each];
-      passes.emplace_back(layers.inputs(i, below), Extras{}, cell, i > k, save, pack);
+      const Tensor rows = bidirectional || i == k ? below : passes.back().output;
+      passes.emplace_back(layers.inputs(i, rows), Extras{}, cell, bidirectional && i > k, save,
+                          pack);
     }
-    run(passes);
-    for (std::int64_t d = 0; d < layers.D; ++d) {
-      layers.scatter(passes[d].state_n, last, k + d);
-      saved.insert(saved.end(), {passes[d].cells, passes[d].reserve, passes[d].output});
+    run(layers, passes);
+    for (const ForwardPass& pass : passes) {
+      layers.scatter(pass.state_n, last, k++);
+      saved.insert(saved.end(), {pass.cells, pass.reserve, pass.output});
     }
-    below = bidirectional ? layers.joined(passes[0].output, passes[1].output) : passes[0].output;
+    below = bidirectional ? layers.joined(passes[0].output, passes[1].output) : saved.back();
   }
   Parts results{check.in_shape("output", below, layers.output_shape())};
   results.insert(results.end(), last.begin(), last.end());
@@ -203,30 +216,35 @@ Parts recurrence_layers_backward(const std::optional<Tensor>& grad_output, const
   const auto output = [&](std::int64_t k) {
     return check.in_shape("output", as_contiguous(saved[3 * k + 2]), {rows, H});
   };
-  for (std::int64_t k = layers.LD - D; k >= 0; k -= D) {
+  for (std::int64_t k = layers.LD; k > 0;) {
+    const std::int64_t end = k;
+    k -= layers.at_once(end);
     Tensor below = layers.rows;
     if (k > 0) below = bidirectional ? layers.joined(output(k - 2), output(k - 1)) : output(k - 1);
     std::deque<BackwardPass> passes;
-    for (std::int64_t i = k; i < k + D; ++i) {
-      const Inputs in = layers.inputs(i, below);
-      std::optional<Tensor> of_output, of_ends;
-      if (sent) of_output = layers.part_of(*sent, i - k);
+    // From the last layer or direction on.
+    for (std::int64_t i = end - 1; i >= k; --i) {
+      const Inputs in = layers.inputs(i, bidirectional || i == k ? below : output(i - 1));
+      std::optional<Tensor> of_output = sent, of_ends;
+      if (bidirectional && sent) of_output = layers.part_of(*sent, i - k);
+      if (!bidirectional && !passes.empty()) of_output = passes.back().grads.input;
       if (!given.empty()) of_ends = layers.gathered(given, i);
       const Saved kept =
           checked_saved(in, {}, of_output, of_ends, {}, output(i), saved[3 * i], saved[3 * i + 1]);
-      passes.emplace_back(in, Extras{}, kept, cell, i > k, k > 0 || input_grad, !of_states.empty(),
-                          weight_grad);
+      const bool below_wants = (bidirectional ? k : i) > 0 || input_grad;
+      passes.emplace_back(in, Extras{}, kept, cell, bidirectional && i > k, below_wants,
+                          !of_states.empty(), weight_grad);
     }
-    run(passes);
-    for (std::int64_t i = k; i < k + D; ++i) {
-      const Gradients& grads = passes[i - k].grads;
+    run(layers, passes);
+    for (std::int64_t i = k; i < end; ++i) {
+      const Gradients& grads = passes[end - 1 - i].grads;
       layers.scatter(grads.state, of_states, i);
       const Tensor each[] = {grads.weight_ih, grads.weight_hh, grads.bias_ih, grads.bias_hh};
       std::copy_n(each, layers.each, of_weights.begin() + i * layers.each);
     }
-    sent = passes[0].grads.input;
+    sent = passes.back().grads.input;
     // The stable ABI has no sum of two.
-    if (bidirectional) sent = torch::stable::subtract(*sent, passes[1].grads.input, -1);
+    if (bidirectional) sent = torch::stable::subtract(*sent, passes[0].grads.input, -1);
   }
   Parts results{input_grad ? check.in_shape("grad_input", *sent, shape_of(input)) : *sent};
   for (std::size_t s = 0; s < states.size(); ++s)

@@ -6,7 +6,8 @@
 #include "activations_cpu.h"
 #include "cells.h"
 #include "gate_rows_cpu.h"
-#include "gemm_transposed_cpu.h"
+#include "gate_weights_cpu.h"
+#include "gemm_cpu.h"
 #include "kernels_cpu.h"
 #include "packed_weights_cpu.h"
 #include "share_cpu.h"
@@ -22,8 +23,6 @@ class BackwardLoop {
   using V = Vec<C>;
   static constexpr int G = Cell::gates, S = Cell::states, R = Cell::reserve;
   static constexpr int first = Cell::operand_gates;
-  // The first gates, whose gradients go with x and with h itself into the weights'.
-  static constexpr int same = first ? first : Cell::shared_gates;
   static constexpr int NV = 2;
   static constexpr Index w = V::width;
 
@@ -32,25 +31,22 @@ class BackwardLoop {
       : s_(args),
         H_(args.hidden_size),
         GH_(G * H_),
+        back_(first ? first * H_ : GH_),
         reserve_stride_((args.zoneout.on ? R + S : R) * H_),
         arena_(workspace) {
     const Index N = s_.rows, I = s_.input_size;
     carry_ = arena_.template take<C>(S * s_.batch * H_);
     if (s_.resets) zeros_ = arena_.template take<T>(s_.batch * H_);
-    packed_hh_ = arena_.template take<O>(panel_size<T, NV>(H_, first ? first * H_ : GH_));
+    packed_hh_ = arena_.template take<O>(panel_size<T, NV>(H_, back_));
     if (first) packed_last_ = arena_.template take<O>(panel_size<T, NV>(H_, GH_ - first * H_));
     if (first) operand_ = arena_.template take<T>(N * H_);
     grad_x_ = s_.weight_ih ? arena_.template take<T>(N * GH_) : static_cast<T*>(s_.grad_input);
     grad_h_ = shared_gradients<Cell> ? grad_x_ : arena_.template take<T>(N * GH_);
     if (s_.weight_ih && s_.grad_input)
       packed_ih_ = arena_.template take<O>(panel_size<T, NV>(I, GH_));
-    const Index slice = largest_slice<T>(N);
-    if (s_.grad_weight_ih) packed_x_ = arena_.template take<O>(panel_size<T, NV>(I, slice));
     if (s_.grad_weight_hh) {
-      packed_prev_ = arena_.template take<O>(panel_size<T, NV>(H_, slice));
-      previous_ = arena_.template take<const T*>(N);
-      if (first) packed_operand_ = arena_.template take<O>(panel_size<T, NV>(H_, slice));
-      scratch_ = arena_.template take<O>(transposed_scratch<T, NV>(N) * threads);
+      before_ = arena_.template take<const T*>(N);
+      weights_ = GateWeights<T, Cell>(s_, arena_, threads);
     }
   }
 
@@ -60,7 +56,9 @@ class BackwardLoop {
     pack(team);
     team.wait();
     const Share share(s_, team, GH_ * H_ * Index(sizeof(O)));
+    Index handed = s_.rows;  // of the rows whose gradients have been handed on, the first
     for (Index step = s_.steps - 1; step >= 0; --step) {
+      if (s_.source) s_.source->wait_for(s_.steps - step);
       const Segment* begin = s_.segments + s_.step_begin[step];
       const Segment* end = s_.segments + s_.step_begin[step + 1];
       for (const Segment* segment = begin; segment < end; ++segment)
@@ -71,13 +69,17 @@ class BackwardLoop {
           operand_step(share.team, share.of(*segment));
         share.team.wait();
       }
+      if (s_.progress && (step == 0 || handed - begin->row >= handed_rows)) {
+        input_gradient(share.team, begin->row, handed);
+        handed = begin->row;
+        share.team.wait();
+        if (share.team.rank == 0) s_.progress->reach(s_.steps - step);
+      }
     }
     if (s_.grad_state) finish_state(share);
     team.wait();
-    if (packed_ih_)
-      product_by_rows<T, NV>(team, s_.rows, s_.input_size, GH_, grad_x_, packed_ih_,
-                             static_cast<T*>(s_.grad_input));
-    if (s_.grad_weight_hh) finish_weights(team);
+    if (packed_ih_ && !s_.progress) input_gradient(team, 0, s_.rows);
+    if (s_.grad_weight_hh) weights_.run(team, grad_x_, grad_h_, operand_, before_);
   }
 
  private:
@@ -101,7 +103,7 @@ class BackwardLoop {
     };
     // A single step sends nothing back but to the initial state.
     if (s_.grad_state || s_.steps > 1)
-      pack_rows<T, NV>(team, H_, first ? first * H_ : GH_, rows_of(hh, H_), packed_hh_);
+      pack_rows<T, NV>(team, H_, back_, rows_of(hh, H_), packed_hh_);
     if (first)
       pack_rows<T, NV>(team, H_, GH_ - first * H_, rows_of(hh + first * H_ * H_, H_), packed_last_);
     if (packed_ih_) pack_rows<T, NV>(team, I, GH_, rows_of(ih, I), packed_ih_);
@@ -110,15 +112,15 @@ class BackwardLoop {
       copy(team, S * s_.batch * H_, static_cast<const T*>(s_.grad_state_n), carry_);
     else
       clear(team, S * s_.batch * H_, carry_);
-    if (previous_) find_previous(team);
+    if (before_) find_before(team);
   }
 
   // The states before each row, in the rows' order: the other side of W_hh's gradient.
-  void find_previous(const Team& team) const {
+  void find_before(const Team& team) const {
     const Segment* const end = s_.segments + s_.step_begin[s_.steps];
     for (const Segment* segment = s_.segments; segment < end; ++segment)
       for (Index r = team.begin(segment->rows); r < team.end(segment->rows); ++r)
-        previous_[segment->row + r] = previous(*segment, 0) + r * H_;
+        before_[segment->row + r] = previous(*segment, 0) + r * H_;
   }
 
   // grad [rows, H] = a [rows, k] W + base [rows, H]; each vector of units goes to
@@ -163,8 +165,7 @@ class BackwardLoop {
   }
 
   void step_(const Team& team, const Part& segment) const {
-    // What the step after sends back through W_hh: all gates, or those before the operand.
-    const Index k = segment.next < 0 || segment.next_reset ? 0 : first ? first * H_ : GH_;
+    const Index k = segment.next < 0 || segment.next_reset ? 0 : back_;
     const bool zoneout = s_.zoneout.on;
     unit_product(team, segment, k, grad_h_ + (segment.next < 0 ? 0 : segment.next * GH_),
                  packed_hh_, carry(0, segment.sequence),
@@ -208,6 +209,11 @@ class BackwardLoop {
                  });
   }
 
+  void input_gradient(const Team& team, Index begin, Index end) const {
+    product_by_rows<T, NV>(team, end - begin, s_.rows, s_.input_size, GH_, grad_x_ + begin * GH_,
+                           packed_ih_, static_cast<T*>(s_.grad_input) + begin * s_.input_size);
+  }
+
   // The gradient of the initial states: one more product for each sequence's first row.
   void finish_state(const Share& share) const {
     const auto grad_state = [&](int i, Index sequence) {
@@ -217,12 +223,8 @@ class BackwardLoop {
     for (const Segment* segment = s_.segments; segment < end; ++segment) {
       if (segment->prev >= 0) continue;
       const Part part = share.of(*segment);
-      unit_product(share.team, part,
-                   part.reset ? 0
-                   : first    ? first * H_
-                              : GH_,
-                   grad_h_ + part.row * GH_, packed_hh_, carry(0, part.sequence),
-                   [&](Index r, Index unit, Index lanes, V grad) {
+      unit_product(share.team, part, part.reset ? 0 : back_, grad_h_ + part.row * GH_, packed_hh_,
+                   carry(0, part.sequence), [&](Index r, Index unit, Index lanes, V grad) {
                      grad.store(grad_state(0, part.sequence + r) + unit, lanes);
                    });
     }
@@ -231,65 +233,17 @@ class BackwardLoop {
            grad_state(i, share.begin));
   }
 
-  // A slice of all rows at a time, whose operands stay in the cache from packing to product.
-  void finish_weights(const Team& team) const {
-    const Index slices = slices_of<T>(s_.rows), I = s_.input_size;
-    const T* const input = static_cast<const T*>(s_.input);
-    for (Index slice = 0; slice < slices; ++slice) {
-      const Index row0 = s_.rows * slice / slices, rows = s_.rows * (slice + 1) / slices - row0;
-      const auto pack = [&](Index n, O* packed, const auto& at) {
-        pack_rows<T, NV>(team, n, rows, [&](Index row) { return at(row0 + row); }, packed);
-      };
-      if (slice > 0) team.wait();
-      pack(H_, packed_prev_, [&](Index row) { return previous_[row]; });
-      if (packed_x_) pack(I, packed_x_, [&](Index row) { return input + row * I; });
-      if (first) pack(H_, packed_operand_, [&](Index row) { return operand_ + row * H_; });
-      team.wait();
-      add_weights(team, row0, rows);
-    }
-    if (!s_.grad_bias_ih || !s_.grad_bias_hh) return;
-    team.wait();
-    copy(team, Cell::shared_gates * H_, static_cast<const T*>(s_.grad_bias_hh),
-         static_cast<T*>(s_.grad_bias_ih));
-  }
-
-  void add_weights(const Team& team, Index row0, Index rows) const {
-    T* const hh = static_cast<T*>(s_.grad_weight_hh);
-    T* const ih = static_cast<T*>(s_.grad_weight_ih);
-    O* const scratch = scratch_ + team.rank * transposed_scratch<T, NV>(s_.rows);
-    const Target<T> x{packed_x_, s_.input_size, ih}, prev{packed_prev_, H_, hh};
-    // The bias of the product whose gradients these are gets their sums on the way.
-    const auto gradient = [&](const T* grad, Index first_gate, Index gates, void* bias,
-                              const Target<T>* targets, int count) {
-      T* const sums = bias ? static_cast<T*>(bias) + first_gate * H_ : nullptr;
-      transposed_product<T, NV>(team, grad + row0 * GH_ + first_gate * H_, GH_, gates * H_, rows,
-                                row0 > 0, targets, count, scratch, sums);
-    };
-    void* const bias = s_.grad_bias_hh ? s_.grad_bias_hh : s_.grad_bias_ih;
-    const Target<T> both[2] = {prev, x};
-    gradient(grad_x_, 0, same, bias, both, ih ? 2 : 1);
-    if constexpr (same < G) {
-      const Index split = same * H_;
-      const Target<T> tail[2] = {{first ? packed_operand_ : packed_prev_, H_, hh + split * H_},
-                                 {packed_x_, s_.input_size, ih + split * s_.input_size}};
-      if constexpr (shared_gradients<Cell>) {
-        gradient(grad_x_, same, G - same, bias, tail, ih ? 2 : 1);
-      } else {
-        gradient(grad_h_, same, G - same, s_.grad_bias_hh, &tail[0], 1);
-        if (ih) gradient(grad_x_, same, G - same, s_.grad_bias_ih, &tail[1], 1);
-      }
-    }
-  }
-
   const Backward& s_;
-  const Index H_, GH_, reserve_stride_;
+  const Index H_, GH_;
+  const Index
+      back_;  // of a step's gates' gradients, those that W_hh takes to h: before the operand
+  const Index reserve_stride_;
   Arena arena_;
   C* carry_;
-  const T** previous_ = nullptr;
+  const T** before_ = nullptr;
   T *zeros_ = nullptr, *operand_ = nullptr, *grad_x_, *grad_h_;
   O *packed_hh_, *packed_last_ = nullptr, *packed_ih_ = nullptr;
-  O *packed_x_ = nullptr, *packed_prev_ = nullptr, *packed_operand_ = nullptr;
-  O* scratch_ = nullptr;
+  GateWeights<T, Cell> weights_;
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -41,7 +41,8 @@ class ForwardLoop {
       const Index fits = projected_bytes / Index(G * H_ * sizeof(C));
       const bool cached = G * H_ * s_.input_size * Index(sizeof(Operand<T>)) <= cached_weights;
       const Index worth = cached ? projected_rows : s_.rows;
-      chunk_rows_ = smaller(s_.rows, larger(s_.batch, larger(fits, worth)));
+      chunk_rows_ =
+          smaller(s_.rows, larger(s_.batch, s_.source ? handed_rows : larger(fits, worth)));
       x_proj_ = arena_.template take<C>(ceil_div(H_, w) * chunk_rows_ * G * w);
       ih_once_ = !s_.packed && chunk_rows_ == s_.rows;
     }
@@ -87,6 +88,7 @@ class ForwardLoop {
       for (const Segment* segment = begin; segment < end; ++segment)
         step_(share.team, share.of(*segment));
       share.team.wait();
+      if (s_.progress && share.team.rank == 0) s_.progress->reach(step + 1);
     }
     for (const Segment* segment = s_.segments; segment < s_.segments + s_.step_begin[s_.steps];
          ++segment)
@@ -145,6 +147,7 @@ class ForwardLoop {
         chunk_begin_ = smaller(chunk_begin_, more.row);
       rows += more.rows;
     }
+    if (s_.source) s_.source->wait_for(step);
     if (!share.own) product_of(chunk_begin_, rows, 0);
     share.team.wait();
     return step;

@@ -76,7 +76,7 @@ class RowsBackward {
     }
     team.wait();
     if (packed_ih_)
-      product_by_rows<T, NV>(team, s_.rows, s_.input_size, GH_, grad_x_, packed_ih_,
+      product_by_rows<T, NV>(team, s_.rows, s_.rows, s_.input_size, GH_, grad_x_, packed_ih_,
                              static_cast<T*>(s_.grad_input));
     if (!s_.grad_weight_hh) return;
     if (s_.gains) finish_gains(team);

@@ -1,10 +1,13 @@
-// Which sequences a thread takes through the steps.
+// Which sequences a thread takes through the steps, and how many rows.
 #pragma once
 
 #include "kernels_cpu.h"
 #include "packing_cpu.h"
 
 namespace fastrnn::FASTRNN_ISA {
+
+// Rows that are worth reading weights for between layers that run at once.
+constexpr Index handed_rows = 8;
 
 // A segment's sequences in a share, and how many it has in all.
 struct Part : Segment {
@@ -19,8 +22,8 @@ struct Part : Segment {
 class Share {
  public:
   Share(const Sequence& s, const Team& team, Index weight_bytes)
-      : own(team.size > 1 && s.batch >= least_sequences * team.size && s.steps >= least_steps &&
-            weight_bytes <= near_bytes()),
+      : own(team.size > 1 && !s.progress && !s.source && s.batch >= least_sequences * team.size &&
+            s.steps >= least_steps && weight_bytes <= near_bytes()),
         team(own ? team.alone() : team),
         begin(own ? sequence_at(s, s.rows * team.rank / team.size) : 0),
         end(own ? sequence_at(s, s.rows * (team.rank + 1) / team.size) : s.batch),

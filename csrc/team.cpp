@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <thread>
+#include <vector>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -22,22 +23,33 @@ static inline void pause() {
 #endif
 }
 
-// A step is microseconds long, so the wait spins; it yields in time for machines with fewer
-// cores than threads.
-void Team::wait_for_others() const {
+// A step is microseconds long, so a wait spins; it yields in time for machines with fewer cores
+// than threads.
+template <class Done>
+static void wait_until(const Done& done) {
   constexpr int spins = 2000;
+  for (int spin = 0; !done(); ++spin) {
+    if (spin < spins)
+      pause();
+    else
+      std::this_thread::yield();
+  }
+}
+
+void Team::wait_for_others() const {
   const int generation = barrier_->generation.load(std::memory_order_relaxed);
   if (barrier_->arrived.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
     barrier_->arrived.store(0, std::memory_order_relaxed);
     barrier_->generation.store(generation + 1, std::memory_order_release);
     return;
   }
-  for (int spin = 0; barrier_->generation.load(std::memory_order_acquire) == generation; ++spin) {
-    if (spin < spins)
-      pause();
-    else
-      std::this_thread::yield();
-  }
+  wait_until([&] { return barrier_->generation.load(std::memory_order_acquire) != generation; });
+}
+
+void Progress::reach(std::int64_t steps) { __atomic_store_n(&done_, steps, __ATOMIC_RELEASE); }
+
+void Progress::wait_for(std::int64_t steps) const {
+  wait_until([&] { return __atomic_load_n(&done_, __ATOMIC_ACQUIRE) >= steps; });
 }
 
 void Team::run(int threads, void (*body)(const Team&, void*), void* argument) {
@@ -53,20 +65,29 @@ void Team::run(int threads, void (*body)(const Team&, void*), void* argument) {
 #endif
 }
 
-void Team::run_both(int threads, void (*body)(const Team&, void*), void* first, void* second) {
+void Team::run_each(int threads, void (*body)(const Team&, void*), void* const* arguments,
+                    int count) {
   struct Call {
     void (*body)(const Team&, void*);
-    void *first, *second;
-    Barrier barriers[2];
-  } call{body, first, second, {}};
+    void* const* arguments;
+    int count;
+    std::vector<Barrier> barriers;
+  } call{body, arguments, count, std::vector<Barrier>(count)};
   run(
       threads,
       [](const Team& all, void* p) {
         Call& c = *static_cast<Call*>(p);
-        const int half = all.size / 2, rank = all.rank - half;
-        if (half == 0) c.body(all, c.first);
-        if (rank < 0) c.body(Team(all.rank, half, &c.barriers[0]), c.first);
-        if (rank >= 0) c.body(Team(rank, all.size - half, &c.barriers[1]), c.second);
+        if (all.size < c.count) {
+          for (int i = 0; i < c.count; ++i) {
+            c.body(all, c.arguments[i]);
+            all.wait();
+          }
+          return;
+        }
+        const int i = (all.rank * c.count + c.count - 1) / all.size;
+        const auto begin = [&](int i) { return all.size * i / c.count; };
+        const Team part(all.rank - begin(i), begin(i + 1) - begin(i), &c.barriers[i]);
+        c.body(part, c.arguments[i]);
       },
       &call);
 }

@@ -11,9 +11,10 @@ class Team {
   // OpenMP may give fewer than asked for, one when already inside another region.
   static void run(int threads, void (*body)(const Team&, void*), void* argument);
 
-  // body(team, first) and body(team, second) at once, each on a team of half of the threads; one
-  // after the other in a region that has only one.
-  static void run_both(int threads, void (*body)(const Team&, void*), void* first, void* second);
+  // body(team, argument) for `count` arguments at once, each on a team of its share of the threads;
+  // one after the other in a region that has fewer threads than arguments.
+  static void run_each(int threads, void (*body)(const Team&, void*), void* const* arguments,
+                       int count);
 
   // Waits until every thread of the region is here.
   void wait() const {
@@ -34,6 +35,16 @@ class Team {
   Team(int rank, int size, Barrier* barrier) : rank(rank), size(size), barrier_(barrier) {}
   void wait_for_others() const;
   Barrier* const barrier_;
+};
+
+// How many steps a body has done, for another that runs at once with it and reads what it wrote.
+class Progress {
+ public:
+  void reach(std::int64_t steps);
+  void wait_for(std::int64_t steps) const;
+
+ private:
+  alignas(64) std::int64_t done_ = 0;
 };
 
 // What stays in a core's second cache beside the rest that a loop reads.

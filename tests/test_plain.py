@@ -121,6 +121,33 @@ def test_gradients_have_the_same_bits(monkeypatch, calls, kind, form):
             assert a.shape == b.shape and a.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 3, 10])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("GRU", {"reset_after": False}), *((kind, {}) for kind in KINDS)]
+)
+def test_layers_at_once_have_the_bits_of_one_thread(kind, options, batch, dtype):
+    """Of three layers, as many as there are threads run at once: here none, two, and all."""
+    torch.manual_seed(0)
+    module = getattr(fastrnn, kind)(IN, 36, 3, **options).to(dtype)
+    x, state = torch.randn(23, batch, IN, dtype=dtype), hx(kind, 3, batch, 36, dtype=dtype)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            with torch.no_grad():
+                plain = module(x, state)[0]
+            made, leaves = results(module, x.requires_grad_(), state)
+            grads = torch.autograd.grad(sum(t.sin().sum() for t in made), leaves)
+        finally:
+            torch.set_num_threads(before)
+        found.append([plain, *made, *grads])
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert all(t.any() for t in found[0])
+
+
 @pytest.mark.parametrize("states", [True, False])
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"variational": True}])
 @pytest.mark.parametrize("kind", KINDS)
