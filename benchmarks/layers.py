@@ -39,6 +39,7 @@ SHAPES = (
 WORDS = SHAPES[0]
 ONE_STEP = Shape(1, 20, 200, 200, 2)
 SMALLEST = Shape(1, 1, 64, 64, 1)  # a call's own cost
+ONE_SEQUENCE = Shape(100, 1, 100, 100, 2)  # no step has work for a second thread
 STREAMS = (Shape(1, 1, 256, 256, 1), Shape(1, 1, 650, 650, 2))
 CELLS_OF_TORCH = ("lstm", "gru", "rnn_tanh")
 MODES = ("train", "infer", "frozen")
@@ -55,7 +56,7 @@ OTHERS = (
 
 def cases() -> Iterator[Case]:
     """Every row of this suite."""
-    for shape in (*SHAPES, ONE_STEP, SMALLEST):
+    for shape in (*SHAPES, ONE_STEP, SMALLEST, ONE_SEQUENCE):
         for cell in CELLS_OF_TORCH:
             for mode in MODES:
                 quick = shape == WORDS or (shape == ONE_STEP and mode == "train")

@@ -98,15 +98,21 @@ void run(const Pass& pass) {
   run(pass.kernel, pass.arguments, step_work(pass.arguments));
 }
 
+// Whether passes of so many multiply-adds each are worth more threads than they have alone: those
+// that sleep take some 100 us to wake.
+inline bool worth_threads(std::int64_t work) {
+  constexpr std::int64_t least = 1 << 20;
+  return work >= least && torch::stable::get_num_threads() > 1;
+}
+
 template <class Pass>
 void run_both(const Pass& first, const Pass& second) {
   const Inputs& in = first.in;
-  const std::int64_t work = in.hidden_size * in.hidden_size;
-  const std::int64_t weights = 2 * in.sizes.gates * work * std::int64_t(in.input.element_size());
+  const std::int64_t numbers = in.sizes.gates * in.hidden_size * in.hidden_size;
+  const std::int64_t bytes = 2 * numbers * std::int64_t(in.input.element_size());
   // Weights that come from memory in every step are read faster by all threads in turn.
   constexpr std::int64_t cached_weights = 16 << 20;
-  if (in.rows == 0 || weights > cached_weights || useful_threads(in.rows * work) == 1)
-    return run(first), run(second);
+  if (bytes > cached_weights || !worth_threads(in.rows * numbers)) return run(first), run(second);
   const int threads = std::max(useful_threads(2 * step_work(first.arguments)), 2);
   run_each(first.kernel, std::vector{first.arguments, second.arguments}, threads);
 }

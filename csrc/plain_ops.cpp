@@ -22,7 +22,7 @@ struct Layers {
   const bool bias, packed, step;
   // Of each layer and direction weight_ih and weight_hh, or both packed; maybe the biases.
   const Parts& weights;
-  const std::int64_t each, S, D, LD, H, T, B;
+  const std::int64_t each, G, S, D, LD, H, T, B;
   const Tensor rows;  // the input, contiguous
   const Parts states;
 
@@ -34,6 +34,7 @@ struct Layers {
         step(input.dim() == 2),
         weights(weights),
         each((packed ? 1 : 2) + (bias ? 2 : 0)),
+        G(cell_sizes(cell).gates),
         S(cell_sizes(cell).states),
         D(bidirectional ? 2 : 1),
         LD(std::int64_t(weights.size()) / each),
@@ -99,7 +100,7 @@ struct Layers {
   // there are threads for, each having as many as it has alone.
   std::int64_t at_once(std::int64_t left) const {
     if (D == 2) return D;
-    if (T == 1 || useful_threads(T * B * H * H) == 1) return 1;
+    if (T == 1 || !worth_threads(T * B * G * H * H)) return 1;
     const std::int64_t threads = torch::stable::get_num_threads();
     return std::clamp<std::int64_t>(threads / useful_threads(B * H * H), 1, left);
   }

@@ -53,10 +53,10 @@ def test_results_and_gradients_are_those_of_each_direction(cell, extras):
 @pytest.mark.parametrize(
     ("cell", "sizes", "hidden", "dtype"),
     [
-        ("lstm", [9] * 17 + [4, 4, 1], 33, torch.float32),
-        ("gru", [5, 5, 3, 2], 70, torch.float64),
-        ("gru_reset_before", [5, 5, 3, 2], 70, torch.float32),
-        ("rnn_tanh", [3, 2], 90, torch.bfloat16),
+        ("lstm", [9] * 17 + [4, 4, 1], 49, torch.float32),
+        ("gru", [5, 5, 3, 2], 165, torch.float64),
+        ("gru_reset_before", [5, 5, 3, 2], 165, torch.float32),
+        ("rnn_tanh", [3, 2], 465, torch.bfloat16),
         ("lstm", [2, 1], 770, torch.float32),  # its weights are larger than caches
         ("lstm", [0, 0], 3, torch.float32),
     ],
