@@ -58,7 +58,7 @@ class BackwardLoop {
     const Share share(s_, team, GH_ * H_ * Index(sizeof(O)));
     Index handed = s_.rows;  // of the rows whose gradients have been handed on, the first
     for (Index step = s_.steps - 1; step >= 0; --step) {
-      if (s_.source) s_.source->wait_for(s_.steps - step);
+      if (s_.source) share.team.wait_for(*s_.source, s_.steps - step);
       const Segment* begin = s_.segments + s_.step_begin[step];
       const Segment* end = s_.segments + s_.step_begin[step + 1];
       for (const Segment* segment = begin; segment < end; ++segment)

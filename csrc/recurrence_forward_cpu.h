@@ -147,7 +147,7 @@ class ForwardLoop {
         chunk_begin_ = smaller(chunk_begin_, more.row);
       rows += more.rows;
     }
-    if (s_.source) s_.source->wait_for(step);
+    if (s_.source) share.team.wait_for(*s_.source, step);
     if (!share.own) product_of(chunk_begin_, rows, 0);
     share.team.wait();
     return step;

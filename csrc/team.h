@@ -1,9 +1,19 @@
-// The threads of one parallel region, and the barrier between its phases.
+// The threads of one parallel region, and how they wait for one another.
 #pragma once
 
 #include <cstdint>
 
 namespace fastrnn {
+
+// How many steps a body has done, for another that runs at once with it and reads what it wrote.
+class Progress {
+ public:
+  void reach(std::int64_t steps);
+  bool reached(std::int64_t steps) const;
+
+ private:
+  alignas(64) std::int64_t done_ = 0;
+};
 
 class Team {
  public:
@@ -20,6 +30,8 @@ class Team {
   void wait() const {
     if (size > 1) wait_for_others();
   }
+  // Waits until another body has come so far.
+  void wait_for(const Progress& progress, std::int64_t steps) const;
 
   // This thread's share of `count` items.
   std::int64_t begin(std::int64_t count) const { return count * rank / size; }
@@ -35,16 +47,6 @@ class Team {
   Team(int rank, int size, Barrier* barrier) : rank(rank), size(size), barrier_(barrier) {}
   void wait_for_others() const;
   Barrier* const barrier_;
-};
-
-// How many steps a body has done, for another that runs at once with it and reads what it wrote.
-class Progress {
- public:
-  void reach(std::int64_t steps);
-  void wait_for(std::int64_t steps) const;
-
- private:
-  alignas(64) std::int64_t done_ = 0;
 };
 
 // What stays in a core's second cache beside the rest that a loop reads.
