@@ -73,6 +73,13 @@ SUITES = (
         "Bidirectional layers beside torch.nn's; with two threads each direction has one.",
     ),
     (
+        "callers",
+        "Several callers",
+        "Layers without gradients, called at once by 1, 2 or 4 threads of the process, five times "
+        "by each, beside torch.nn's. Each caller has layers of its own; several wait for one "
+        "another's processors, which counts as disturbed.",
+    ),
+    (
         "single_steps",
         "Cells, a step a call",
         "`LSTMCell`, `GRUCell` and `RNNCell` beside torch.nn's, from given states: without "

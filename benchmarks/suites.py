@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from benchmarks import (
     attention,
+    callers,
     directions,
     features,
     growth,
@@ -16,7 +17,17 @@ from benchmarks import (
 )
 from benchmarks.cases import Case
 
-SUITES = (layers, directions, single_steps, features, loss, attention, language_model, growth)
+SUITES = (
+    layers,
+    directions,
+    callers,
+    single_steps,
+    features,
+    loss,
+    attention,
+    language_model,
+    growth,
+)
 
 
 def all_cases() -> dict[str, Case]:

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 #include <vector>
@@ -12,17 +13,10 @@
 
 namespace fastrnn {
 
-// A step is microseconds long, so a wait spins before it yields; but threads that have no processor
-// of their own, 16 on two, say, went ten times as fast without.
-static int spins_of([[maybe_unused]] int threads) {
-#ifdef _OPENMP
-  if (threads == 1 || threads <= omp_get_num_procs()) return 2000;
-#endif
-  return 0;
-}
+// Threads of all regions that run now, called by several threads of the process, and processors.
+static std::atomic<int> running{0}, processors{1};
 
 struct Team::Barrier {
-  int spins;
   alignas(64) std::atomic<int> arrived{0};
   alignas(64) std::atomic<int> generation{0};
 };
@@ -33,8 +27,11 @@ static inline void pause() {
 #endif
 }
 
+// A step is microseconds long, so a wait spins before it yields; but where threads have no
+// processor of their own, 16 on two, say, they went ten times as fast without.
 template <class Done>
-static void wait_until(const Done& done, int spins) {
+static void wait_until(const Done& done) {
+  const int spins = running > processors ? 0 : 2000;
   for (int spin = 0; !done(); ++spin) {
     if (spin < spins)
       pause();
@@ -50,12 +47,11 @@ void Team::wait_for_others() const {
     barrier_->generation.store(generation + 1, std::memory_order_release);
     return;
   }
-  wait_until([&] { return barrier_->generation.load(std::memory_order_acquire) != generation; },
-             barrier_->spins);
+  wait_until([&] { return barrier_->generation.load(std::memory_order_acquire) != generation; });
 }
 
 void Team::wait_for(const Progress& progress, std::int64_t steps) const {
-  wait_until([&] { return progress.reached(steps); }, barrier_->spins);
+  wait_until([&] { return progress.reached(steps); });
 }
 
 void Progress::reach(std::int64_t steps) { __atomic_store_n(&done_, steps, __ATOMIC_RELEASE); }
@@ -65,13 +61,20 @@ bool Progress::reached(std::int64_t steps) const {
 }
 
 void Team::run(int threads, void (*body)(const Team&, void*), void* argument) {
-  Barrier barrier{spins_of(threads)};
+  Barrier barrier;
 #ifdef _OPENMP
+  if (threads > 1) {
+    processors = omp_get_num_procs();
+    // Beside other regions, only threads that find a processor: others would make them all wait.
+    if (const int others = running) threads = std::clamp(processors - others, 1, threads);
+  }
+  running += threads;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const Team team(omp_get_thread_num(), omp_get_num_threads(), &barrier);
     body(team, argument);
   }
+  running -= threads;
 #else
   body(Team(0, 1, &barrier), argument);
 #endif
@@ -85,7 +88,6 @@ void Team::run_each(int threads, void (*body)(const Team&, void*), void* const* 
     int count;
     std::vector<Barrier> barriers;
   } call{body, arguments, count, std::vector<Barrier>(count)};
-  for (Barrier& barrier : call.barriers) barrier.spins = spins_of(threads);
   run(
       threads,
       [](const Team& all, void* p) {
