@@ -69,10 +69,12 @@ void Team::run(int threads, void (*body)(const Team&, void*), void* argument) {
     if (const int others = running) threads = std::clamp(processors - others, 1, threads);
   }
   running += threads;
-#pragma omp parallel num_threads(threads) if (threads > 1)
+  // All threads come and some go at once: a smaller region would end those threads for good, in
+  // GNU's library, and the next one start others (pytorch issue 32008).
+#pragma omp parallel if (threads > 1)
   {
-    const Team team(omp_get_thread_num(), omp_get_num_threads(), &barrier);
-    body(team, argument);
+    const Team team(omp_get_thread_num(), std::min(threads, omp_get_num_threads()), &barrier);
+    if (team.rank < team.size) body(team, argument);
   }
   running -= threads;
 #else

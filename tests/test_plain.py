@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -147,24 +146,6 @@ def test_layers_at_once_have_the_bits_of_one_thread(kind, options, batch, units,
         for a, b in zip(found[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert all(t.any() for t in found[0])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_callers_at_once_get_the_bits_of_one(kind):
-    """Regions beside others have fewer threads."""
-    torch.manual_seed(0)
-    module = getattr(fastrnn, kind)(IN, 150, 2)
-    inputs = [torch.randn(40, batch, IN) for batch in (1, 3, 9)]
-
-    def run(x):
-        output = module(x)[0]
-        return [output, *torch.autograd.grad(output.sin().sum(), list(module.parameters()))]
-
-    expected = [run(x) for x in inputs]
-    with ThreadPoolExecutor(4) as pool:
-        for k, found in enumerate(pool.map(run, inputs * 8)):
-            for a, b in zip(expected[k % 3], found, strict=True):
-                torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("states", [True, False])
