@@ -27,8 +27,9 @@ std::int64_t column_stride(const Tensor& tensor) {
 // the views that torch.nn's projections take need no copy then.
 Tensor empty_rows(const Tensor& like, std::int64_t width) {
   const std::int64_t B = like.size(0), heads = like.size(1), L = like.size(2);
+  const std::int64_t row = heads * width;
   if (like.stride(1) >= like.stride(2)) return new_tensor(like, {B, heads, L, width});
-  return torch::stable::transpose(new_tensor(like, {B, L, heads, width}), 1, 2);
+  return new_strided(like, {B, heads, L, width}, {L * row, width, row, 1}, like.scalar_type());
 }
 
 // [B, heads, Lq, *each]: what is known of a query, in what the kernels sum in.
@@ -37,7 +38,7 @@ Tensor empty_statistics(const AttentionInputs& in, const Shape& each) {
   Shape shape{a.batch, a.heads, a.queries};
   shape.insert(shape.end(), each.begin(), each.end());
   const bool wide = in.query.scalar_type() == ScalarType::Double;
-  return torch::stable::new_empty(in.query, shape, wide ? ScalarType::Double : ScalarType::Float);
+  return new_tensor(in.query, shape, wide ? ScalarType::Double : ScalarType::Float);
 }
 
 // The place and strides of a [B, heads, L, width] tensor; 0 along axes of one.

@@ -54,15 +54,24 @@ Shape strides_of(torch::headeronly::IntHeaderOnlyArrayRef shape) {
 }  // namespace
 
 Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape) {
-  std::int32_t dtype, device_type, device_index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  return new_tensor(like, shape, like.scalar_type());
+}
+
+Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape,
+                  torch::headeronly::ScalarType dtype) {
+  return new_strided(like, shape, strides_of(shape), dtype);
+}
+
+Tensor new_strided(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape,
+                   torch::headeronly::IntHeaderOnlyArrayRef strides,
+                   torch::headeronly::ScalarType dtype) {
+  std::int32_t device_type, device_index;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
-  const Shape strides = strides_of(shape);
   AtenTensorHandle made;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(std::int64_t(shape.size()), shape.data(),
-                                                         strides.data(), dtype, device_type,
-                                                         device_index, &made));
+                                                         strides.data(), std::int32_t(dtype),
+                                                         device_type, device_index, &made));
   return Tensor(made);
 }
 

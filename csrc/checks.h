@@ -35,6 +35,11 @@ std::string written(const Whole& whole);
 
 // Past torch's dispatcher, which takes 2 us for each: together as long as a small layer's step.
 Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape);
+Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape,
+                  torch::headeronly::ScalarType dtype);
+Tensor new_strided(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape,
+                   torch::headeronly::IntHeaderOnlyArrayRef strides,
+                   torch::headeronly::ScalarType dtype);
 Tensor copied(const Tensor& tensor);  // a contiguous one in the host's memory
 Tensor as_contiguous(const Tensor& tensor);
 

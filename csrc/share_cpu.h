@@ -1,4 +1,4 @@
-// Which sequences a thread takes through the steps, and how many rows.
+// Which sequences a thread takes through the steps.
 #pragma once
 
 #include "kernels_cpu.h"
@@ -6,7 +6,7 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// Rows that are worth reading weights for between layers that run at once.
+// Rows that are worth reading weights for, of those that layers that run at once hand on.
 constexpr Index handed_rows = 8;
 
 // A segment's sequences in a share, and how many it has in all.

@@ -95,10 +95,7 @@ void Team::run_each(int threads, void (*body)(const Team&, void*), void* const* 
       [](const Team& all, void* p) {
         Call& c = *static_cast<Call*>(p);
         if (all.size < c.count) {
-          for (int i = 0; i < c.count; ++i) {
-            c.body(all, c.arguments[i]);
-            all.wait();
-          }
+          for (int i = 0; all.rank == 0 && i < c.count; ++i) c.body(all.alone(), c.arguments[i]);
           return;
         }
         const int i = (all.rank * c.count + c.count - 1) / all.size;

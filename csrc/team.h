@@ -22,7 +22,7 @@ class Team {
   static void run(int threads, void (*body)(const Team&, void*), void* argument);
 
   // body(team, argument) for `count` arguments at once, each on a team of its share of the threads;
-  // one after the other in a region that has fewer threads than arguments.
+  // one after the other, by one thread, in a region that has fewer threads than arguments.
   static void run_each(int threads, void (*body)(const Team&, void*), void* const* arguments,
                        int count);
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,10 +18,10 @@ pytestmark = pytest.mark.skipif(_library.unavailable is not None, reason="no com
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
 def test_callers_at_once_get_the_bits_of_one(kind):
-    """A call beside others has fewer threads."""
+    """A call beside others has fewer threads; of one sequence, both layers' one."""
     torch.manual_seed(0)
-    module = getattr(fastrnn, kind)(5, 150, 2)
-    inputs = [torch.randn(40, batch, 5) for batch in (1, 3, 9)]
+    module = getattr(fastrnn, kind)(5, 100, 2)
+    inputs = [torch.randn(110, batch, 5) for batch in (1, 3, 9)]
 
     def run(x):
         output = module(x)[0]
@@ -31,6 +32,24 @@ def test_callers_at_once_get_the_bits_of_one(kind):
         for k, found in enumerate(pool.map(run, inputs * 8)):
             for a, b in zip(expected[k % 3], found, strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+FEWER = """
+import torch, fastrnn
+module, x = fastrnn.LSTM(5, 70, 3), torch.randn(80, 1, 5)
+found = []
+for threads in (1, 3):
+    torch.set_num_threads(threads)
+    output = module(x)[0]
+    found += [[output, *torch.autograd.grad(output.sin().sum(), list(module.parameters()))]]
+assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+"""
+
+
+def test_a_region_of_fewer_threads_than_layers():
+    """Three would run at once, but OpenMP gives two threads of three."""
+    env = os.environ | {"OMP_THREAD_LIMIT": "2"}
+    subprocess.run([sys.executable, "-c", FEWER], env=env, check=True, timeout=100)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are listed by Linux")
