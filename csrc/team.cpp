@@ -65,6 +65,9 @@ void Team::run(int threads, void (*body)(const Team&, void*), void* argument) {
 #ifdef _OPENMP
   if (threads > 1) {
     processors = omp_get_num_procs();
+    // A fork leaves a caller's other threads behind: GNU's library would wait for them for ever.
+    static thread_local pid_t process = getpid();
+    if (process != getpid()) threads = 1;
     // Beside other regions, only threads that find a processor: others would make them all wait.
     if (const int others = running) threads = std::clamp(processors - others, 1, threads);
   }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -50,6 +52,26 @@ def test_a_region_of_fewer_threads_than_layers():
     """Three would run at once, but OpenMP gives two threads of three."""
     env = os.environ | {"OMP_THREAD_LIMIT": "2"}
     subprocess.run([sys.executable, "-c", FEWER], env=env, check=True, timeout=100)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_fork_goes_on_alone():
+    """The threads that its parent's calls had stay with the parent."""
+    module, x = fastrnn.LSTM(5, 200), torch.randn(3, 9, 5)
+    with torch.no_grad():
+        expected = module(x)[0]
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(module(x)[0], expected) else 1)
+    for _ in range(300):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended and status == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are listed by Linux")
