@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace fastrnn {
@@ -27,9 +28,13 @@ std::int64_t column_stride(const Tensor& tensor) {
 // the views that torch.nn's projections take need no copy then.
 Tensor empty_rows(const Tensor& like, std::int64_t width) {
   const std::int64_t B = like.size(0), heads = like.size(1), L = like.size(2);
-  const std::int64_t row = heads * width;
   if (like.stride(1) >= like.stride(2)) return new_tensor(like, {B, heads, L, width});
-  return new_strided(like, {B, heads, L, width}, {L * row, width, row, 1}, like.scalar_type());
+  const auto stride = [](std::int64_t inner, std::int64_t size) {
+    return inner * std::max<std::int64_t>(size, 1);  // as torch's, of empty tensors too
+  };
+  const std::int64_t head = stride(1, width), row = stride(head, heads);
+  return new_strided(like, {B, heads, L, width}, {stride(row, L), head, row, 1},
+                     like.scalar_type());
 }
 
 // [B, heads, Lq, *each]: what is known of a query, in what the kernels sum in.

@@ -38,7 +38,7 @@ class BackwardLoop {
     carry_ = arena_.template take<C>(S * s_.batch * H_);
     if (s_.resets) zeros_ = arena_.template take<T>(s_.batch * H_);
     packed_hh_ = arena_.template take<O>(panel_size<T, NV>(H_, back_));
-    if (first) packed_last_ = arena_.template take<O>(panel_size<T, NV>(H_, GH_ - first * H_));
+    if (first) packed_last_ = arena_.template take<O>(panel_size<T, NV>(H_, GH_ - back_));
     if (first) operand_ = arena_.template take<T>(N * H_);
     grad_x_ = s_.weight_ih ? arena_.template take<T>(N * GH_) : static_cast<T*>(s_.grad_input);
     grad_h_ = shared_gradients<Cell> ? grad_x_ : arena_.template take<T>(N * GH_);
@@ -58,7 +58,7 @@ class BackwardLoop {
     const Share share(s_, team, GH_ * H_ * Index(sizeof(O)));
     Index handed = s_.rows;  // of the rows whose gradients have been handed on, the first
     for (Index step = s_.steps - 1; step >= 0; --step) {
-      if (s_.source) share.team.wait_for(*s_.source, s_.steps - step);
+      if (s_.source) s_.source->wait_for(s_.steps - step);
       const Segment* begin = s_.segments + s_.step_begin[step];
       const Segment* end = s_.segments + s_.step_begin[step + 1];
       for (const Segment* segment = begin; segment < end; ++segment)
@@ -104,8 +104,7 @@ class BackwardLoop {
     // A single step sends nothing back but to the initial state.
     if (s_.grad_state || s_.steps > 1)
       pack_rows<T, NV>(team, H_, back_, rows_of(hh, H_), packed_hh_);
-    if (first)
-      pack_rows<T, NV>(team, H_, GH_ - first * H_, rows_of(hh + first * H_ * H_, H_), packed_last_);
+    if (first) pack_rows<T, NV>(team, H_, GH_ - back_, rows_of(hh + back_ * H_, H_), packed_last_);
     if (packed_ih_) pack_rows<T, NV>(team, I, GH_, rows_of(ih, I), packed_ih_);
     if (zeros_) clear(team, s_.batch * H_, zeros_);
     if (s_.grad_state_n)
@@ -193,8 +192,8 @@ class BackwardLoop {
   }
 
   void operand_step(const Team& team, const Part& segment) const {
-    unit_product(team, segment, GH_ - first * H_, grad_x_ + segment.row * GH_ + first * H_,
-                 packed_last_, nullptr, [&](Index r, Index unit, Index lanes, V grad) {
+    unit_product(team, segment, GH_ - back_, grad_x_ + segment.row * GH_ + back_, packed_last_,
+                 nullptr, [&](Index r, Index unit, Index lanes, V grad) {
                    const Index row = segment.row + r;
                    V kept[at_least_one<R>], prev[S], grad_x[at_least_one<first>], back[1];
                    load_blocks<R>(reserve(row) + unit, H_, lanes, kept);
@@ -235,8 +234,8 @@ class BackwardLoop {
 
   const Backward& s_;
   const Index H_, GH_;
-  const Index
-      back_;  // of a step's gates' gradients, those that W_hh takes to h: before the operand
+  // Of a step's gates' gradients, those that go back to h: all, or those before the operand.
+  const Index back_;
   const Index reserve_stride_;
   Arena arena_;
   C* carry_;

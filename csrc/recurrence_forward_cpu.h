@@ -24,7 +24,6 @@ class ForwardLoop {
   static constexpr Index w = V::width;
   // Of the projection: bytes that stay in the cache, and rows that are worth reading weights for,
   // unless those come from memory every time: at H = 1500, then, all rows at once.
-  // Not a matter of threads: where a tile's rows are cut decides its last bit.
   static constexpr Index projected_bytes = 256 << 10, projected_rows = 64;
   static constexpr Index cached_weights = 16 << 20;
 
@@ -147,7 +146,7 @@ class ForwardLoop {
         chunk_begin_ = smaller(chunk_begin_, more.row);
       rows += more.rows;
     }
-    if (s_.source) share.team.wait_for(*s_.source, step);
+    if (s_.source) s_.source->wait_for(step);
     if (!share.own) product_of(chunk_begin_, rows, 0);
     share.team.wait();
     return step;

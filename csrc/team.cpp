@@ -50,14 +50,10 @@ void Team::wait_for_others() const {
   wait_until([&] { return barrier_->generation.load(std::memory_order_acquire) != generation; });
 }
 
-void Team::wait_for(const Progress& progress, std::int64_t steps) const {
-  wait_until([&] { return progress.reached(steps); });
-}
-
 void Progress::reach(std::int64_t steps) { __atomic_store_n(&done_, steps, __ATOMIC_RELEASE); }
 
-bool Progress::reached(std::int64_t steps) const {
-  return __atomic_load_n(&done_, __ATOMIC_ACQUIRE) >= steps;
+void Progress::wait_for(std::int64_t steps) const {
+  wait_until([&] { return __atomic_load_n(&done_, __ATOMIC_ACQUIRE) >= steps; });
 }
 
 void Team::run(int threads, void (*body)(const Team&, void*), void* argument) {

@@ -9,7 +9,7 @@ namespace fastrnn {
 class Progress {
  public:
   void reach(std::int64_t steps);
-  bool reached(std::int64_t steps) const;
+  void wait_for(std::int64_t steps) const;
 
  private:
   alignas(64) std::int64_t done_ = 0;
@@ -30,8 +30,6 @@ class Team {
   void wait() const {
     if (size > 1) wait_for_others();
   }
-  // Waits until another body has come so far.
-  void wait_for(const Progress& progress, std::int64_t steps) const;
 
   // This thread's share of `count` items.
   std::int64_t begin(std::int64_t count) const { return count * rank / size; }
