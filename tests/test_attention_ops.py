@@ -48,6 +48,17 @@ def test_opcheck_and_default(case, layout):
         assert [t.stride() for t in op(*args)] == [t.stride() for t in default(*args)]
 
 
+@pytest.mark.parametrize("shape", [(0, 4, 3, 5), (2, 0, 3, 5), (2, 4, 3, 0)], ids=str)
+def test_empty_results_have_the_strides_that_tracing_expects(shape):
+    """B, Lq, heads, D; the heads inside the rows."""
+    query, key = (torch.randn(*shape[:3], 6).transpose(1, 2) for _ in range(2))
+    value = torch.randn(shape).transpose(1, 2)
+    forward = both_operators()[0]
+    output = forward(query, key, value, None, None, False, 0.0, 1.0)[0]
+    assert output.stride() == _attention._fake_forward(query, key, value)[0].stride()
+    torch.library.opcheck(forward, (query, key, value, None, None, False, 0.0, 1.0))
+
+
 @native
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_of_first_and_second_order(case):
