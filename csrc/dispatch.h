@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels_cpu.h"
+#include "quota.h"
 
 namespace fastrnn {
 
@@ -69,10 +70,15 @@ void run(const Kernel<Arguments>& kernel, const Arguments& arguments, char* work
   Team::run(threads, call.on, &call);
 }
 
+// Threads that a kernel may have.
+inline int most_threads() {
+  return std::min(int(torch::stable::get_num_threads()), processors_allowed());
+}
+
 // Threads that `work` multiply-adds between two barriers keep busy.
 inline int useful_threads(std::int64_t work) {
   const std::int64_t useful = work / threaded_work;
-  return int(std::clamp<std::int64_t>(useful, 1, torch::stable::get_num_threads()));
+  return int(std::clamp<std::int64_t>(useful, 1, most_threads()));
 }
 
 // `work`: multiply-adds between two barriers.

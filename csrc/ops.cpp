@@ -88,6 +88,8 @@ std::vector<Tensor> recurrence_stack_backward(
 
 std::string cpu_instruction_set() { return instruction_set().name; }
 
+std::int64_t cpu_allowed(const Text& root) { return processors_allowed(root); }
+
 // Compute capability (two numbers), multiprocessors, bytes of shared memory a block can have,
 // clusters of 2, 4, 8 and 16 blocks that run at once, and whether the library holds code for the
 // device.
@@ -142,6 +144,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&cpu_instruction_set));
+  m.impl("cpu_allowed", TORCH_BOX(&cpu_allowed));
   m.impl("cuda_device", TORCH_BOX(&cuda_device));
   m.impl("use_cuda_schedule", TORCH_BOX(&use_cuda_schedule));
   m.impl("cuda_launch_failure", TORCH_BOX(&cuda_launch_failure));

@@ -102,7 +102,7 @@ void run(const Pass& pass) {
 // that sleep take some 100 us to wake.
 inline bool worth_threads(std::int64_t work) {
   constexpr std::int64_t least = 1 << 20;
-  return work >= least && torch::stable::get_num_threads() > 1;
+  return work >= least && most_threads() > 1;
 }
 
 template <class Pass>

@@ -101,8 +101,7 @@ struct Layers {
   std::int64_t at_once(std::int64_t left) const {
     if (D == 2) return D;
     if (T == 1 || !worth_threads(T * B * G * H * H)) return 1;
-    const std::int64_t threads = torch::stable::get_num_threads();
-    return std::clamp<std::int64_t>(threads / useful_threads(B * H * H), 1, left);
+    return std::clamp<std::int64_t>(most_threads() / useful_threads(B * H * H), 1, left);
   }
 
   // Of layer and direction `k` over the output of the layer below, or the input.

@@ -20,7 +20,7 @@ double timed(const Body& body) {
     std::chrono::duration<double> seconds{};
   } call{body};
   Team::run(
-      int(torch::stable::get_num_threads()),
+      most_threads(),
       [](const Team& team, void* p) {
         Call& c = *static_cast<Call*>(p);
         team.wait();

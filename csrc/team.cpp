@@ -7,6 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include "quota.h"
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -60,7 +62,7 @@ void Team::run(int threads, void (*body)(const Team&, void*), void* argument) {
   Barrier barrier;
 #ifdef _OPENMP
   if (threads > 1) {
-    processors = omp_get_num_procs();
+    processors = std::min(omp_get_num_procs(), processors_allowed());
     // A fork leaves a caller's other threads behind: GNU's library would wait for them for ever.
     static thread_local pid_t process = getpid();
     if (process != getpid()) threads = 1;
@@ -69,8 +71,10 @@ void Team::run(int threads, void (*body)(const Team&, void*), void* argument) {
   }
   running += threads;
   // All threads come and some go at once: a smaller region would end those threads for good, in
-  // GNU's library, and the next one start others (pytorch issue 32008).
-#pragma omp parallel if (threads > 1)
+  // GNU's library, and the next one start others (pytorch issue 32008). But where a container's
+  // limit is below, they would spin its processors' time away.
+#pragma omp parallel if (threads > 1) \
+    num_threads(std::min(omp_get_max_threads(), processors_allowed()))
   {
     const Team team(omp_get_thread_num(), std::min(threads, omp_get_num_threads()), &barrier);
     if (team.rank < team.size) body(team, argument);

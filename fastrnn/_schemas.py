@@ -87,6 +87,8 @@ SCHEMAS = (
     # Its mask is a function of `seed`, one int64: the gradient's is the same.
     "dropout(Tensor input, Tensor seed, float p) -> Tensor",
     "cpu_instruction_set() -> str",
+    # Processors that containers' limits allow; `root`: the folder that holds proc and sys.
+    'cpu_allowed(str root="") -> int',
     "cpu_peak(int bytes=4) -> float",
     "cpu_bandwidth(Tensor memory) -> float",
     "cpu_barrier() -> float",

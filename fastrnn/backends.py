@@ -278,7 +278,10 @@ def show_config() -> str:
         f"machine: {platform.machine()}, {torch.get_num_threads()} threads",
     ]
     if _library.unavailable is None:
-        lines.append(f"native: available, CPU kernels for {_library.instruction_set}")
+        threads = min(torch.get_num_threads(), torch.ops.fastrnn.cpu_allowed.default())
+        lines.append(
+            f"native: available, CPU kernels for {_library.instruction_set}, {threads} threads"
+        )
         lines.extend(f"  {name}: {value}" for name, value in _library.build_info().items())
         for index in range(torch.cuda.device_count()):
             lines.append(f"  {torch.cuda.get_device_name(index)}: {_cuda.facts(index)}")

@@ -89,3 +89,50 @@ def test_a_small_call_ends_no_thread():
         assert threads <= set(os.listdir("/proc/self/task"))
     finally:
         torch.set_num_threads(before)
+
+
+NO_LIMIT = 2**31 - 1
+LIMITS = {
+    "none": ({}, NO_LIMIT),
+    "version 2": ({"proc/self/cgroup": "0::/", "cpu.max": "150000 100000"}, 2),
+    "version 2 without": ({"proc/self/cgroup": "0::/", "cpu.max": "max 100000"}, NO_LIMIT),
+    "of a group around it": (
+        {
+            "proc/self/cgroup": "0::/a/b",
+            "a/cpu.max": "300000 100000",
+            "a/b/cpu.max": "800000 100000",
+        },
+        3,
+    ),
+    "version 1": (
+        {
+            "proc/self/cgroup": "7:cpuset:/\n4:cpu,cpuacct:/a\n0::/",
+            "cpu/a/cpu.cfs_quota_us": "50000",
+            "cpu/a/cpu.cfs_period_us": "100000",
+            "cpu/cpu.cfs_quota_us": "-1",
+            "cpu/cpu.cfs_period_us": "100000",
+        },
+        1,
+    ),
+    "the host's path": (
+        {
+            "proc/self/cgroup": "4:cpuacct,cpu:/a/b",
+            "cpu/cpu.cfs_quota_us": "250000",
+            "cpu/cpu.cfs_period_us": "100000",
+        },
+        3,
+    ),
+    "of something else": ({"proc/self/cgroup": "4:cpuset:/", "cpu.max": "100000 100000"}, NO_LIMIT),
+    "no sense": ({"proc/self/cgroup": "::\n:\n0::a\n0::", "cpu.max": "1 0"}, NO_LIMIT),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_containers_limit_is_seen(tmp_path, name):
+    """Of version 1 and 2 of control groups, in the group itself and those around it."""
+    files, processors = LIMITS[name]
+    for file, text in files.items():
+        path = tmp_path / ("" if file.startswith("proc") else "sys/fs/cgroup") / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    assert torch.ops.fastrnn.cpu_allowed.default(str(tmp_path)) == processors
