@@ -103,7 +103,11 @@ def compiler() -> list[str]:
 def instruction_sets() -> dict[str, list[str]]:
     """Instruction sets that csrc/*_cpu.cpp is compiled for, each with its compiler flags."""
     sets: dict[str, list[str]] = {"portable": []}
-    if platform.machine().lower() in ("x86_64", "amd64"):
+    machine = platform.machine().lower()
+    if machine in ("aarch64", "arm64"):
+        # gcc would load what a whole tile reads before its products, and spill sums for it.
+        sets["portable"] = ["-fno-schedule-insns"]
+    if machine in ("x86_64", "amd64"):
         sets["avx2"] = ["-mavx2", "-mfma"]
         sets["avx512"] = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")] + ["-mfma"]
         sets["avx512_bf16"] = [*sets["avx512"], "-mavx512bf16"]

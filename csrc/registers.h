@@ -20,6 +20,8 @@ using Index = std::int64_t;
 constexpr int vector_bytes = 64, accumulators = 24;  // of 32 registers
 #elif defined(__AVX2__)
 constexpr int vector_bytes = 32, accumulators = 12;  // of 16 registers
+#elif defined(__aarch64__)
+constexpr int vector_bytes = 16, accumulators = 24;  // of 32 registers
 #else
 constexpr int vector_bytes = 16, accumulators = 8;
 #endif

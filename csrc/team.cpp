@@ -26,6 +26,8 @@ struct Team::Barrier {
 static inline void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("isb");  // waits a little, as `yield` does on few processors only
 #endif
 }
 

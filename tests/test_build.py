@@ -100,6 +100,24 @@ def test_shared_symbols_are_found() -> None:
     assert "_ZN7fastrnn6avx5124tileIfEEvv" in _shared_symbols(listing, "avx2")
 
 
+@pytest.mark.parametrize(
+    ("machine", "sets"),
+    [
+        ("x86_64", ["portable", "avx2", "avx512", "avx512_bf16"]),
+        ("AMD64", ["portable", "avx2", "avx512", "avx512_bf16"]),
+        ("aarch64", ["portable"]),
+        ("ppc64le", ["portable"]),
+    ],
+)
+def test_a_machine_has_its_instruction_sets(
+    monkeypatch: pytest.MonkeyPatch, machine: str, sets: list[str]
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    found = toolchain.instruction_sets()
+    assert list(found) == sets
+    assert ("-fno-schedule-insns" in found["portable"]) == (machine == "aarch64")
+
+
 @needs_build
 @pytest.mark.parametrize("isa", toolchain.instruction_sets())
 def test_instruction_sets_share_no_code(isa: str) -> None:
