@@ -3,6 +3,7 @@
 #pragma once
 
 #include "activations_cpu.h"
+#include "along_k_cpu.h"
 #include "cells.h"
 #include "gate_rows_cpu.h"
 #include "gemm_cpu.h"
@@ -26,6 +27,8 @@ class ForwardLoop {
   // unless those come from memory every time: at H = 1500, then, all rows at once.
   static constexpr Index projected_bytes = 256 << 10, projected_rows = 64;
   static constexpr Index cached_weights = 16 << 20;
+  // Rows of a single step that are multiplied with weights as they lie, unless k is short.
+  static constexpr Index few_rows = w * w / 8;
 
  public:
   ForwardLoop(const Forward& args, char* workspace, int threads)
@@ -196,6 +199,18 @@ class ForwardLoop {
         }
       }
     };
+    if (weight && hh_once_ && rows <= smaller(few_rows, k / 8)) {
+      const Index panels = ceil_div(H_, Units * w);
+      for (Index panel = team.begin(panels); panel < team.end(panels); ++panel) {
+        alignas(64) C tile[few_rows * NV * w];
+        for (Index v = 0; v < NV; ++v) {
+          const Index unit = (panel * Units + v / Gates) * w, row = v % Gates * H_ + unit;
+          vector_along_k<T>(rows, a, weight + row * k, H_ - unit, k, tile + v * w, NV * w);
+        }
+        finish_tile(tile, 0, rows, panel);
+      }
+      return;
+    }
     const auto pack = [&](Index panel, Operand<T>* here) {
       packed_.template pack_panel<Gates>(weight, k, panel, here);
     };

@@ -1,0 +1,58 @@
+// A product of a few rows with weights that are read once: they are multiplied as they lie, along
+// k, since packing them took as long as the product.
+#pragma once
+
+#include "micro_kernel_cpu.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+// out [Rows][stride], of width / Rows columns each: a [Rows, k] times as many rows of weight
+// [.., k], of which `rows` there are; other columns are anything. Lane i of a sum takes every k
+// that is i modulo the width (of pairs, those of pair i), however many rows there are.
+template <class T, int Rows>
+void sums_along_k(const T* a, const T* weight, Index rows, Index k, Value<T>* out, Index stride) {
+  using V = Vec<Value<T>>;
+  constexpr int columns = V::width / Rows;
+  constexpr Index step = V::width * depth<T>;
+  V x[V::width];
+#pragma GCC unroll 16
+  for (V& sum : x) sum = V(Value<T>(0));
+  const auto add = [&](Index begin, Index count) __attribute__((always_inline)) {
+    V r[Rows];
+#pragma GCC unroll 4
+    for (int i = 0; i < Rows; ++i) r[i] = load_groups<T>(a + i * k + begin, count);
+#pragma GCC unroll 16
+    for (int j = 0; j < columns; ++j) {
+      const V y = load_groups<T>(weight + (j < rows ? j : 0) * k + begin, count);
+#pragma GCC unroll 4
+      for (int i = 0; i < Rows; ++i)
+        x[i * columns + j] = Factor<Operand<T>>::multiply_add(x[i * columns + j], r[i], y);
+    }
+  };
+  Index begin = 0;
+  for (; begin + step <= k; begin += step) add(begin, step);
+  if (begin < k) add(begin, k - begin);
+  alignas(64) Value<T> sums[V::width];
+  lane_sums(x).store(sums);
+#pragma GCC unroll 4
+  for (int i = 0; i < Rows; ++i)
+    __builtin_memcpy(out + i * stride, sums + i * columns, columns * sizeof(Value<T>));
+}
+
+// The same of any number of rows of a, and a vector of columns.
+template <class T>
+void vector_along_k(Index rows, const T* a, const T* weight, Index columns, Index k, Value<T>* out,
+                    Index stride) {
+  const auto with = [&](auto count) __attribute__((always_inline)) {
+    constexpr int each = width<T> / count();
+    for (Index j = 0; j < smaller(columns, width<T>); j += each)
+      sums_along_k<T, count()>(a, weight + j * k, columns - j, k, out + j, stride);
+    rows -= count(), a += count() * k, out += count() * stride;
+  };
+  constexpr int most = smaller(width<T>, 4);
+  while (rows >= most) with(std::integral_constant<int, most>());
+  while (rows >= 2) with(std::integral_constant<int, 2>());
+  if (rows == 1) with(std::integral_constant<int, 1>());
+}
+
+}  // namespace fastrnn::FASTRNN_ISA
