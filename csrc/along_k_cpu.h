@@ -1,10 +1,18 @@
-// A product of a few rows with weights that are read once: they are multiplied as they lie, along
-// k, since packing them took as long as the product.
+// Products of few rows, along k of weights as they lie: packing those took as long or longer.
 #pragma once
 
 #include "micro_kernel_cpu.h"
 
 namespace fastrnn::FASTRNN_ISA {
+
+// Rows for which it is faster: each number of the product is a sum across lanes in the end, which
+// costs the less the longer k is, and the wider a vector.
+template <class T>
+constexpr Index most_rows = width<T> * width<T> / 8;
+template <class T>
+bool worth_along_k(Index rows, Index k) {
+  return rows <= smaller(most_rows<T>, k / 8);
+}
 
 // out [Rows][stride], of width / Rows columns each: a [Rows, k] times as many rows of weight
 // [.., k], of which `rows` there are; other columns are anything. Lane i of a sum takes every k
@@ -53,6 +61,23 @@ void vector_along_k(Index rows, const T* a, const T* weight, Index columns, Inde
   while (rows >= most) with(std::integral_constant<int, most>());
   while (rows >= 2) with(std::integral_constant<int, 2>());
   if (rows == 1) with(std::integral_constant<int, 1>());
+}
+
+// This thread's share of a [rows, k] weight^T, weight [Gates*H, k], in tiles of all rows and Units
+// vectors of units with their gates side by side; each goes to finish(tile, 0, rows, number).
+template <class T, int Gates, int Units, class Finish>
+void product_along_k(const Team& team, Index rows, Index H, Index k, const T* a, const T* weight,
+                     const Finish& finish) {
+  constexpr Index w = width<T>, NV = Gates * Units;
+  alignas(64) Value<T> tile[larger(most_rows<T>, 1) * NV * w];
+  const Index tiles = ceil_div(H, Units * w);
+  for (Index t = team.begin(tiles); t < team.end(tiles); ++t) {
+    for (Index v = 0; v < NV; ++v) {
+      const Index unit = (t * Units + v / Gates) * w, row = v % Gates * H + unit;
+      vector_along_k<T>(rows, a, weight + row * k, H - unit, k, tile + v * w, NV * w);
+    }
+    finish(tile, 0, rows, t);
+  }
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -27,13 +27,12 @@ class ForwardLoop {
   // unless those come from memory every time: at H = 1500, then, all rows at once.
   static constexpr Index projected_bytes = 256 << 10, projected_rows = 64;
   static constexpr Index cached_weights = 16 << 20;
-  // Rows of a single step that are multiplied with weights as they lie, unless k is short.
-  static constexpr Index few_rows = w * w / 8;
 
  public:
   ForwardLoop(const Forward& args, char* workspace, int threads)
       : s_(args),
-        hh_once_(!args.packed && args.steps == 1 && args.step_begin[1] == 1),
+        hh_unpacked_(!args.packed && ((args.steps == 1 && args.step_begin[1] == 1) ||
+                                      worth_along_k<T>(args.rows, args.hidden_size))),
         H_(args.hidden_size),
         reserve_stride_((args.zoneout.on ? R + S : R) * H_),
         arena_(workspace),
@@ -46,7 +45,7 @@ class ForwardLoop {
       chunk_rows_ =
           smaller(s_.rows, larger(s_.batch, s_.source ? handed_rows : larger(fits, worth)));
       x_proj_ = arena_.template take<C>(ceil_div(H_, w) * chunk_rows_ * G * w);
-      ih_once_ = !s_.packed && chunk_rows_ == s_.rows;
+      ih_unpacked_ = !s_.packed && chunk_rows_ == s_.rows;
     }
     if constexpr (first > 0) {
       operand_ = arena_.template take<T>(s_.batch * H_);
@@ -54,17 +53,18 @@ class ForwardLoop {
     }
     if (s_.resets) zeros_ = arena_.template take<T>(s_.batch * H_);
     if constexpr (rounds<T>) carry_ = arena_.template take<C>(S * s_.batch * H_);
-    if (hh_once_ || ih_once_) panels_ = arena_.template take<Operand<T>>(threads * panel_numbers());
+    if (hh_unpacked_ || ih_unpacked_)
+      panels_ = arena_.template take<Operand<T>>(threads * panel_numbers());
   }
 
   Index bytes() const { return arena_.bytes(); }
 
   void run(const Team& team) {
     const Share share(s_, team, G * H_ * H_ * Index(sizeof(Operand<T>)));
-    if (share.own) ih_once_ = false;
+    if (share.own) ih_unpacked_ = false;
     if (!s_.packed)
-      packed_.pack(team, ih_once_ ? nullptr : static_cast<const T*>(s_.weight_ih),
-                   hh_once_ ? nullptr : static_cast<const T*>(s_.weight_hh));
+      packed_.pack(team, ih_unpacked_ ? nullptr : static_cast<const T*>(s_.weight_ih),
+                   hh_unpacked_ ? nullptr : static_cast<const T*>(s_.weight_hh));
     for (int i = carried; i < S; ++i) copy(team, s_.batch * H_, state(i), carry(i, 0));
     if (zeros_) clear(team, s_.batch * H_, zeros_);
     team.wait();
@@ -132,7 +132,7 @@ class ForwardLoop {
     const auto product_of = [&](Index row, Index rows, Index place) {
       gate_product<G>(share.team, rows, s_.rows, s_.input_size,
                       static_cast<const T*>(s_.input) + row * s_.input_size, packed_.ih,
-                      ih_once_ ? static_cast<const T*>(s_.weight_ih) : nullptr,
+                      ih_unpacked_ ? static_cast<const T*>(s_.weight_ih) : nullptr,
                       static_cast<const T*>(s_.bias_ih),
                       [&](Index r, Index unit, Index, const V* x) __attribute__((always_inline)) {
                         store_blocks<G>(x, w, w, projected_(place + r, unit));
@@ -177,7 +177,7 @@ class ForwardLoop {
   }
 
   // Gates * H columns of bias + a [rows, k] W; finish(row, unit, lanes, gates) gets each vector of
-  // units once. These are rows `among` others. W is packed, or taken from `weight` for once.
+  // units once. These are rows `among` others. W is packed, or `weight`.
   template <int Gates, class Finish>
   void gate_product(const Team& team, Index rows, Index among, Index k, const T* a,
                     const Operand<T>* packed, const T* weight, const T* bias,
@@ -199,18 +199,8 @@ class ForwardLoop {
         }
       }
     };
-    if (weight && hh_once_ && rows <= smaller(few_rows, k / 8)) {
-      const Index panels = ceil_div(H_, Units * w);
-      for (Index panel = team.begin(panels); panel < team.end(panels); ++panel) {
-        alignas(64) C tile[few_rows * NV * w];
-        for (Index v = 0; v < NV; ++v) {
-          const Index unit = (panel * Units + v / Gates) * w, row = v % Gates * H_ + unit;
-          vector_along_k<T>(rows, a, weight + row * k, H_ - unit, k, tile + v * w, NV * w);
-        }
-        finish_tile(tile, 0, rows, panel);
-      }
-      return;
-    }
+    if (weight && worth_along_k<T>(among, k))
+      return product_along_k<T, Gates, Units>(team, rows, H_, k, a, weight, finish_tile);
     const auto pack = [&](Index panel, Operand<T>* here) {
       packed_.template pack_panel<Gates>(weight, k, panel, here);
     };
@@ -228,7 +218,7 @@ class ForwardLoop {
   }
 
   const T* weight_hh(int gate) const {
-    return hh_once_ ? static_cast<const T*>(s_.weight_hh) + gate * H_ * H_ : nullptr;
+    return hh_unpacked_ ? static_cast<const T*>(s_.weight_hh) + gate * H_ * H_ : nullptr;
   }
   const T* bias_hh(int gate) const {
     return s_.bias_hh ? static_cast<const T*>(s_.bias_hh) + gate * H_ : nullptr;
@@ -286,9 +276,10 @@ class ForwardLoop {
   }
 
   const Forward& s_;
-  // Whether a weight is for one product of the team: its panels are packed as that comes to them.
-  const bool hh_once_;
-  bool ih_once_ = false;
+  // Whether a weight is not packed beforehand: few rows multiply it as it lies, and the panels of
+  // one for a single product of the team are packed as that comes to them.
+  const bool hh_unpacked_;
+  bool ih_unpacked_ = false;
   const Index H_, reserve_stride_;
   Arena arena_, packs_;
   const Packed packed_;
