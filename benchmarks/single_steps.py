@@ -12,7 +12,8 @@ import fastrnn
 from benchmarks.cases import Case, Work
 from benchmarks.layers import Shape, assert_close, forward_multiply_adds, forward_numbers
 
-SHAPES = (Shape(1, 1, 64, 64, 1), Shape(1, 32, 256, 256, 1), Shape(1, 20, 650, 650, 1))
+SIZES = ((1, 64), (32, 256), (1, 650), (20, 650))  # B, H
+SHAPES = [Shape(1, B, H, H, 1) for B, H in SIZES]
 MODULES = {"lstm": "LSTMCell", "gru": "GRUCell", "rnn_tanh": "RNNCell"}
 
 
