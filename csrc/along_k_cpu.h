@@ -1,4 +1,4 @@
-// Products of few rows, along k of weights as they lie: packing those took as long or longer.
+// Products of few rows with weights as they lie: packing those took as long or longer.
 #pragma once
 
 #include "micro_kernel_cpu.h"
@@ -78,6 +78,36 @@ void product_along_k(const Team& team, Index rows, Index H, Index k, const T* a,
     }
     finish(tile, 0, rows, t);
   }
+}
+
+// This thread's columns, whole vectors, of out [rows, padded n] = a [rows, lda] b, b [k, n]: some
+// rows of b at a time, each read from end to end.
+template <class T>
+void product_along_rows(const Team& team, Index rows, Index n, Index k, const T* a, Index lda,
+                        const T* b, T* out) {
+  using V = Vec<T>;
+  constexpr Index w = V::width, group = 8;
+  const Index vectors = ceil_div(n, w);
+  const Index begin = team.begin(vectors) * w, end = team.end(vectors) * w;
+  for (Index i = 0; i < larger(k, 1); i += group)
+    for (Index r = 0; r < rows; ++r) {
+      T* const sums = out + r * vectors * w;
+      const auto add = [&](auto count) __attribute__((always_inline)) {
+        V x[group];
+        for (Index j = 0; j < count; ++j) x[j] = V(a[r * lda + i + j]);
+        for (Index column = begin; column < end; column += w) {
+          V sum(T(0));
+          for (Index j = 0; j < count; ++j)
+            sum = sum + x[j] * V::load(b + (i + j) * n + column, n - column);
+          if (i > 0) sum = V::load(sums + column) + sum;
+          sum.store(sums + column);
+        }
+      };
+      if (k - i >= group)
+        add(std::integral_constant<Index, group>());
+      else
+        add(k - i);
+    }
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "activations_cpu.h"
+#include "along_k_cpu.h"
 #include "cells.h"
 #include "gate_rows_cpu.h"
 #include "gate_weights_cpu.h"
@@ -25,10 +26,13 @@ class BackwardLoop {
   static constexpr int first = Cell::operand_gates;
   static constexpr int NV = 2;
   static constexpr Index w = V::width;
+  // Rows, of all steps, that are multiplied with weights as they lie.
+  static constexpr Index few_rows = rounds<T> ? 0 : 4;
 
  public:
   BackwardLoop(const Backward& args, char* workspace, int threads)
       : s_(args),
+        packs_(args.rows > few_rows),
         H_(args.hidden_size),
         GH_(G * H_),
         back_(first ? first * H_ : GH_),
@@ -37,6 +41,7 @@ class BackwardLoop {
     const Index N = s_.rows, I = s_.input_size;
     carry_ = arena_.template take<C>(S * s_.batch * H_);
     if (s_.resets) zeros_ = arena_.template take<T>(s_.batch * H_);
+    if (!packs_) sums_ = arena_.template take<C>(N * ceil_div(larger(H_, I), w) * w);
     packed_hh_ = arena_.template take<O>(panel_size<T, NV>(H_, back_));
     if (first) packed_last_ = arena_.template take<O>(panel_size<T, NV>(H_, GH_ - back_));
     if (first) operand_ = arena_.template take<T>(N * H_);
@@ -92,20 +97,20 @@ class BackwardLoop {
     if (segment.prev < 0) return at(s_.state, i * s_.batch + segment.sequence);
     return i == 0 ? at(s_.output, segment.prev) : at(s_.cells, (i - 1) * s_.rows + segment.prev);
   }
+  const T* weight_hh(Index row) const { return static_cast<const T*>(s_.weight_hh) + row * H_; }
+  const T* weight_ih() const { return static_cast<const T*>(s_.weight_ih); }
   C* carry(int i, Index sequence) const { return carry_ + (i * s_.batch + sequence) * H_; }
 
   void pack(const Team& team) const {
-    const T* hh = static_cast<const T*>(s_.weight_hh);
-    const T* ih = static_cast<const T*>(s_.weight_ih);
-    const Index I = s_.input_size;
-    const auto rows_of = [](const T* base, Index ld) {
-      return [=](Index row) { return base + row * ld; };
+    const auto pack_weight = [&](const T* weight, Index columns, Index rows, O* packed) {
+      if (!packs_) return;
+      pack_rows<T, NV>(
+          team, columns, rows, [=](Index row) { return weight + row * columns; }, packed);
     };
     // A single step sends nothing back but to the initial state.
-    if (s_.grad_state || s_.steps > 1)
-      pack_rows<T, NV>(team, H_, back_, rows_of(hh, H_), packed_hh_);
-    if (first) pack_rows<T, NV>(team, H_, GH_ - back_, rows_of(hh + back_ * H_, H_), packed_last_);
-    if (packed_ih_) pack_rows<T, NV>(team, I, GH_, rows_of(ih, I), packed_ih_);
+    if (s_.grad_state || s_.steps > 1) pack_weight(weight_hh(0), H_, back_, packed_hh_);
+    if (first) pack_weight(weight_hh(back_), H_, GH_ - back_, packed_last_);
+    if (packed_ih_) pack_weight(weight_ih(), s_.input_size, GH_, packed_ih_);
     if (zeros_) clear(team, s_.batch * H_, zeros_);
     if (s_.grad_state_n)
       copy(team, S * s_.batch * H_, static_cast<const T*>(s_.grad_state_n), carry_);
@@ -122,24 +127,38 @@ class BackwardLoop {
         before_[segment->row + r] = previous(*segment, 0) + r * H_;
   }
 
-  // grad [rows, H] = a [rows, k] W + base [rows, H]; each vector of units goes to
-  // finish(row in segment, unit, lanes, grad). The product's many small terms are summed before
-  // the larger base is added: summed onto it, they would lose seven times more digits.
+  // grad [rows, H] = a [rows, k] W + base [rows, H], with W_hh's rows from `row` on; each vector of
+  // units goes to finish(row in segment, unit, lanes, grad). The product's many small terms are
+  // summed before the larger base is added: summed onto it, they would lose seven times more
+  // digits.
   template <class Finish>
-  void unit_product(const Team& team, const Part& part, Index k, const T* a, const O* packed,
+  void unit_product(const Team& team, const Part& part, Index k, const T* a, Index row,
                     const C* base, const Finish& finish) const {
-    const auto finish_tile = [&](const C* tile, Index row0, Index count, Index panel) {
+    // Vector `unit / w` of `count` rows, which are `stride` apart.
+    const auto finish_units = [&](const C* product, Index stride, Index row0, Index count,
+                                  Index unit) {
       const Finish finish_row = finish;
-      for (Index v = 0; v < NV; ++v) {
-        const Index unit = (panel * NV + v) * w, lanes = H_ - unit;
-        if (lanes <= 0) break;
-        for (Index r = 0; r < count; ++r) {
-          V grad = V::load(tile + (r * NV + v) * w);
-          if (base) grad = grad + V::load(base + (row0 + r) * H_ + unit, lanes);
-          finish_row(row0 + r, unit, lanes, grad);
-        }
+      const Index lanes = H_ - unit;
+      for (Index r = 0; r < count; ++r) {
+        V grad = V::load(product + r * stride);
+        if (base) grad = grad + V::load(base + (row0 + r) * H_ + unit, lanes);
+        finish_row(row0 + r, unit, lanes, grad);
       }
     };
+    if constexpr (few_rows > 0) {
+      if (!packs_) {
+        const Index vectors = ceil_div(H_, w);
+        product_along_rows(team, part.rows, H_, k, a, GH_, weight_hh(row), sums_);
+        for (Index v = team.begin(vectors); v < team.end(vectors); ++v)
+          finish_units(sums_ + v * w, vectors * w, 0, part.rows, v * w);
+        return;
+      }
+    }
+    const auto finish_tile = [&](const C* tile, Index row0, Index count, Index panel) {
+      for (Index v = 0; v < NV && (panel * NV + v) * w < H_; ++v)
+        finish_units(tile + v * w, NV * w, row0, count, (panel * NV + v) * w);
+    };
+    const O* const packed = row ? packed_last_ : packed_hh_;
     product<T, NV>(team, part.rows, ceil_div(H_, w), k, a, GH_, packed, finish_tile, part.among);
   }
 
@@ -166,8 +185,8 @@ class BackwardLoop {
   void step_(const Team& team, const Part& segment) const {
     const Index k = segment.next < 0 || segment.next_reset ? 0 : back_;
     const bool zoneout = s_.zoneout.on;
-    unit_product(team, segment, k, grad_h_ + (segment.next < 0 ? 0 : segment.next * GH_),
-                 packed_hh_, carry(0, segment.sequence),
+    unit_product(team, segment, k, grad_h_ + (segment.next < 0 ? 0 : segment.next * GH_), 0,
+                 carry(0, segment.sequence),
                  [this, &segment, zoneout, rows = gate_rows(segment)](
                      Index r, Index unit, Index lanes, V grad) __attribute__((always_inline)) {
                    V kept[at_least_one<R>], prev[S], next[S], grad_next[S], grad_x[G], grad_h[G],
@@ -192,8 +211,8 @@ class BackwardLoop {
   }
 
   void operand_step(const Team& team, const Part& segment) const {
-    unit_product(team, segment, GH_ - back_, grad_x_ + segment.row * GH_ + back_, packed_last_,
-                 nullptr, [&](Index r, Index unit, Index lanes, V grad) {
+    unit_product(team, segment, GH_ - back_, grad_x_ + segment.row * GH_ + back_, back_, nullptr,
+                 [&](Index r, Index unit, Index lanes, V grad) {
                    const Index row = segment.row + r;
                    V kept[at_least_one<R>], prev[S], grad_x[at_least_one<first>], back[1];
                    load_blocks<R>(reserve(row) + unit, H_, lanes, kept);
@@ -209,8 +228,21 @@ class BackwardLoop {
   }
 
   void input_gradient(const Team& team, Index begin, Index end) const {
-    product_by_rows<T, NV>(team, end - begin, s_.rows, s_.input_size, GH_, grad_x_ + begin * GH_,
-                           packed_ih_, static_cast<T*>(s_.grad_input) + begin * s_.input_size);
+    const Index I = s_.input_size, rows = end - begin;
+    const T* const a = grad_x_ + begin * GH_;
+    T* const out = static_cast<T*>(s_.grad_input) + begin * I;
+    if constexpr (few_rows > 0) {
+      if (!packs_) {
+        const Index vectors = ceil_div(I, w);
+        product_along_rows(team, rows, I, GH_, a, GH_, weight_ih(), sums_);
+        for (Index r = 0; r < rows; ++r)
+          for (Index column = team.begin(vectors) * w; column < smaller(team.end(vectors) * w, I);
+               column += w)
+            V::load(sums_ + r * vectors * w + column).store(out + r * I + column, I - column);
+        return;
+      }
+    }
+    product_by_rows<T, NV>(team, rows, s_.rows, I, GH_, a, packed_ih_, out);
   }
 
   // The gradient of the initial states: one more product for each sequence's first row.
@@ -222,7 +254,7 @@ class BackwardLoop {
     for (const Segment* segment = s_.segments; segment < end; ++segment) {
       if (segment->prev >= 0) continue;
       const Part part = share.of(*segment);
-      unit_product(share.team, part, part.reset ? 0 : back_, grad_h_ + part.row * GH_, packed_hh_,
+      unit_product(share.team, part, part.reset ? 0 : back_, grad_h_ + part.row * GH_, 0,
                    carry(0, part.sequence), [&](Index r, Index unit, Index lanes, V grad) {
                      grad.store(grad_state(0, part.sequence + r) + unit, lanes);
                    });
@@ -233,12 +265,13 @@ class BackwardLoop {
   }
 
   const Backward& s_;
+  const bool packs_;  // weights
   const Index H_, GH_;
   // Of a step's gates' gradients, those that go back to h: all, or those before the operand.
   const Index back_;
   const Index reserve_stride_;
   Arena arena_;
-  C* carry_;
+  C *carry_, *sums_ = nullptr;
   const T** before_ = nullptr;
   T *zeros_ = nullptr, *operand_ = nullptr, *grad_x_, *grad_h_;
   O *packed_hh_, *packed_last_ = nullptr, *packed_ih_ = nullptr;
