@@ -86,7 +86,8 @@ template <class T>
 void product_along_rows(const Team& team, Index rows, Index n, Index k, const T* a, Index lda,
                         const T* b, T* out) {
   using V = Vec<T>;
-  constexpr Index w = V::width, group = 8;
+  // With 8, gradients had up to 2.2 times torch's error at k = 4400.
+  constexpr Index w = V::width, group = 16;
   const Index vectors = ceil_div(n, w);
   const Index begin = team.begin(vectors) * w, end = team.end(vectors) * w;
   for (Index i = 0; i < larger(k, 1); i += group)
