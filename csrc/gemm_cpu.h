@@ -59,9 +59,9 @@ class Tiles {
   const Index early_, full_;
 };
 
-// A long sum is made of slices; those of weights' gradients, over all rows, are shorter: few units
-// and many rows had up to 12 times torch's error.
-constexpr Index sum_slice = 1024, gradient_slice = 192;
+// A long sum is made of slices: one chain of 1024 terms had up to 4 times torch's error, those of
+// weights' gradients, over all rows, up to 12 times.
+constexpr Index sum_slice = 256, gradient_slice = 192;
 
 // The slices of a sum over k.
 template <class T>
@@ -71,14 +71,18 @@ struct Slices {
   const Index k, count;
 };
 
+// What of the panels a slice's product fetches from a far cache: the part `block` of `blocks` of as
+// much as a slice, `k` rows into the panel `panels` further on.
+struct Next {
+  Index panels = 0, k = 0, block = 0, blocks = 1;
+};
+
 // Slice i of tile[rows][NV * width] = a[rows, k] panel over the first `used` vectors; a's rows are
-// `lda` apart and `among` others. If several blocks of rows take this slice, from a far cache,
-// block `block` of them fetches its share of what follows: the next slice, or the next panel's
-// first.
+// `lda` apart and `among` others.
 template <class T, int NV>
 FASTRNN_INLINE void slice_product(const Slices<T>& slices, Index i, int used, Index rows,
                                   const T* a, Index lda, const Operand<T>* panel, Value<T>* tile,
-                                  Index among = 0, Index block = 0, Index blocks = 1) {
+                                  Index among = 0, const Next& next = {}) {
   constexpr Index w = width<T>;
   constexpr int part = part_vectors<NV>;
   const Index begin = slices.begin(i), end = slices.begin(i + 1), K = padded<T>(slices.k);
@@ -89,10 +93,10 @@ FASTRNN_INLINE void slice_product(const Slices<T>& slices, Index i, int used, In
         tile_product<Operand<T>, part>(used < part ? used : part, rows, x, ld, depth<T>, here,
                                        end - begin, tile + v * w, i > 0, NV * w, among, ahead);
       };
-      if (blocks > 1 && used == NV) {
-        const Index next = i + 1 < slices.count ? part * end : NV * K;
-        with(Fetch::part(panel + (v * K + next) * w, (end - begin) / depth<T>,
-                         part * w * Index(sizeof(Group<T>)), block, blocks));
+      if (next.blocks > 1 && used == NV) {
+        with(Fetch::part(panel + ((v + next.panels * NV) * K + part * next.k) * w,
+                         (end - begin) / depth<T>, part * w * Index(sizeof(Group<T>)), next.block,
+                         next.blocks));
       } else {
         with(Nothing());
       }
@@ -144,26 +148,30 @@ FASTRNN_INLINE void panel_product(const Team& team, Index rows, Index vectors, I
   constexpr Index panel_row = NV * width<T>;
   // Tiles that take a long panel's slices in turn: each of them alone would have the whole panel,
   // 0.6 MB at k = 4500, come from the far cache again, which took a third longer.
-  constexpr Index most_abreast = 4;
+  constexpr Index most_abreast = 4, long_sum = 1024;
   alignas(64) Value<T> tile[most_abreast][tile_rows<NV> * panel_row];
   const Slices<T> slices(k);
-  const bool sliced = slices.count > 1;
+  const bool in_turn = k > long_sum;
   const Tiles<NV> tiles(rows, vectors);
   const Index last = tiles.share(team.rank + 1, team.size);
   const Index bytes = vectors * width<T> * padded<T>(k) * Index(sizeof(Operand<T>));
   const bool far = panels.packed() && bytes > near_bytes() * team.size;
   for (Index item = tiles.share(team.rank, team.size), count; item < last; item += count) {
     typename Tiles<NV>::Tile abreast[most_abreast];
-    for (count = 0; count < (sliced ? most_abreast : 1) && item + count < last; ++count) {
+    for (count = 0; count < (in_turn ? most_abreast : 1) && item + count < last; ++count) {
       abreast[count] = tiles[item + count];
       if (abreast[count].panel != abreast[0].panel) break;
     }
-    const Index sharing = sliced ? count : tiles.blocks();
     for (Index i = 0; i < slices.count; ++i)
       for (Index t = 0; t < count; ++t) {
         const auto& [panel, row0, rows_here, used, block] = abreast[t];
+        Next next;
+        if (far && in_turn)
+          next = {i + 1 == slices.count, i + 1 < slices.count ? slices.begin(i + 1) : 0, t, count};
+        else if (far)
+          next = {1, slices.begin(i), block, tiles.blocks()};
         slice_product<T, NV>(slices, i, used, rows_here, a + row0 * lda, lda, panels[panel],
-                             tile[t], among, sliced ? t : block, far ? sharing : 1);
+                             tile[t], among, next);
       }
     for (Index t = 0; t < count; ++t)
       finish(tile[t], abreast[t].row0, abreast[t].rows, abreast[t].panel);

@@ -17,6 +17,7 @@ from fastrnn.attention import explained
 from fastrnn.attention import masked_attention as masked_attention
 from fastrnn.backends import choose, chosen, lacking, scheduled
 from fastrnn.cells import CELLS, COMPILED
+from fastrnn.loss import linear_cross_entropy as linear_cross_entropy
 from fastrnn.regularisers import PLAIN, LayerNorm
 
 # Of each backend with kernels: the operator, and the autograd Function around it.

@@ -241,3 +241,8 @@ def test_show_config_lists_versions_and_backends():
     text = fastrnn.show_config()
     for word in (fastrnn.__version__, torch.__version__, "native:", "triton:", "reference:"):
         assert word in text
+
+
+@pytest.mark.parametrize("name", ["recurrence", "masked_attention", "linear_cross_entropy"])
+def test_every_function_is_in_functional(name):
+    assert getattr(fastrnn.functional, name) is getattr(fastrnn, name)
