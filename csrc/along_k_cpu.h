@@ -14,11 +14,12 @@ bool worth_along_k(Index rows, Index k) {
   return rows <= smaller(most_rows<T>, k / 8);
 }
 
-// out [Rows][stride], of width / Rows columns each: a [Rows, k] times as many rows of weight
+// out [Rows][stride], of width / Rows columns each: a [Rows, lda] times as many rows of weight
 // [.., k], of which `rows` there are; other columns are anything. Lane i of a sum takes every k
 // that is i modulo the width (of pairs, those of pair i), however many rows there are.
 template <class T, int Rows>
-void sums_along_k(const T* a, const T* weight, Index rows, Index k, Value<T>* out, Index stride) {
+void sums_along_k(const T* a, Index lda, const T* weight, Index rows, Index k, Value<T>* out,
+                  Index stride) {
   using V = Vec<Value<T>>;
   constexpr int columns = V::width / Rows;
   constexpr Index step = V::width * depth<T>;
@@ -28,7 +29,7 @@ void sums_along_k(const T* a, const T* weight, Index rows, Index k, Value<T>* ou
   const auto add = [&](Index begin, Index count) __attribute__((always_inline)) {
     V r[Rows];
 #pragma GCC unroll 4
-    for (int i = 0; i < Rows; ++i) r[i] = load_groups<T>(a + i * k + begin, count);
+    for (int i = 0; i < Rows; ++i) r[i] = load_groups<T>(a + i * lda + begin, count);
 #pragma GCC unroll 16
     for (int j = 0; j < columns; ++j) {
       const V y = load_groups<T>(weight + (j < rows ? j : 0) * k + begin, count);
@@ -49,13 +50,13 @@ void sums_along_k(const T* a, const T* weight, Index rows, Index k, Value<T>* ou
 
 // The same of any number of rows of a, and a vector of columns.
 template <class T>
-void vector_along_k(Index rows, const T* a, const T* weight, Index columns, Index k, Value<T>* out,
-                    Index stride) {
+void vector_along_k(Index rows, const T* a, Index lda, const T* weight, Index columns, Index k,
+                    Value<T>* out, Index stride) {
   const auto with = [&](auto count) __attribute__((always_inline)) {
     constexpr int each = width<T> / count();
     for (Index j = 0; j < smaller(columns, width<T>); j += each)
-      sums_along_k<T, count()>(a, weight + j * k, columns - j, k, out + j, stride);
-    rows -= count(), a += count() * k, out += count() * stride;
+      sums_along_k<T, count()>(a, lda, weight + j * k, columns - j, k, out + j, stride);
+    rows -= count(), a += count() * lda, out += count() * stride;
   };
   constexpr int most = smaller(width<T>, 4);
   while (rows >= most) with(std::integral_constant<int, most>());
@@ -63,18 +64,18 @@ void vector_along_k(Index rows, const T* a, const T* weight, Index columns, Inde
   if (rows == 1) with(std::integral_constant<int, 1>());
 }
 
-// This thread's share of a [rows, k] weight^T, weight [Gates*H, k], in tiles of all rows and Units
-// vectors of units with their gates side by side; each goes to finish(tile, 0, rows, number).
+// This thread's share of a [rows, lda] weight^T, weight [Gates*H, k], in tiles of all rows and
+// Units vectors of units with their gates side by side; each goes to finish(tile, 0, rows, number).
 template <class T, int Gates, int Units, class Finish>
-void product_along_k(const Team& team, Index rows, Index H, Index k, const T* a, const T* weight,
-                     const Finish& finish) {
+void product_along_k(const Team& team, Index rows, Index H, Index k, const T* a, Index lda,
+                     const T* weight, const Finish& finish) {
   constexpr Index w = width<T>, NV = Gates * Units;
   alignas(64) Value<T> tile[larger(most_rows<T>, 1) * NV * w];
   const Index tiles = ceil_div(H, Units * w);
   for (Index t = team.begin(tiles); t < team.end(tiles); ++t) {
     for (Index v = 0; v < NV; ++v) {
       const Index unit = (t * Units + v / Gates) * w, row = v % Gates * H + unit;
-      vector_along_k<T>(rows, a, weight + row * k, H - unit, k, tile + v * w, NV * w);
+      vector_along_k<T>(rows, a, lda, weight + row * k, H - unit, k, tile + v * w, NV * w);
     }
     finish(tile, 0, rows, t);
   }
@@ -109,6 +110,17 @@ void product_along_rows(const Team& team, Index rows, Index n, Index k, const T*
       else
         add(k - i);
     }
+}
+
+// The same; each vector of them goes to finish(row, column, vector), `sums` being scratch.
+template <class T, class Finish>
+void each_along_rows(const Team& team, Index rows, Index n, Index k, const T* a, Index lda,
+                     const T* b, T* sums, const Finish& finish) {
+  constexpr Index w = width<T>;
+  const Index vectors = ceil_div(n, w);
+  product_along_rows(team, rows, n, k, a, lda, b, sums);
+  for (Index v = team.begin(vectors); v < team.end(vectors); ++v)
+    for (Index r = 0; r < rows; ++r) finish(r, v * w, Vec<T>::load(sums + (r * vectors + v) * w));
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -29,11 +29,21 @@ class GainSums {
     for (Index i = 0; i < size; ++i) all[i] += here[i], here[i] = T(0);
   }
 
-  // Number i over all sequences, once all have joined.
-  T total(Index i) const {
-    T sum(0);
-    for (Index block = 0; block < blocks_; ++block) sum += recent(block)[size + i];
-    return sum;
+  // This thread's share of them over all sequences, once all have joined: `count` of gains, then
+  // one bias [GH] for both of the cell's or one for each. A null bias is not wanted.
+  void store(const Team& team, T* gains, Index count, T* bias_ih, T* bias_hh, Index GH) const {
+    const bool shared = size == count + GH;
+    for (Index i = team.begin(size); i < team.end(size); ++i) {
+      T sum(0);
+      for (Index block = 0; block < blocks_; ++block) sum += recent(block)[size + i];
+      const Index bias = i - count;
+      const bool second = bias >= GH;
+      if (bias < 0)
+        gains[i] = sum;
+      else if (bias_ih && !second)
+        bias_ih[bias] = sum;
+      if (bias >= 0 && bias_hh && second == !shared) bias_hh[bias - (second ? GH : 0)] = sum;
+    }
   }
 
   Index size = 0;

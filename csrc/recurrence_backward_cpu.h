@@ -233,12 +233,9 @@ class BackwardLoop {
     T* const out = static_cast<T*>(s_.grad_input) + begin * I;
     if constexpr (few_rows > 0) {
       if (!packs_) {
-        const Index vectors = ceil_div(I, w);
-        product_along_rows(team, rows, I, GH_, a, GH_, weight_ih(), sums_);
-        for (Index r = 0; r < rows; ++r)
-          for (Index column = team.begin(vectors) * w; column < smaller(team.end(vectors) * w, I);
-               column += w)
-            V::load(sums_ + r * vectors * w + column).store(out + r * I + column, I - column);
+        each_along_rows(
+            team, rows, I, GH_, a, GH_, weight_ih(), sums_,
+            [&](Index r, Index column, V sum) { sum.store(out + r * I + column, I - column); });
         return;
       }
     }

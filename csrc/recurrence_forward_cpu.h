@@ -200,7 +200,7 @@ class ForwardLoop {
       }
     };
     if (weight && worth_along_k<T>(among, k))
-      return product_along_k<T, Gates, Units>(team, rows, H_, k, a, weight, finish_tile);
+      return product_along_k<T, Gates, Units>(team, rows, H_, k, a, k, weight, finish_tile);
     const auto pack = [&](Index panel, Operand<T>* here) {
       packed_.template pack_panel<Gates>(weight, k, panel, here);
     };

@@ -3,6 +3,7 @@
 // for the input's and the weights' gradients.
 #pragma once
 
+#include "along_k_cpu.h"
 #include "gain_sums_cpu.h"
 #include "kernels_cpu.h"
 #include "packed_weights_cpu.h"
@@ -21,6 +22,8 @@ class RowsBackward {
   static constexpr Index w = V::width;
   // Steps whose gradients of gains are summed before they join the sums of all.
   static constexpr Index summed_steps = 32;
+  // Rows whose products read weights as they lie.
+  static constexpr Index few_rows = 4;
 
  public:
   RowsBackward(const Backward& args, char* workspace, int threads)
@@ -30,18 +33,22 @@ class RowsBackward {
         GH_(G * H_),
         gains_(2 * (GH_ + (S - 1) * H_)),
         slots_(args),
+        packs_(args.rows > few_rows),
         arena_(workspace) {
     const Index N = s_.rows, I = s_.input_size;
     for (int i = 0; i < S; ++i) before_[i] = arena_.template take<const T*>(N);
     zeros_ = arena_.template take<T>(H_);
-    packed_hh_ = arena_.template take<T>(panel_size<T, NV>(P_, GH_));
+    if (packs_)
+      packed_hh_ = arena_.template take<T>(panel_size<T, NV>(P_, GH_));
+    else
+      sums_along_ = arena_.template take<T>(N * ceil_div(larger(H_, I), w) * w);
     grad_x_ = s_.weight_ih ? arena_.template take<T>(N * GH_) : static_cast<T*>(s_.grad_input);
     const bool shared = !s_.gains && shared_gradients<Cell>;
     grad_h_ = shared ? grad_x_ : arena_.template take<T>(N * GH_);
-    if (s_.weight_ih && s_.grad_input)
+    if (packs_ && s_.weight_ih && s_.grad_input)
       packed_ih_ = arena_.template take<T>(panel_size<T, NV>(I, GH_));
     if (s_.projected) {
-      packed_hr_ = arena_.template take<T>(panel_size<T, NV>(H_, P_));
+      if (packs_) packed_hr_ = arena_.template take<T>(panel_size<T, NV>(H_, P_));
       grad_output_ = arena_.template take<T>(N * P_);
       grad_unprojected_ = arena_.template take<T>(s_.batch * H_);
     }
@@ -56,18 +63,18 @@ class RowsBackward {
   Index bytes() const { return arena_.bytes(); }
 
   void run(const Team& team) const {
-    find_previous(team);
+    find_states_before<T, S>(team, s_, zeros_, before_);
     const SequenceBlocks blocks(team, s_.batch);
     begin(blocks);
     team.wait();
-    pack(team);
+    if (packs_) pack(team);
     team.wait();
     T* const buffer = buffers_ + team.rank * H_;
     for (Index step = s_.steps - 1; step >= 0; --step) {
       const Segment* const first = s_.segments + s_.step_begin[step];
       const Segment* const last = s_.segments + s_.step_begin[step + 1];
       if (first < last)
-        step_(blocks, first->step, first->row, last[-1].sequence + last[-1].rows, buffer);
+        step_(team, blocks, first->step, first->row, last[-1].sequence + last[-1].rows, buffer);
       blocks.beginning_anew(first, last, [&](Index s) {
         for (int i = 0; i < S; ++i) clear(team.alone(), H_, carry(i, s));
       });
@@ -75,15 +82,16 @@ class RowsBackward {
         for (Index b = blocks.first_block; b < blocks.last_block; ++b) sums_.join(b);
     }
     team.wait();
-    if (packed_ih_)
-      product_by_rows<T, NV>(team, s_.rows, s_.rows, s_.input_size, GH_, grad_x_, packed_ih_,
-                             static_cast<T*>(s_.grad_input));
+    if (s_.weight_ih && s_.grad_input) input_gradient(team);
     if (!s_.grad_weight_hh) return;
-    if (s_.gains) finish_gains(team);
+    if (s_.gains)
+      sums_.store(team, static_cast<T*>(s_.grad_gains), gains_, static_cast<T*>(s_.grad_bias_ih),
+                  static_cast<T*>(s_.grad_bias_hh), GH_);
     weights_.run(team, grad_x_, grad_h_, grad_output_, before_[0]);
   }
 
  private:
+  static const T* weight(const void* weight) { return static_cast<const T*>(weight); }
   const T* reserve(Index row) const {
     return static_cast<const T*>(s_.reserve) + row * slots_.count * H_;
   }
@@ -94,24 +102,6 @@ class RowsBackward {
   // c as the step made it.
   const T* made(Index row) const {
     return slots_.states ? reserve(row) + (R + 1) * H_ : static_cast<const T*>(s_.cells) + row * H_;
-  }
-
-  // Where the states before each row are.
-  void find_previous(const Team& team) const {
-    if (team.rank == 0) clear(team.alone(), H_, zeros_);
-    const Segment* const end = s_.segments + s_.step_begin[s_.steps];
-    for (const Segment* segment = s_.segments; segment < end; ++segment)
-      for (Index r = team.begin(segment->rows); r < team.end(segment->rows); ++r)
-        for (int i = 0; i < S; ++i) {
-          const T* from = zeros_;
-          if (segment->prev < 0)
-            from = static_cast<const T*>(s_.state) + (i * s_.batch + segment->sequence + r) * H_;
-          else if (i == 0)
-            from = static_cast<const T*>(s_.output) + (segment->prev + r) * P_;
-          else
-            from = static_cast<const T*>(s_.cells) + ((i - 1) * s_.rows + segment->prev + r) * H_;
-          before_[i][segment->row + r] = segment->reset ? zeros_ : from;
-        }
   }
 
   void begin(const SequenceBlocks& blocks) const {
@@ -128,7 +118,7 @@ class RowsBackward {
 
   void pack(const Team& team) const {
     const auto rows_of = [](const void* base, Index ld) {
-      return [=](Index row) { return static_cast<const T*>(base) + row * ld; };
+      return [=](Index row) { return weight(base) + row * ld; };
     };
     pack_rows<T, NV>(team, P_, GH_, rows_of(s_.weight_hh, P_), packed_hh_);
     if (packed_hr_) pack_rows<T, NV>(team, H_, P_, rows_of(s_.weight_hr, H_), packed_hr_);
@@ -136,8 +126,20 @@ class RowsBackward {
       pack_rows<T, NV>(team, s_.input_size, GH_, rows_of(s_.weight_ih, s_.input_size), packed_ih_);
   }
 
+  void input_gradient(const Team& team) const {
+    const Index I = s_.input_size;
+    T* const out = static_cast<T*>(s_.grad_input);
+    if (packs_)
+      product_by_rows<T, NV>(team, s_.rows, s_.rows, I, GH_, grad_x_, packed_ih_, out);
+    else
+      each_along_rows(
+          team, s_.rows, I, GH_, grad_x_, GH_, weight(s_.weight_ih), sums_along_,
+          [&](Index row, Index column, V sum) { sum.store(out + row * I + column, I - column); });
+  }
+
   // row0: of the step's first sequence.
-  void step_(const SequenceBlocks& blocks, Index step, Index row0, Index active, T* buffer) const {
+  void step_(const Team& team, const SequenceBlocks& blocks, Index step, Index row0, Index active,
+             T* buffer) const {
     const Index end = smaller(blocks.end, active);
     if (s_.projected) {
       for (Index s = blocks.begin; s < end; ++s)
@@ -147,8 +149,8 @@ class RowsBackward {
           grad.store(grad_output_ + (row0 + s) * P_ + unit, P_ - unit);
           through.store(carry(0, s) + unit, P_ - unit);
         }
-      units_product(blocks, active, H_, P_, grad_output_ + row0 * P_, packed_hr_,
-                    [&](Index s, Index unit, V grad) {
+      units_product(team, blocks, active, H_, P_, grad_output_ + row0 * P_, packed_hr_,
+                    weight(s_.weight_hr), [&](Index s, Index unit, V grad) {
                       grad.store(grad_unprojected_ + s * H_ + unit, H_ - unit);
                     });
     }
@@ -160,17 +162,24 @@ class RowsBackward {
           row(step, row0 + s, s);
       }
     // The product's many small terms are summed before the larger carry joins them.
-    units_product(blocks, active, P_, GH_, grad_h_ + row0 * GH_, packed_hh_,
-                  [&](Index s, Index unit, V grad) {
+    units_product(team, blocks, active, P_, GH_, grad_h_ + row0 * GH_, packed_hh_,
+                  weight(s_.weight_hh), [&](Index s, Index unit, V grad) {
                     T* const here = carry(0, s) + unit;
                     (grad + V::load(here, P_ - unit)).store(here, P_ - unit);
                   });
   }
 
-  // a [sequences, k] W, W's `columns` packed; each vector goes to finish(sequence, column, vector).
+  // a [sequences, k] W [k, columns], W maybe packed; each vector goes to finish(sequence, column,
+  // vector). All threads read weights as they lie together.
   template <class Finish>
-  void units_product(const SequenceBlocks& blocks, Index active, Index columns, Index k, const T* a,
-                     const T* packed, const Finish& finish) const {
+  void units_product(const Team& team, const SequenceBlocks& blocks, Index active, Index columns,
+                     Index k, const T* a, const T* packed, const T* weight,
+                     const Finish& finish) const {
+    if (!packs_) {
+      team.wait();
+      each_along_rows(team, active, columns, k, a, k, weight, sums_along_, finish);
+      return team.wait();
+    }
     blocks.template product<T, NV>(active, ceil_div(columns, w), k, a, k, packed,
                                    [&](const T* tile, Index s, Index rows, Index panel) {
                                      for (Index v = 0; v < NV; ++v) {
@@ -267,29 +276,15 @@ class RowsBackward {
     }
   }
 
-  void finish_gains(const Team& team) const {
-    T* const gains = static_cast<T*>(s_.grad_gains);
-    T *const ih = static_cast<T*>(s_.grad_bias_ih), *const hh = static_cast<T*>(s_.grad_bias_hh);
-    for (Index i = team.begin(sums_.size); i < team.end(sums_.size); ++i) {
-      const T sum = sums_.total(i);
-      const Index bias = i - gains_;
-      if (bias < 0) {
-        gains[i] = sum;
-        continue;
-      }
-      const bool second = bias >= GH_;
-      if (ih && !second) ih[bias] = sum;
-      if (hh && second == !shared_gradients<Cell>) hh[bias - (second ? GH_ : 0)] = sum;
-    }
-  }
-
   const Backward& s_;
   const Index H_, P_, GH_;  // P: units of h
   const Index gains_;
   const Slots<Cell> slots_;
+  const bool packs_;  // weights
   Arena arena_;
   const T** before_[S];  // [N] each
-  T *zeros_, *packed_hh_, *packed_hr_ = nullptr, *packed_ih_ = nullptr;
+  T *zeros_, *packed_hh_ = nullptr, *packed_hr_ = nullptr, *packed_ih_ = nullptr;
+  T* sums_along_ = nullptr;
   T *grad_x_, *grad_h_, *grad_output_ = nullptr, *grad_unprojected_ = nullptr;
   GainSums<T> sums_;  // of the gains, then of the biases
   T* buffers_ = nullptr;

@@ -79,6 +79,27 @@ struct Slots {
   const Index count;
 };
 
+// Where the states before each row are: before[i] [rows] of state i. `zeros` [H] are made for those
+// that begin anew.
+template <class T, int S>
+void find_states_before(const Team& team, const Backward& s, T* zeros, const T** const* before) {
+  const Index H = s.hidden_size, P = s.projected ? s.projected : H;
+  if (team.rank == 0) clear(team.alone(), H, zeros);
+  const Segment* const end = s.segments + s.step_begin[s.steps];
+  for (const Segment* segment = s.segments; segment < end; ++segment)
+    for (Index r = team.begin(segment->rows); r < team.end(segment->rows); ++r)
+      for (int i = 0; i < S; ++i) {
+        const T* from = zeros;
+        if (segment->prev < 0)
+          from = static_cast<const T*>(s.state) + (i * s.batch + segment->sequence + r) * H;
+        else if (i == 0)
+          from = static_cast<const T*>(s.output) + (segment->prev + r) * P;
+        else
+          from = static_cast<const T*>(s.cells) + ((i - 1) * s.rows + segment->prev + r) * H;
+        before[i][segment->row + r] = segment->reset ? zeros : from;
+      }
+}
+
 // The sum of term(column, lanes) over a row's vectors. Four sums take turns: one would wait for
 // every addition.
 template <class T, class Term>

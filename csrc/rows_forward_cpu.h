@@ -2,6 +2,7 @@
 // product, then row by row what needs all of it. The input is projected before the loop.
 #pragma once
 
+#include "along_k_cpu.h"
 #include "kernels_cpu.h"
 #include "packed_weights_cpu.h"
 #include "rows_cpu.h"
@@ -25,6 +26,9 @@ class RowsForward {
         P_(args.projected ? args.projected : H_),
         slots_(args),
         keeps_products_(args.gains && args.reserve),
+        ih_unpacked_(unpacked(s_.input_size)),
+        hh_unpacked_(unpacked(P_)),
+        hr_unpacked_(unpacked(H_)),
         arena_(workspace),
         packs_(args.packed),
         packed_(s_.packed ? packs_ : arena_, s_.projects ? s_.input_size : 0, H_, s_.projected) {
@@ -40,16 +44,20 @@ class RowsForward {
 
   void run(const Team& team) {
     if (!s_.packed)
-      packed_.pack(team, static_cast<const T*>(s_.weight_ih), static_cast<const T*>(s_.weight_hh),
-                   static_cast<const T*>(s_.weight_hr));
+      packed_.pack(team, ih_unpacked_ ? nullptr : weight(s_.weight_ih),
+                   hh_unpacked_ ? nullptr : weight(s_.weight_hh),
+                   hr_unpacked_ ? nullptr : weight(s_.weight_hr));
     team.wait();
     if (s_.projects) {
-      product<T, NV>(team, s_.rows, ceil_div(H_, w) * G, s_.input_size,
-                     static_cast<const T*>(s_.input), s_.input_size, packed_.ih,
-                     [&](const T* tile, Index row0, Index count, Index panel) {
-                       for (Index r = 0; r < count; ++r)
-                         store_gates(tile + r * NV * w, panel, x_proj(row0 + r));
-                     });
+      const Index I = s_.input_size;
+      const T* const input = static_cast<const T*>(s_.input);
+      const auto store = [&](const T* tile, Index row0, Index count, Index panel) {
+        for (Index r = 0; r < count; ++r) store_gates(tile + r * NV * w, panel, x_proj(row0 + r));
+      };
+      if (ih_unpacked_)
+        product_along_k<T, G, units>(team, s_.rows, H_, I, input, I, weight(s_.weight_ih), store);
+      else
+        product<T, NV>(team, s_.rows, ceil_div(H_, w) * G, I, input, I, packed_.ih, store);
       team.wait();
     }
     const SequenceBlocks blocks(team, s_.batch);
@@ -62,11 +70,15 @@ class RowsForward {
       blocks.beginning_anew(first, last, [&](Index s) {
         for (int i = 0; i < S; ++i) clear(team.alone(), H_, state(i, s));
       });
-      step_(blocks, first->step, first->row, last[-1].sequence + last[-1].rows, buffer);
+      step_(team, blocks, first->step, first->row, last[-1].sequence + last[-1].rows, buffer);
     }
   }
 
  private:
+  static const T* weight(const void* weight) { return static_cast<const T*>(weight); }
+  // Whether a product over k takes its weights as they lie.
+  bool unpacked(Index k) const { return !s_.packed && worth_along_k<T>(s_.rows, k); }
+
   // The states, which move on in state_n.
   T* state(int i, Index sequence) const {
     return static_cast<T*>(s_.state_n) + (i * s_.batch + sequence) * H_;
@@ -100,14 +112,22 @@ class RowsForward {
     }
   }
 
-  // row0: of the step's first sequence.
-  void step_(const SequenceBlocks& blocks, Index step, Index row0, Index active, T* buffer) const {
-    blocks.template product<T, NV>(
-        active, ceil_div(H_, w) * G, P_, state(0, 0), H_, packed_.last_gates,
-        [&](const T* tile, Index s, Index rows, Index panel) {
-          for (Index r = 0; r < rows; ++r)
-            store_gates(tile + r * NV * w, panel, h_proj(row0 + s + r, s + r));
-        });
+  // row0: of the step's first sequence. Weights as they lie are read by all threads together.
+  void step_(const Team& team, const SequenceBlocks& blocks, Index step, Index row0, Index active,
+             T* buffer) const {
+    const auto store = [&](const T* tile, Index s, Index rows, Index panel) {
+      for (Index r = 0; r < rows; ++r)
+        store_gates(tile + r * NV * w, panel, h_proj(row0 + s + r, s + r));
+    };
+    if (hh_unpacked_) {
+      team.wait();
+      product_along_k<T, G, units>(team, active, H_, P_, state(0, 0), H_, weight(s_.weight_hh),
+                                   store);
+      team.wait();
+    } else {
+      blocks.template product<T, NV>(active, ceil_div(H_, w) * G, P_, state(0, 0), H_,
+                                     packed_.last_gates, store);
+    }
     for (Index s = blocks.begin; s < smaller(blocks.end, active); ++s) {
       if (s_.gains)
         row<true>(step, row0 + s, s, buffer);
@@ -116,18 +136,24 @@ class RowsForward {
     }
     if (!s_.projected) return;
     constexpr int NVP = Packed::projection_vectors;
-    blocks.template product<T, NVP>(active, ceil_div(P_, w), H_,
-                                    s_.reserve ? reserve(row0) + R * H_ : unprojected_,
-                                    s_.reserve ? slots_.count * H_ : H_, packed_.projection,
-                                    [&](const T* tile, Index s, Index rows, Index panel) {
-                                      for (Index v = 0; v < NVP; ++v) {
-                                        const Index unit = (panel * NVP + v) * w;
-                                        if (unit >= P_) break;
-                                        for (Index r = 0; r < rows; ++r)
-                                          move_on(0, step, row0 + s + r, s + r, unit, P_ - unit,
-                                                  V::load(tile + (r * NVP + v) * w));
-                                      }
-                                    });
+    const T* const from = s_.reserve ? reserve(row0) + R * H_ : unprojected_;
+    const Index ld = s_.reserve ? slots_.count * H_ : H_;
+    const auto finish = [&](const T* tile, Index s, Index rows, Index panel) {
+      for (Index v = 0; v < NVP; ++v) {
+        const Index unit = (panel * NVP + v) * w;
+        if (unit >= P_) break;
+        for (Index r = 0; r < rows; ++r)
+          move_on(0, step, row0 + s + r, s + r, unit, P_ - unit, V::load(tile + (r * NVP + v) * w));
+      }
+    };
+    if (hr_unpacked_) {
+      team.wait();
+      product_along_k<T, 1, NVP>(team, active, P_, H_, from, ld, weight(s_.weight_hr), finish);
+      team.wait();
+    } else {
+      blocks.template product<T, NVP>(active, ceil_div(P_, w), H_, from, ld, packed_.projection,
+                                      finish);
+    }
   }
 
   // A step's gate maths; `buffer` holds R + 1 rows [H].
@@ -212,7 +238,7 @@ class RowsForward {
   const Forward& s_;
   const Index H_, P_;  // P: units of h
   const Slots<Cell> slots_;
-  const bool keeps_products_;
+  const bool keeps_products_, ih_unpacked_, hh_unpacked_, hr_unpacked_;
   Arena arena_, packs_;
   const Packed packed_;
   T *x_proj_ = nullptr, *h_proj_ = nullptr, *unprojected_ = nullptr, *buffers_;

@@ -93,6 +93,23 @@ def test_grid_on_lower_instruction_sets(name):
     assert " passed" in found.stdout
 
 
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 18])
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_rows_are_as_exact(kind, rows):
+    """Their weights are multiplied as they lie, by all threads together."""
+    layer = layer_of(kind, [rows], 170, 290)
+    rounded, before = layer.to(torch.float32), torch.get_num_threads()
+    found = everything(ops.Recurrence.apply, rounded)
+    expected = (everything(ops.reference, each) for each in (rounded, layer))
+    assert_all_as_close_as_torch(found, *expected, FLOORS[torch.float32])
+    torch.set_num_threads(3)
+    try:
+        again = everything(ops.Recurrence.apply, rounded)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(t, again[name]) for name, t in found.items())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("extras", [False, True])
 def test_same_bits_for_any_number_of_threads_and_run(kind, extras):
