@@ -17,6 +17,7 @@ Tensor with_rows(const char* name, const Tensor& tensor, const Shape& shape, con
   check(shape_of(tensor) == shape, name, " must be ", shape, ", got ", tensor);
   check(tensor.scalar_type() == query.scalar_type(), name, " must have the query's dtype");
   check(tensor.device() == query.device(), name, " must be on the query's device");
+  check.held(name, tensor);
   return tensor.size(3) <= 1 || tensor.stride(3) == 1 ? tensor : torch::stable::contiguous(tensor);
 }
 
@@ -80,6 +81,7 @@ AttentionInputs checked(const Tensor& query, const Tensor& key, const Tensor& va
     check(boolean || mask->scalar_type() == query.scalar_type(),
           "mask must be bool or have the query's dtype");
     check(mask->device() == query.device(), "mask must be on the query's device");
+    check.held("mask", *mask);
     in.mask = column_stride(*mask) <= 1 ? *mask : torch::stable::contiguous(*mask);
     if (!boolean && a.bfloat16 && wide_mask)
       in.mask = torch::stable::to(*in.mask, ScalarType::Float);
@@ -91,6 +93,7 @@ AttentionInputs checked(const Tensor& query, const Tensor& key, const Tensor& va
     check(seed->scalar_type() == ScalarType::Long && seed->numel() == 1,
           "seed must be an int64 tensor of one value");
     check(seed->device() == query.device(), "seed must be on the query's device");
+    check.held("seed", *seed);
     a.dropout = dropout_p;
     a.dropped_below = std::uint32_t(std::fmin(std::nearbyint(dropout_p * 0x1p32), 0xFFFFFFFFp0));
     a.seed = seed->const_data_ptr<std::int64_t>();

@@ -86,6 +86,21 @@ Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
+void Checks::held(const char* name, const Tensor& tensor) const {
+  std::int64_t bytes;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  std::int64_t end = tensor.numel() ? tensor.storage_offset() + 1 : 0;
+  for (std::size_t i = 0; i < sizes.size() && end > 0; ++i) end += (sizes[i] - 1) * strides[i];
+  const std::int64_t needed = end * std::int64_t(tensor.element_size());
+  (*this)(bytes >= needed, name, " must have a storage of ", needed, " bytes or more, got ", bytes);
+}
+
+Tensor Checks::contiguous(const char* name, const Tensor& tensor) const {
+  held(name, tensor);
+  return as_contiguous(tensor);
+}
+
 Tensor Checks::in_shape(const char* name, const Tensor& tensor, const Shape& shape) const {
   std::int64_t count = 1;
   for (const std::int64_t size : shape) count *= size;
@@ -108,7 +123,7 @@ Tensor Checks::tensor(const char* name, const Tensor& tensor, const Shape& shape
         like.scalar_type(), ", got ", tensor.scalar_type());
   check(tensor.device() == like.device(), name, " must be on the input's device ", like.device(),
         ", got ", tensor.device());
-  return as_contiguous(tensor);
+  return contiguous(name, tensor);
 }
 
 void Checks::kernel_dtype(const Tensor& tensor, bool bfloat16) const {

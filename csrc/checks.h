@@ -60,6 +60,12 @@ struct Checks {
   Tensor tensor(const char* name, const Tensor& tensor, const Shape& shape,
                 const Tensor& like) const;
 
+  // Throws unless the tensor's storage has its elements: it may have been freed or cut.
+  void held(const char* name, const Tensor& tensor) const;
+
+  // The same tensor contiguous, its storage checked.
+  Tensor contiguous(const char* name, const Tensor& tensor) const;
+
   // The elements of a contiguous tensor, as many, in another shape.
   Tensor in_shape(const char* name, const Tensor& tensor, const Shape& shape) const;
 

@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
   check(target.is_cpu() && target.scalar_type() == ScalarType::Long && target.size(0) == M,
         "target must be a CPU int64 tensor [M] = [", M, "]");
   check(V > 0 && K > 0, "weight must have at least one row and column, got [", V, ", ", K, "]");
-  const Tensor t = as_contiguous(target);
+  const Tensor t = check.contiguous("target", target);
   const std::int64_t* targets = t.const_data_ptr<std::int64_t>();
   std::int64_t counted = 0;
   for (std::int64_t row = 0; row < M; ++row) {

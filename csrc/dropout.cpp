@@ -19,7 +19,8 @@ Tensor dropout(const Tensor& input, const Tensor& seed, double p) {
             seed.device().is_cpu(),
         "seed must be one CPU int64, got ", Whole{seed});
   check(p >= 0 && p < 1, "p must be in [0, 1), got ", p);
-  const Tensor from = as_contiguous(input);
+  check.held("seed", seed);
+  const Tensor from = check.contiguous("input", input);
   const Tensor made = new_tensor(from, from.sizes());
   ask_for_large_pages(made);
   const double below = std::max(1., std::nearbyint((1 - p) * 0x1p32));

@@ -146,7 +146,7 @@ struct Layers {
     check(H > 0, "hidden size must be at least 1, got ", H);
     check(input.dim() == (step && LD == 1 ? 2 : 3) && T > 0, "input must be [T, B, I] with T > 0",
           LD == 1 ? " or [B, I], got " : ", got ", input);
-    return as_contiguous(input);
+    return check.contiguous("input", input);
   }
 };
 
@@ -214,7 +214,7 @@ Parts recurrence_layers_backward(const std::optional<Tensor>& grad_output, const
                           check.tensor("grad_output", *grad_output, layers.output_shape(), input),
                           {rows, D * H});
   const auto output = [&](std::int64_t k) {
-    return check.in_shape("output", as_contiguous(saved[3 * k + 2]), {rows, H});
+    return check.in_shape("output", check.contiguous("output", saved[3 * k + 2]), {rows, H});
   };
   for (std::int64_t k = layers.LD; k > 0;) {
     const std::int64_t end = k;

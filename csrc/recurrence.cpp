@@ -53,7 +53,7 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
     sum += count, most = count;
   }
   check(sum == rows, "batch_sizes must sum to N = ", rows, ", got ", sum);
-  return {as_contiguous(input),
+  return {check.contiguous("input", input),
           check.tensor("state", state, {sizes.states, batch, H}, input),
           maybe("weight_ih", weight_ih, {GH, I}),
           maybe("weight_hh", weight_hh, {GH, P ? P : H}),
@@ -84,7 +84,7 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
   check(batch_sizes.is_cpu() && batch_sizes.dim() == 1 &&
             batch_sizes.scalar_type() == torch::headeronly::ScalarType::Long,
         "batch_sizes must be a CPU int64 tensor [T], got ", Whole{batch_sizes});
-  const Tensor sizes = as_contiguous(batch_sizes);
+  const Tensor sizes = check.contiguous("batch_sizes", batch_sizes);
   const std::int64_t* const values = sizes.const_data_ptr<std::int64_t>();
   return checked_inputs(input, state, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, gains,
                         std::vector<std::int64_t>(values, values + sizes.size(0)), cell);
@@ -101,7 +101,7 @@ Extras checked_extras(const Inputs& inputs, const std::optional<Tensor>& resets,
               tensor->device() == inputs.input.device(),
           name, " must be ", dtype == ScalarType::Bool ? "bool " : "int64 ", Shape{count},
           " on the input's device, got ", Whole{*tensor});
-    return std::optional<Tensor>(as_contiguous(*tensor));
+    return std::optional<Tensor>(check.contiguous(name, *tensor));
   };
   Extras extras{maybe("resets", resets, ScalarType::Bool, inputs.rows), seed,
                 maybe("sequences", sequences, ScalarType::Long, inputs.batch), Zoneout{}};
@@ -119,6 +119,7 @@ Extras checked_extras(const Inputs& inputs, const std::optional<Tensor>& resets,
     check(seed->numel() == 1 && seed->scalar_type() == ScalarType::Long &&
               seed->device() == inputs.input.device(),
           "seed must be int64 with one value on the input's device, got ", Whole{*seed});
+    check.held("seed", *seed);
     if (seed->is_cpu()) z.seed = std::uint64_t(*seed->const_data_ptr<std::int64_t>());
   }
   if (extras.sequences) z.sequences = extras.sequences->const_data_ptr<std::int64_t>();

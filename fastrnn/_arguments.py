@@ -13,6 +13,7 @@ from fastrnn.cells import CELLS, LAYER_NORMED
 from fastrnn.regularisers import Extras, LayerNorm
 
 Rates = float | tuple[float, ...]
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def is_tensor(name: str, value: object) -> None:
@@ -104,6 +105,13 @@ def tensors(
             expect_like(name, tensor, input)
 
 
+def dense(name: str, tensor: object) -> None:
+    """Raise unless `tensor` is one, and strided."""
+    is_tensor(f"recurrence: {name}", tensor)
+    if isinstance(tensor, Tensor) and tensor.layout != torch.strided:
+        raise TypeError(f"recurrence: {name} must be a dense tensor, got {tensor.layout}")
+
+
 def layers(
     cell: str,
     rows: Tensor,
@@ -113,8 +121,11 @@ def layers(
     directions: int = 1,
 ) -> None:
     """Raise unless the weights of layers, each maybe with both biases, fit those below them."""
+    dense("input", rows)
     states = rows.new_empty(CELLS[cell].states, batch, hidden_size).unbind()
     for k, (weight_ih, weight_hh, *biases) in enumerate(weights):
+        for name, weight in zip(WEIGHTS, weights[k], strict=False):
+            dense(name, weight)
         below = rows if k < directions else rows.new_empty(batch, directions * hidden_size)
         bias_ih, bias_hh = biases or (None, None)
         tensors(CELLS[cell], below, states, weight_ih, weight_hh, bias_ih, bias_hh, None, batch)

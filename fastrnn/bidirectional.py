@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _arguments, _cuda, batching, ops
+from fastrnn._arguments import WEIGHTS
 from fastrnn._autocast import lower_dtype
 from fastrnn._calls import (
     applied,
@@ -32,7 +33,6 @@ _SINGLE = torch.ops.fastrnn.recurrence.default
 _SINGLE_BACKWARD = torch.ops.fastrnn.recurrence_backward.default
 _BOTH = torch.ops.fastrnn.recurrence_both.default
 _BOTH_BACKWARD = torch.ops.fastrnn.recurrence_both_backward.default
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _ROWS = ("resets", "zoneout", "seed", "sequences")
 _CELL = 18  # its place among the arguments
 _BACKWARD = 6  # where those of the forward pass begin among the backward operator's

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from fastrnn import _arguments
+from fastrnn._arguments import WEIGHTS
 from fastrnn._calls import again, applied, batched, below_autograd, need_gradients, second_order
 from fastrnn._cell import Tensors
 from fastrnn._recurrent import by_state
-from fastrnn.bidirectional import WEIGHTS, run_both
+from fastrnn.bidirectional import run_both
 from fastrnn.cells import CELLS
 from fastrnn.wavefront import run_stack
 

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fastrnn import _checks
+from fastrnn._arguments import WEIGHTS
 from fastrnn._recurrent import Device, Recurrent, Tensors, unwrap
 from fastrnn.cells import CELLS
 from fastrnn.functional import run
 from fastrnn.plain import run_layers
 from fastrnn.wavefront import at_once
-
-_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class SingleStep(Recurrent):
@@ -76,7 +75,7 @@ class SingleStep(Recurrent):
         """
         op, cell = type(self).__name__, self.cell_name
         states: Tensors = ()
-        weights = self._read(_WEIGHTS)
+        weights = self._read(WEIGHTS)
         _checks.cell_input(op, input, weights[0], self.input_size)
         if hx is not None:
             states = _checks.as_states("lstm_cell", hx, self._states, TypeError)
@@ -91,8 +90,7 @@ class SingleStep(Recurrent):
                 return unwrap(last)
         else:
             zeros = (self._states, rows.size(0), self.hidden_size)
-            state = torch.stack(states) if states else rows.new_zeros(zeros)
-            _, ends, _ = run(cell, rows.unsqueeze(0), state, *weights)
+            _, ends, _ = run(cell, rows.unsqueeze(0), states or rows.new_zeros(zeros), *weights)
             last = tuple(ends)
         # No views: callers may change them in place (`h.detach_()`).
         return unwrap(tuple((s if batched else s.squeeze(0)).clone() for s in last))

@@ -157,3 +157,24 @@ def test_a_missing_weight_is_named(name):
     del ours.weight_hh_l0
     with pytest.raises(RuntimeError, match=f"{name}: a weight is missing: .*'weight_hh_l0'"):
         ours(x)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_weight_that_is_none_or_sparse(name):
+    module = getattr(modules, name)(IN, H)
+    module.bias_ih_l0 = None
+    with pytest.raises(TypeError, match=r"^recurrence: bias_ih must be a Tensor, got NoneType$"):
+        module(x)
+    module = getattr(modules, name)(IN, H)
+    module.weight_hh_l0 = nn.Parameter(module.weight_hh_l0.detach().to_sparse())
+    message = r"^recurrence: weight_hh must be a dense tensor, got torch.sparse_coo$"
+    with torch.no_grad(), pytest.raises(TypeError, match=message):
+        module(x)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_sparse_input(name):
+    message = "^recurrence: input must be a dense tensor, got torch.sparse_coo$"
+    for mode in (torch.no_grad, torch.enable_grad):
+        with mode(), pytest.raises(TypeError, match=message):
+            getattr(modules, name)(IN, H)(step.to_sparse())

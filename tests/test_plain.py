@@ -428,3 +428,19 @@ def test_results_that_want_no_gradients():
     weights = [w for w in fastrnn.LSTM(IN, H).parameters()]
     found = Plain.apply(0, H, "lstm", False, True, x, *weights)
     assert [t.requires_grad for t in found] == [True] * 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cell_under_autocast_takes_states_of_another_dtype(kind):
+    cell, x = getattr(fastrnn, kind + "Cell")(IN, H), torch.randn(B, IN)
+    states = [torch.rand(B, H).half() for _ in range(2 if kind == "LSTM" else 1)]
+    wide = [s.float() for s in states]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cell(x, tuple(states) if kind == "LSTM" else states[0])
+    expected = cell(x, tuple(wide) if kind == "LSTM" else wide[0])
+    for ours, exact in zip(as_tuple(found), as_tuple(expected), strict=True):
+        torch.testing.assert_close(ours.float(), exact, rtol=0, atol=0.03)
+
+
+def as_tuple(found):
+    return found if isinstance(found, tuple) else (found,)
