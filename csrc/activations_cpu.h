@@ -46,16 +46,18 @@ FASTRNN_INLINE Vec<T> exp_negative(Vec<T> x) {
 template <class T>
 FASTRNN_INLINE Vec<T> sigmoid(Vec<T> x) {
   Vec<T> scale, fraction;
-  split_exp(clamp(Vec<T>(T(0)) - x, Constants<T>::exp_limit), scale, fraction);
+  // Of exp(-x) the limits are a normal number and infinity, so that a gate at -inf is 0.
+  using C = Constants<T>;
+  split_exp(clamp(Vec<T>(T(0)) - x, -C::exp_limit, C::exp_overflow), scale, fraction);
   const Vec<T> one(T(1));
-  return one / (one + (scale * fraction + scale));
+  return one / (scale * (one + fraction) + one);
 }
 
 // tanh x = e / (e + 2) with e = exp(2x) - 1, which keeps its relative precision near 0.
 template <class T>
 FASTRNN_INLINE Vec<T> tanh(Vec<T> x) {
   Vec<T> scale, fraction;
-  x = clamp(x, Constants<T>::tanh_limit);
+  x = clamp(x, -Constants<T>::tanh_limit, Constants<T>::tanh_limit);
   split_exp(x + x, scale, fraction);
   const Vec<T> e = scale * fraction + (scale - Vec<T>(T(1)));
   return e / (e + Vec<T>(T(2)));

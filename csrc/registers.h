@@ -37,7 +37,7 @@ struct Constants<float> {
   static constexpr int mantissa = 23, bias = 127, degree = 7;
   static constexpr float round = 0x1.8p23f;  // adding it leaves the integer in the low bits
   static constexpr float ln2_high = 0x1.63p-1f, ln2_low = -0x1.bd0106p-13f;
-  static constexpr float exp_limit = 87.f, tanh_limit = 9.1f;
+  static constexpr float exp_limit = 87.f, exp_overflow = 88.8f, tanh_limit = 9.1f;
   // Of 2^r, |r| <= 1/2: the least relative error among those that are 1 at 0.
   static constexpr float exp2_series[] = {1.f,          0.69314721f,   0.24022653f,   0.055503106f,
                                           0.009617693f, 0.0013406644f, 0.00015594678f};
@@ -51,7 +51,7 @@ struct Constants<double> {
   static constexpr int mantissa = 52, bias = 1023, degree = 13;
   static constexpr double round = 0x1.8p52;
   static constexpr double ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;
-  static constexpr double exp_limit = 708., tanh_limit = 19.1;
+  static constexpr double exp_limit = 708., exp_overflow = 709.9, tanh_limit = 19.1;
   static constexpr double exp2_series[] = {
       1.,
       0.693147180559945697,

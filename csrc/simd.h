@@ -219,10 +219,10 @@ FASTRNN_INLINE Vec<T> choose(Lanes bits, Vec<T> a, Vec<T> b) {
 #endif
 }
 
-// x within [-limit, limit]; NaN stays.
+// x within [low, high]; NaN stays.
 template <class T>
-FASTRNN_INLINE Vec<T> clamp(Vec<T> x, T limit) {
-  return max(Vec<T>(-limit), min(Vec<T>(limit), x));
+FASTRNN_INLINE Vec<T> clamp(Vec<T> x, T low, T high) {
+  return max(Vec<T>(low), min(Vec<T>(high), x));
 }
 
 template <class T>

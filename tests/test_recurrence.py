@@ -188,6 +188,20 @@ def test_non_finite_input_reaches_the_output_and_no_other_sequence(cell, value, 
 
 @native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("value", [float("inf"), -float("inf")])
+@pytest.mark.parametrize("cell", CELLS)
+def test_an_infinite_state_is_what_it_is_in_the_reference(cell, value, dtype):
+    """A gate of -inf is 0 and no small number: 0 times infinity is NaN."""
+    layer = random_layer(cell, [3] * 2, 5, 20).to(dtype)
+    with torch.no_grad():
+        layer.tensors[1][0, 1, 0] = value
+        ours = torch.ops.fastrnn.recurrence.default(*layer.arguments, False)[0]
+        expected = ops.reference(*layer.arguments)[0]
+    torch.testing.assert_close(ours, expected, equal_nan=True)
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_past_a_nan_are_the_references(cell, dtype):
     layer = random_layer(cell, [3] * 4, 5, 20).to(dtype)
