@@ -94,6 +94,8 @@ class Freezable(Stack):
             )
         if torch.compiler.is_exporting():
             raise RuntimeError(f"{op}: packed weights are for this process: unfreeze() to export")
+        if torch._C._get_tracing_state() is not None:
+            raise RuntimeError(f"{op}: packed weights are for this process: unfreeze() to trace")
         for prefix, registry, then, values in frozen.held:
             if len(registry) != len(values) or not all(map(is_, registry.values(), values)):
                 both = then | registry
