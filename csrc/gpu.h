@@ -45,7 +45,8 @@ struct Grid {
 
 // Raises what a kernel's blocks may have to the device's limit, never less: one kernel serves
 // layers of every size, and another thread's smaller one must not lower it before this launch.
-// sharedSizeBytes may be the KB that sm_90 keeps for itself, which the limit is already without.
+// sharedSizeBytes may be the KB that sm_90 keeps for itself, which the limit is already without; if
+// CUDA counts it all the same, a layer that needs this KB is refused, and runs by another schedule.
 inline cudaError_t allow_shared(const void* kernel, std::int64_t bytes) {
   cudaFuncAttributes now;
   cudaError_t error = cudaFuncGetAttributes(&now, kernel);
@@ -55,8 +56,14 @@ inline cudaError_t allow_shared(const void* kernel, std::int64_t bytes) {
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return error;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              std::max(int(bytes), limit - int(now.sharedSizeBytes)));
+  const auto allow = [&](int most) {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  };
+  if (allow(limit) == cudaSuccess) return cudaSuccess;
+  cudaGetLastError();
+  const int left = limit - int(now.sharedSizeBytes);
+  if (bytes > limit) return cudaErrorInvalidValue;
+  return bytes > left ? cudaErrorLaunchOutOfResources : allow(left);
 }
 
 template <class... P, class... A>

@@ -9,9 +9,14 @@
 namespace {
 
 constexpr int of_block = 232448, fixed = 1024;  // bytes a block can have; of the kernel's own
-int allowed = (48 << 10) - fixed, wrong = 0;
-bool wide = false;          // clusters of more than 8 blocks
-void (*other)() = nullptr;  // another thread's turn, just before a launch
+int allowed = (48 << 10) - fixed, most = of_block, wrong = 0;  // most: without the fixed, or not
+bool wide = false;                                             // clusters of more than 8 blocks
+void (*other)() = nullptr;  // another thread's turn, before a launch or once attributes are read
+bool at_attributes = false;
+
+void others_turn() {
+  if (void (*const now)() = other) other = nullptr, now();
+}
 
 void expect(bool right, const char* what) {
   if (!right) std::printf("%s\n", what), ++wrong;
@@ -29,19 +34,16 @@ extern "C" {
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* found, const void*) {
   *found = {};
   found->sharedSizeBytes = fixed, found->maxDynamicSharedSizeBytes = allowed;
+  if (at_attributes) others_turn();
   return cudaSuccess;
 }
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int value) {
   if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) return wide = value, cudaSuccess;
-  if (value > of_block) return cudaErrorInvalidValue;
+  if (value > most) return cudaErrorInvalidValue;
   return allowed = value, cudaSuccess;
 }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void*, void**) {
-  if (other) {
-    void (*const now)() = other;
-    other = nullptr;
-    now();
-  }
+  others_turn();
   if (int(config->dynamicSmemBytes) > allowed) return cudaErrorInvalidValue;
   const bool too_wide = config->numAttrs && config->attrs[0].val.clusterDim.x > 8 && !wide;
   return too_wide ? cudaErrorInvalidClusterSize : cudaSuccess;
@@ -76,10 +78,18 @@ int main() {
   expect(launch(1 << 10) == 0 && allowed < 48 << 10, "a small launch asks for nothing");
   other = [] { expect(launch(64 << 10) == 0, "another thread's launch"); };
   expect(launch(200 << 10) == 0, "a smaller launch on another thread lowers what is allowed");
-  expect(launch(of_block - fixed) == 0, "a launch of all there is");
+  // Another thread's launch of all there is, between this one's look at what is allowed and its
+  // own.
+  allowed = 48 << 10, at_attributes = true;
+  other = [] { expect(launch(of_block) == 0, "another thread's launch of all there is"); };
+  expect(launch(64 << 10) == 0 && allowed == of_block, "a smaller launch lowers what is allowed");
+  at_attributes = false;
   // What is fixed may be what of_block is already without: then there is room, else CUDA says no.
-  expect(launch(of_block) == 0 && allowed == of_block, "a launch of the fixed bytes, too");
+  expect(launch(of_block) == 0, "a launch of the fixed bytes, too");
   expect(launch(of_block + 16) == cudaErrorInvalidValue, "a launch of more");
+  allowed = 48 << 10, most = of_block - fixed;
+  expect(launch(most) == 0 && allowed == most, "a launch of all there is");
+  expect(fastrnn::device_refuses(launch(of_block)), "the fixed bytes are refused");
   expect(launch(0, 16) == 0, "a cluster of sixteen");
   expect(!fastrnn::device_refuses(cudaErrorInvalidValue), "a wrong argument is no refusal");
   for (const cudaError_t error : {cudaErrorCooperativeLaunchTooLarge, cudaErrorInvalidClusterSize})
