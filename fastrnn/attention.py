@@ -45,7 +45,9 @@ def masked_attention(
         key: [B, heads, Lk, E].
         value: [B, heads, Lk, D].
         mask: boolean or integer (True or not 0: attend), or of the query's dtype and added to the
-            scaled scores; broadcastable to [B, heads, Lq, Lk]; default None: attend to all.
+            scaled scores; broadcastable to [B, heads, Lq, Lk]; default None: attend to all. To mask
+            a whole row, use booleans or -inf: where all it adds is below -1e4, say, its scores
+            and gradients are lost to rounding, as in torch's fused kernels.
         is_causal: query i attends to keys j <= i only, together with the mask; default False.
         dropout_p: probability of dropping a weight, in [0, 1), from torch's generator; default 0.
         scale: of the scores; default None: 1 / sqrt(E).
