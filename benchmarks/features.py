@@ -29,15 +29,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "layer_norm": {"layer_norm": True},
     "recompute": {"recompute": True},
 }
+STEP = Shape(1, 1, 512, 512, 1)
 FEATURES = ("lengths", "packed", "resets", "return_cells", "proj_size", *OPTIONS)
 
 
 def cases() -> Iterator[Case]:
     """Every row of this suite."""
-    for name in FEATURES:
-        columns = {"feature": name, "cell": "lstm", "mode": "train", **WORDS._asdict()}
-        build = partial(feature, name, WORDS)
-        yield Case("features", f"{name}/{WORDS}", build, columns, quick=name == "lengths")
+    for name, shape in (*((name, WORDS) for name in FEATURES), ("proj_size", STEP)):
+        columns = {"feature": name, "cell": "lstm", "mode": "train", **shape._asdict()}
+        build = partial(feature, name, shape)
+        yield Case("features", f"{name}/{shape}", build, columns, quick=name == "lengths")
 
 
 def half_lengths(shape: Shape) -> Tensor:

@@ -71,6 +71,8 @@ class RNNOf(Layers):
     @property
     def cell_name(self) -> str:
         """The key of `CELLS` that this module runs."""
+        if self.mode not in CELLS:  # a module that was saved knows its cell by name
+            raise RuntimeError(f"RNNOf: cell {self.mode!r} must be registered in this process")
         return self.mode
 
     def extra_repr(self) -> str:

@@ -225,3 +225,12 @@ def test_registration_checks(name, cell, error, message):
         cells.register(name, cell)
     assert "\n" not in str(raised.value)
     assert before == CELLS
+
+
+def test_a_module_whose_cell_is_not_registered(monkeypatch):
+    """As one that was loaded in another process."""
+    module = build("mgu")
+    monkeypatch.delitem(CELLS, "mgu")
+    with pytest.raises(RuntimeError, match="RNNOf: cell 'mgu' must be registered in this process"):
+        module(tensor(T, B, IN))
+    assert "mgu" in repr(module)
