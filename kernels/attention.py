@@ -177,6 +177,9 @@ def _checked(*args: object) -> Attention:
             )
     if mask is not None:
         torch.broadcast_to(mask, (batch, heads, queries, keys))
+        if mask.dtype == torch.bool and query.dtype == torch.float64:
+            # 0 or -inf to add: Triton 3.6 cannot multiply float64 with what depends on bytes.
+            mask = mask.to(query.dtype).log()
     most = widest(query.dtype)
     if max(size, width) > most:
         raise ValueError(

@@ -249,6 +249,15 @@ if not INTERPRETED:
     def test_two_architectures(capability):
         compile_attention(capability, torch.bfloat16, 64, "boolean")
 
+    def test_kernels_of_float64_read_no_bytes():
+        """Triton 3.6 ends the process where the operand of a product of float64 depends on one."""
+        checked = _kernels.module("attention")._checked
+        query, mask = torch.zeros(1, 1, 2, 8, dtype=torch.float64), torch.tensor([[True, False]])
+        call = checked(query, query, query, mask[None, None], None, False, 0.0, 1.0)
+        found, _ = call.expanded_mask
+        assert found.dtype == torch.float64 and found.tolist() == [[[[0.0, -math.inf]]]]
+        compile_attention(90, torch.float64, 64, "boolean")
+
     @pytest.mark.parametrize("kind", ["causal", "boolean"])
     def test_loads_run_ahead_of_the_products_of_four_warps(kind):
         for kernel in compile_attention(90, torch.bfloat16, 128, kind, dropped=False):
