@@ -37,6 +37,8 @@ def on_chip(cell: str, dtype: torch.dtype, hidden: int) -> bool:
 
 def precision() -> str:
     """Of float32 products inside a kernel: as torch is set for its own."""
+    if torch.version.hip:  # Triton refuses TF32 on most AMD devices
+        return "ieee"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 

@@ -1,0 +1,37 @@
+"""What the Triton kernels' callers do on the host: no kernel runs."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from fastrnn import _kernels
+from tests.gpu_checks import tf32
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("needs the triton package", allow_module_level=True)
+
+pytestmark = pytest.mark.triton
+
+
+def test_products_are_as_torch_is_set_but_exact_on_amd_devices(monkeypatch):
+    precision = _kernels.module("layer").precision
+    assert precision() == "ieee"
+    with tf32():
+        assert precision() == "tf32"
+        monkeypatch.setattr(torch.version, "hip", "6.4")
+        assert precision() == "ieee"
+
+
+@pytest.mark.parametrize("sizes", [[4, 4, 2, 2, 1], [3, 1], [2, 2]], ids=str)
+def test_first_rows_of_steps_are_the_same_in_a_graphs_capture(monkeypatch, sizes):
+    module = _kernels.module("walk")
+    steps = module.Walk(sizes, None, None, None, (), False)
+    expected = steps.starts(torch.device("cpu"))
+    monkeypatch.setattr(module, "_is_capturing", lambda device: True)
+    monkeypatch.setattr(torch, "tensor", None)  # a copy from the host cannot be captured
+    found = steps.starts(torch.device("cpu"))
+    assert (expected is None) is (found is None) is (sizes == [2, 2])
+    assert found is None or torch.equal(found, expected)
