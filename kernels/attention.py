@@ -12,7 +12,6 @@ from torch import Tensor
 from .attention_backward import grad_key_value, grad_mask, grad_query
 from .attention_forward import attention_forward
 from .attention_tiles import ADDITIVE, BOOLEAN
-from .layer import precision
 from .tuning import INTERPRETED, Config, shared_memory
 
 _LARGEST_WORD = 2**32 - 1
@@ -151,7 +150,6 @@ class Attention(NamedTuple):
             "CAUSAL": self.is_causal,
             "MATH": math,
             "DOT": math if INTERPRETED else _DTYPES[dtype],
-            "PRECISION": precision(),
             "ROWS": config.rows,
             "KEYS": config.units,
             **dict(zip(("SIZE", "WIDTH"), widths, strict=True)),

@@ -66,7 +66,6 @@ def grad_query(
     CAUSAL: tl.constexpr,
     MATH: tl.constexpr,
     DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -112,8 +111,8 @@ def grad_query(
                     more = in_math(share, MATH)
                 rows = q, k, grad, v, at[:, None], delta[:, None]
                 masked = factor, allowed, added, kept, more
-                w, to_s = weight_gradients(*rows, *masked, MASK, not edge, MATH, PRECISION)
-                total = tl.dot(to_s.to(DOT), k, total, input_precision=PRECISION, out_dtype=MATH)
+                w, to_s = weight_gradients(*rows, *masked, MASK, not edge, MATH)
+                total = tl.dot(to_s.to(DOT), k, total, input_precision="ieee", out_dtype=MATH)
     total = total * in_math(scale, MATH)
     result = head_of(result, pair, heads, result_strides)
     store_rows(result, first, result_strides[2], queries, total, ROWS, E, SIZE)
@@ -152,7 +151,6 @@ def grad_key_value(
     CAUSAL: tl.constexpr,
     MATH: tl.constexpr,
     DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -196,13 +194,11 @@ def grad_key_value(
                     kept, more = tl.trans(kept), in_math(share, MATH)
                 rows = k, q, v, grad, at[None, :], delta[None, :]
                 masked = factor, allowed, added, kept, more
-                w, to_s = weight_gradients(*rows, *masked, MASK, inside, MATH, PRECISION)
+                w, to_s = weight_gradients(*rows, *masked, MASK, inside, MATH)
                 value_sum = tl.dot(
-                    w.to(DOT), grad, value_sum, input_precision=PRECISION, out_dtype=MATH
+                    w.to(DOT), grad, value_sum, input_precision="ieee", out_dtype=MATH
                 )
-                key_sum = tl.dot(
-                    to_s.to(DOT), q, key_sum, input_precision=PRECISION, out_dtype=MATH
-                )
+                key_sum = tl.dot(to_s.to(DOT), q, key_sum, input_precision="ieee", out_dtype=MATH)
     key_sum = key_sum * in_math(scale, MATH)
     to_key = head_of(to_key, pair, heads, to_key_strides)
     to_value = head_of(to_value, pair, heads, to_value_strides)
@@ -243,7 +239,6 @@ def grad_mask(
     CAUSAL: tl.constexpr,
     MATH: tl.constexpr,
     DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -287,7 +282,7 @@ def grad_mask(
                         more = in_math(share, MATH)
                     rows = q, k, grad, v, at[:, None], delta[:, None]
                     masked = factor, allowed, added, kept, more
-                    w, to_s = weight_gradients(*rows, *masked, MASK, False, MATH, PRECISION)
+                    w, to_s = weight_gradients(*rows, *masked, MASK, False, MATH)
                     total += to_s
     rows, columns = queries, keys
     if EVERY_QUERY:

@@ -49,7 +49,6 @@ def attention_forward(
     CAUSAL: tl.constexpr,
     MATH: tl.constexpr,
     DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -82,7 +81,7 @@ def attention_forward(
             allowed, added = masks(*tile, MASK, EVERY_QUERY, EVERY_KEY, CAUSAL, not edge, MATH)
             some = True if MASK == NONE else tl.max(allowed.to(tl.int32)) != 0
             if some:
-                s = scores(q, k, factor, added, MASK, MATH, PRECISION)
+                s = scores(q, k, factor, added, MASK, MATH)
                 if MASK != NONE or edge:
                     s = tl.where(allowed, s, float("-inf"))
                 higher = tl.maximum(most, tl.max(s, 1) * unit)
@@ -94,7 +93,7 @@ def attention_forward(
                     kept = kept_weights(seed, pair, i, first_key, dropped, ROWS, KEYS)
                     w = tl.where(kept, w, 0.0)
                 sums = sums * rescale[:, None]
-                sums = tl.dot(w.to(DOT), v, sums, input_precision=PRECISION, out_dtype=MATH)
+                sums = tl.dot(w.to(DOT), v, sums, input_precision="ieee", out_dtype=MATH)
                 most = higher
     empty = total == 0
     if seed is not None:

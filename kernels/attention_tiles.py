@@ -1,4 +1,7 @@
-"""What the attention kernels share: tiles of rows, of scores after the masks, and of dropout."""
+"""What the attention kernels share: tiles of rows, of scores after the masks, and of dropout.
+
+Products of float32 are exact ("ieee"), whatever torch allows for its own, as on every backend.
+"""
 
 from __future__ import annotations
 
@@ -123,9 +126,9 @@ def masks(
 
 
 @triton.jit
-def scores(a, b, factor, added, MASK: tl.constexpr, MATH: tl.constexpr, PRECISION: tl.constexpr):
+def scores(a, b, factor, added, MASK: tl.constexpr, MATH: tl.constexpr):
     """Products of rows; with an additive mask times `factor`, with it."""
-    found = tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=MATH)
+    found = tl.dot(a, tl.trans(b), input_precision="ieee", out_dtype=MATH)
     return found * factor + added if MASK == ADDITIVE else found
 
 
@@ -166,7 +169,6 @@ def weight_gradients(
     MASK: tl.constexpr,
     WHOLE: tl.constexpr,
     MATH: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Of a tile: the weights that values were summed with, and the gradients of the scores.
 
@@ -174,12 +176,12 @@ def weight_gradients(
     queries, values, gradients for a tile [KEYS, ROWS]. logsumexp, by log2(e), and delta, the rows'
     products of output and gradient, lie along the tile's rows.
     """
-    s = scores(a, b, factor, added, MASK, MATH, PRECISION)
+    s = scores(a, b, factor, added, MASK, MATH)
     w = tl.exp2(s * (1.0 if MASK == ADDITIVE else factor) - logsumexp)
     if MASK != NONE or not WHOLE:
         w = tl.where(allowed, w, 0.0)
     used = w
-    to_w = tl.dot(c, tl.trans(d), input_precision=PRECISION, out_dtype=MATH)
+    to_w = tl.dot(c, tl.trans(d), input_precision="ieee", out_dtype=MATH)
     if kept is not None:
         used, to_w = tl.where(kept, w * share, 0.0), tl.where(kept, to_w * share, 0.0)
     return used, w * (to_w - delta)

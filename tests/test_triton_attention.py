@@ -10,6 +10,7 @@ import torch
 import fastrnn
 from fastrnn import _kernels
 from fastrnn._attention import reference
+from tests.gpu_checks import tf32
 from tests.layers import assert_as_close_as_torch
 from tests.test_triton import FLOORS, INTERPRETED, on_devices
 
@@ -248,6 +249,11 @@ if not INTERPRETED:
     @pytest.mark.parametrize("capability", [90, 120])  # the most and the least shared memory
     def test_two_architectures(capability):
         compile_attention(capability, torch.bfloat16, 64, "boolean")
+
+    def test_products_of_float32_are_exact_where_torch_may_round():
+        with tf32():
+            for kernel in compile_attention(90, torch.float32, 64, "causal"):
+                assert not kernel.count("HMMA") and not kernel.count("HGMMA"), kernel
 
     def test_kernels_of_float64_read_no_bytes():
         """Triton 3.6 ends the process where the operand of a product of float64 depends on one."""
