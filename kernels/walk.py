@@ -84,22 +84,32 @@ class Walk:
         """uint8 [N]."""
         return None if self.resets is None else self.resets.view(torch.uint8)
 
+    @cached_property
+    def runs(self) -> list[tuple[int, int]]:
+        """Sizes, and how many steps in succession have them."""
+        return [(size, len(list(run))) for size, run in groupby(self.sizes)]
+
     def starts(self, device: torch.device) -> Tensor | None:
         """int64 [T+1], the first row of each step; None: all steps have B rows."""
         if self.sizes[0] == self.sizes[-1]:
             return None
         if _is_capturing(device):
             # A replay cannot copy from this process's memory: launches take the sizes along.
-            runs = [(size, len(list(run))) for size, run in groupby(self.sizes)]
-            sizes = torch.cat([torch.full((n,), size, device=device) for size, n in runs])
+            sizes = torch.cat([torch.full((n,), size, device=device) for size, n in self.runs])
             return pad(sizes.cumsum(0), (1, 0))
         return torch.tensor([0, *accumulate(self.sizes)], device=device)
 
     def previous(self, output: Tensor, state: Tensor) -> Tensor:
         """The h that each row's step found [N, H]: every step's [N, H], and the first [B, H]."""
-        pieces = []
-        for step in sorted(self.steps):
-            known = min(step.count, step.before_count)
-            pieces += [output[step.before_row : step.before_row + known], state[known : step.count]]
+        # Pieces of a run, not of a step: a slice costs the host as much as a launch.
+        pieces, row, before = [], 0, 0
+        for (size, count), (after, _) in pairwise([*self.runs, (0, 0)]):
+            end = row + count * size
+            if self.reverse:
+                pieces += [output[row + size : end + after], state[after:size]]
+            else:
+                first = output[row - before : row - before + size] if row else state
+                pieces += [first, output[row : end - size]]
+            row, before = end, size
         found = torch.cat(pieces)
         return found if self.resets is None else found.masked_fill(self.resets[:, None], 0)

@@ -35,3 +35,20 @@ def test_first_rows_of_steps_are_the_same_in_a_graphs_capture(monkeypatch, sizes
     found = steps.starts(torch.device("cpu"))
     assert (expected is None) is (found is None) is (sizes == [2, 2])
     assert found is None or torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("sizes", [[3], [3] * 4, [5, 5, 2, 2, 2, 1], [4, 3, 3, 0, 0], [0]], ids=str)
+def test_states_that_steps_found_are_few_pieces(monkeypatch, sizes):
+    """Each row's is its sequence's row in the step taken before, or the first state."""
+    rows = [(t, b) for t, size in enumerate(sizes) for b in range(size)]
+    output = torch.arange(len(rows)).float()[:, None]
+    state = -1 - torch.arange(sizes[0]).float()[:, None]
+    cat, pieces = torch.cat, []
+    monkeypatch.setattr(torch, "cat", lambda found: pieces.extend(found) or cat(found))
+    for reverse in (False, True):
+        pieces.clear()
+        walk = _kernels.module("walk").Walk(sizes, None, None, None, (), reverse)
+        before = [(t + 1 if reverse else t - 1, b) for t, b in rows]
+        expected = [rows.index(at) if at in rows else -1 - at[1] for at in before]
+        assert walk.previous(output, state).flatten().tolist() == expected
+        assert len(pieces) == 2 * len(set(sizes))
