@@ -97,7 +97,9 @@ class Walk:
             # A replay cannot copy from this process's memory: launches take the sizes along.
             sizes = torch.cat([torch.full((n,), size, device=device) for size, n in self.runs])
             return pad(sizes.cumsum(0), (1, 0))
-        return torch.tensor([0, *accumulate(self.sizes)], device=device)
+        # The host waits for the device before it copies from memory that is not pinned.
+        first = torch.tensor([0, *accumulate(self.sizes)], pin_memory=device.type == "cuda")
+        return first.to(device, non_blocking=True)
 
     def previous(self, output: Tensor, state: Tensor) -> Tensor:
         """The h that each row's step found [N, H]: every step's [N, H], and the first [B, H]."""

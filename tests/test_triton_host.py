@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -52,3 +53,13 @@ def test_states_that_steps_found_are_few_pieces(monkeypatch, sizes):
         expected = [rows.index(at) if at in rows else -1 - at[1] for at in before]
         assert walk.previous(output, state).flatten().tolist() == expected
         assert len(pieces) == 2 * len(set(sizes))
+
+
+def test_first_rows_of_steps_are_copied_while_the_host_goes_on(monkeypatch):
+    tensor = Mock()
+    monkeypatch.setattr(torch, "tensor", tensor)
+    monkeypatch.setattr(_kernels.module("walk"), "_is_capturing", lambda device: False)
+    cuda = torch.device("cuda")
+    _kernels.module("walk").Walk([2, 1], None, None, None, (), False).starts(cuda)
+    tensor.assert_called_once_with([0, 2, 3], pin_memory=True)
+    tensor.return_value.to.assert_called_once_with(cuda, non_blocking=True)
