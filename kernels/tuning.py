@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from triton.runtime.driver import driver
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 _REPEATS = 5
+_CLOCK = 2e9  # cycles a second, about the fastest device's
+_LONGEST = 0.05  # seconds
 _MARGIN = 0.95  # a later candidate has to be this much faster
 
 
@@ -79,9 +82,15 @@ def tuned(
 def _time(run: Callable[[], None]) -> float:
     """Median milliseconds."""
     run()  # compiles
+    started = perf_counter()
+    run()
+    # Kernels are shorter than their launches: these queue up behind a pause twice as long as all of
+    # them, or else the events would time the host.
+    pause = int(2 * _CLOCK * min(perf_counter() - started, _LONGEST))
     times = []
     for _ in range(_REPEATS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(pause)
         begin.record()
         run()
         end.record()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from time import sleep
 from unittest.mock import Mock
 
 import pytest
@@ -63,3 +64,17 @@ def test_first_rows_of_steps_are_copied_while_the_host_goes_on(monkeypatch):
     _kernels.module("walk").Walk([2, 1], None, None, None, (), False).starts(cuda)
     tensor.assert_called_once_with([0, 2, 3], pin_memory=True)
     tensor.return_value.to.assert_called_once_with(cuda, non_blocking=True)
+
+
+def test_a_candidate_is_timed_by_the_device_not_by_its_launches(monkeypatch):
+    """Which begin only when the device pauses, for longer than the host launches."""
+    calls = Mock()
+    calls.Event().elapsed_time.return_value = 3.0
+    calls.run.side_effect = lambda: sleep(0.001)
+    monkeypatch.setattr(torch.cuda, "Event", calls.Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", calls.pause)
+    assert _kernels.module("tuning")._time(calls.run) == 3.0
+    names = [name for name, *_ in calls.mock_calls if name != "Event"]
+    timed = "pause", "Event().record", "run", "Event().record"
+    assert names[:2] == ["run", "run"] and tuple(names[2:6]) == timed
+    assert all(2e6 <= call.args[0] <= 4e8 for call in calls.pause.mock_calls)
