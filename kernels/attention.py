@@ -284,9 +284,8 @@ def masked_attention_backward(
         if to_mask.numel():
             every = [n == 1 for n in mask.shape]
             both = call.tile("mask")
-            columns = triton.cdiv(keys, both.units)
-            own = mask.size(0) * mask.size(1)
-            grad_mask[(own, 1 if every[2] else rows, 1 if every[3] else columns)](
+            blocks = triton.cdiv(mask.size(2), both.rows) * triton.cdiv(mask.size(3), both.units)
+            grad_mask[(mask.size(0) * mask.size(1) * blocks,)](
                 *shared,
                 to_mask,
                 query.size(0),

@@ -21,6 +21,7 @@ from .attention_tiles import (
     pair_and_first,
     store_rows,
     weight_gradients,
+    whole_and_first,
 )
 
 
@@ -246,10 +247,11 @@ def grad_mask(
     STAGES: tl.constexpr,
 ):
     """The scores' gradients, summed over what the mask is broadcast along."""
-    own = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0).to(tl.int64)
+    rest, first_column = whole_and_first(program, 1 if EVERY_KEY else keys, KEYS)
+    own, first_row = whole_and_first(rest, 1 if EVERY_QUERY else queries, ROWS)
     own_heads = 1 if EVERY_HEAD else heads
     own_b, own_h = own // own_heads, own % own_heads
-    first_row, first_column = tl.program_id(1) * ROWS, tl.program_id(2) * KEYS
     b_end = batches if EVERY_BATCH else own_b + 1
     h_end = heads if EVERY_HEAD else own_h + 1
     i_end = queries if EVERY_QUERY else tl.minimum(queries, first_row + ROWS)

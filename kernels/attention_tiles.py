@@ -16,15 +16,20 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def whole_and_first(program, length, ROWS: tl.constexpr):
+    """Of programs that share wholes of `length` rows: the whole, and the first of the rows."""
+    blocks = tl.cdiv(length, ROWS)
+    return program // blocks, program % blocks * ROWS
+
+
+@triton.jit
 def pair_and_first(length, ROWS: tl.constexpr, LAST_FIRST: tl.constexpr):
     """The program's head of a batch, and the first of its rows, of `length` (int64 both)."""
     # All on the one axis of a grid that is not limited to 65,535.
-    blocks = tl.cdiv(length, ROWS)
-    program = tl.program_id(0).to(tl.int64)
-    block = program % blocks
+    pair, first = whole_and_first(tl.program_id(0).to(tl.int64), length, ROWS)
     if LAST_FIRST:  # under the causal rule the last rows take longest
-        block = blocks - 1 - block
-    return program // blocks, block * ROWS
+        first = (tl.cdiv(length, ROWS) - 1) * ROWS - first
+    return pair, first
 
 
 @triton.jit

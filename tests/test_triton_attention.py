@@ -270,16 +270,18 @@ if not INTERPRETED:
             assert kernel.count("LDGSTS") and kernel.count("HGMMA"), kernel
             assert not kernel.count("HMMA"), kernel
 
-    def test_more_heads_than_the_short_axes_of_a_grid_are_long():
+    def test_more_heads_or_rows_than_the_short_axes_of_a_grid_are_long():
         from tests.triton_device import Device
 
         attention = _kernels.module("attention")
-        query, options = torch.zeros(10, 7000, 1, 8), (False, 0.0, 1.0)
-        args = query, query, query, torch.zeros(10, 7000, 1, 1), None
-        with Device(90) as device:  # refuses a launch that a GPU would
-            output, logsumexp = attention.masked_attention(*args, *options)
-            attention.masked_attention_backward(output, *args, output, logsumexp, *options, True)
-        assert device.launches == 4
+        options = False, 0.0, 1.0
+        for query in (torch.zeros(10, 7000, 1, 8), torch.zeros(1, 1, 2**21 + 1, 1)):
+            args = query, query, query, torch.zeros(*query.shape[:3], 1), None
+            with Device(90) as device:  # refuses a launch that a GPU would
+                output, logsumexp = attention.masked_attention(*args, *options)
+                saved = *args, output, logsumexp, *options
+                attention.masked_attention_backward(output, *saved, True)
+            assert device.launches == 4
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
