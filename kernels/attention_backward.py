@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .attention_tiles import (
+    ADDITIVE,
     LOG2_E,
     NONE,
     NUMBERS,
@@ -19,6 +20,7 @@ from .attention_tiles import (
     load_rows,
     masks,
     pair_and_first,
+    score_factor,
     store_rows,
     weight_gradients,
     whole_and_first,
@@ -40,8 +42,8 @@ def grad_query(
     mask,  # uint8 or of the query's dtype, expanded to [B, heads, Lq, Lk]; or None
     seed,  # int64 [1] or None
     grad_output,
-    statistics,  # [B, heads, 2, Lq or more], filled here: logsumexp by log2(e) and delta, the rows'
-    # products of output and gradient; infinity and 0 beyond the last query
+    statistics,  # [B, heads, 2, Lq or more], filled here: logsumexp as `powers` takes it and delta,
+    # the rows' products of output and gradient; infinity and 0 beyond the last query
     query_strides,  # of B, heads, Lq, and so on
     key_strides,
     value_strides,
@@ -85,13 +87,14 @@ def grad_query(
     grad = load_rows(grad_output, first, grad_strides[2], queries, ROWS, D, WIDTH, DOT)
     out = load_rows(output, first, output_strides[2], queries, ROWS, D, WIDTH, MATH)
     row = first + tl.arange(0, ROWS)
-    at = tl.load(logsumexp + pair * queries + row, mask=row < queries, other=float("inf")) * LOG2_E
+    at = tl.load(logsumexp + pair * queries + row, mask=row < queries, other=float("inf"))
+    at = at if MASK == ADDITIVE else at * LOG2_E
     delta = tl.sum(grad.to(MATH) * out, 1)
     place = statistics + pair * 2 * padded + row
     tl.store(place, at)
     tl.store(place + padded, delta)
     i = first + tl.arange(0, ROWS)[:, None]
-    factor = in_math(scale * LOG2_E, MATH)
+    factor = score_factor(scale, MASK, MATH)
     total = tl.zeros((ROWS, SIZE), MATH)
     end, whole = keys.to(tl.int64), keys.to(tl.int64) // KEYS * KEYS
     if CAUSAL:
@@ -169,7 +172,7 @@ def grad_key_value(
     j = first_key + tl.arange(0, KEYS)[:, None]
     k = load_rows(key, first_key, key_strides[2], keys, KEYS, E, SIZE, DOT)
     v = load_rows(value, first_key, value_strides[2], keys, KEYS, D, WIDTH, DOT)
-    factor = in_math(scale * LOG2_E, MATH)
+    factor = score_factor(scale, MASK, MATH)
     key_sum, value_sum = tl.zeros((KEYS, SIZE), MATH), tl.zeros((KEYS, WIDTH), MATH)
     # Queries from `begin` on, those from `whole` on without an edge.
     begin, whole = first_key * 0, first_key * 0
@@ -256,7 +259,7 @@ def grad_mask(
     h_end = heads if EVERY_HEAD else own_h + 1
     i_end = queries if EVERY_QUERY else tl.minimum(queries, first_row + ROWS)
     j_end = keys if EVERY_KEY else tl.minimum(keys, first_column + KEYS)
-    factor = in_math(scale * LOG2_E, MATH)
+    factor = score_factor(scale, MASK, MATH)
     total = tl.zeros((ROWS, KEYS), MATH)
     for b in range(own_b, b_end):
         for h in range(own_h, h_end):

@@ -16,6 +16,8 @@ from .attention_tiles import (
     load_rows,
     masks,
     pair_and_first,
+    powers,
+    score_factor,
     scores,
     store_rows,
 )
@@ -63,7 +65,7 @@ def attention_forward(
         mask = head_of(mask, pair, heads, mask_strides)
     i = first + tl.arange(0, ROWS)[:, None]
     q = load_rows(query, first, query_strides[2], queries, ROWS, E, SIZE, DOT)
-    factor = in_math(scale * LOG2_E, MATH)
+    factor = score_factor(scale, MASK, MATH)
     unit = 1.0 if MASK == ADDITIVE else factor
     most = tl.full((ROWS,), float("-inf"), MATH)
     total = tl.zeros((ROWS,), MATH)
@@ -87,7 +89,7 @@ def attention_forward(
                 higher = tl.maximum(most, tl.max(s, 1) * unit)
                 # No row is -inf here for good: exp2(-inf - 0) is 0 in one that has had nothing yet.
                 base = tl.where(higher == float("-inf"), 0.0, higher)
-                rescale, w = tl.exp2(most - base), tl.exp2(s * unit - base[:, None])
+                rescale, w = powers(most, base, MASK), powers(s * unit, base[:, None], MASK)
                 total = total * rescale + tl.sum(w, 1)
                 if seed is not None:
                     kept = kept_weights(seed, pair, i, first_key, dropped, ROWS, KEYS)
@@ -101,6 +103,8 @@ def attention_forward(
     result = tl.where(empty[:, None], 0.0, sums / tl.where(empty, 1.0, total)[:, None])
     output = head_of(output, pair, heads, output_strides)
     store_rows(output, first, output_strides[2], queries, result, ROWS, D, WIDTH)
-    at = tl.where(empty, float("inf"), (most + tl.log2(tl.where(empty, 1.0, total))) / LOG2_E)
+    power = tl.log2(tl.where(empty, 1.0, total))
+    at = most + power / LOG2_E if MASK == ADDITIVE else (most + power) / LOG2_E
+    at = tl.where(empty, float("inf"), at)
     i = first + tl.arange(0, ROWS)
     tl.store(logsumexp + pair * queries + i, at, mask=i < queries)

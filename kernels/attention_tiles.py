@@ -100,7 +100,7 @@ def masks(
     WHOLE: tl.constexpr,
     MATH: tl.constexpr,
 ):
-    """Of a tile of queries i and keys j: what may attend, and what is added, by log2(e).
+    """Of a tile of queries i and keys j: what may attend, and what is added.
 
     EVERY_QUERY: whether the mask is one for all queries; EVERY_KEY: for all keys.
     WHOLE: every key of it exists, and the causal rule lets every query attend to it. Queries that
@@ -122,7 +122,7 @@ def masks(
         exists = True if WHOLE or EVERY_KEY else j < keys
         found = tl.load(place) if exists is True else tl.load(place, mask=exists, other=0)
         if MASK == ADDITIVE:
-            added = found.to(MATH) * LOG2_E
+            added = found.to(MATH)
             found = added != float("-inf")  # NaN stays
         else:
             found = found != 0
@@ -135,6 +135,18 @@ def scores(a, b, factor, added, MASK: tl.constexpr, MATH: tl.constexpr):
     """Products of rows; with an additive mask times `factor`, with it."""
     found = tl.dot(a, tl.trans(b), input_precision="ieee", out_dtype=MATH)
     return found * factor + added if MASK == ADDITIVE else found
+
+
+@triton.jit
+def score_factor(scale, MASK: tl.constexpr, MATH: tl.constexpr):
+    """Of products; by log2(e) too, unless a mask is added, which may be too large for that."""
+    return in_math(scale if MASK == ADDITIVE else scale * LOG2_E, MATH)
+
+
+@triton.jit
+def powers(s, base, MASK: tl.constexpr):
+    """e to the power of s - base, both by log2(e) already unless a mask is added."""
+    return tl.exp2((s - base) * LOG2_E if MASK == ADDITIVE else s - base)
 
 
 @triton.jit
@@ -178,11 +190,13 @@ def weight_gradients(
     """Of a tile: the weights that values were summed with, and the gradients of the scores.
 
     a, b, c, d: queries, keys, the output's gradients, values for a tile [ROWS, KEYS]; keys,
-    queries, values, gradients for a tile [KEYS, ROWS]. logsumexp, by log2(e), and delta, the rows'
-    products of output and gradient, lie along the tile's rows.
+    queries, values, gradients for a tile [KEYS, ROWS]. logsumexp, scaled as `powers` takes it, and
+    delta, the rows' products of output and gradient, lie along the tile's rows.
     """
     s = scores(a, b, factor, added, MASK, MATH)
-    w = tl.exp2(s * (1.0 if MASK == ADDITIVE else factor) - logsumexp)
+    w = powers(s * (1.0 if MASK == ADDITIVE else factor), logsumexp, MASK)
+    if MASK == ADDITIVE:  # a large logsumexp may be rounded by more than its row's weights can be
+        w = tl.where(w > 1, 1.0, w)  # NaN stays
     if MASK != NONE or not WHOLE:
         w = tl.where(allowed, w, 0.0)
     used = w

@@ -43,7 +43,7 @@ if not INTERPRETED:
 
     def test_interpreted():
         """Everything below, and the cells, on CPU tensors."""
-        more = (__file__.replace(".py", f"_{name}.py") for name in ("cells", "attention"))
+        more = (__file__.replace(".py", f"_{name}.py") for name in ("cells", "attention", "masks"))
         files = [__file__, *more]
         found = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files],

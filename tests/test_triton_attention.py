@@ -119,7 +119,9 @@ def test_against_the_reference(name, device):
         found = everything(*ours, (*args, *options), lower)
         for what, *values in zip(NAMES, found, torchs, exact, strict=False):
             values = [v.cpu().nan_to_num(posinf=9.0) for v in values]
-            assert_as_close_as_torch(f"{what} {dtype}", *values, FLOORS[dtype])
+            # The sum of a row's score gradients is 0: all of a mask's where it is one for all keys.
+            largest = exact[2].abs().max().item() if what == "grad_mask" else None
+            assert_as_close_as_torch(f"{what} {dtype}", *values, FLOORS[dtype], largest)
 
 
 @on_devices
@@ -192,18 +194,6 @@ def test_no_queries_or_keys(device):
         )
         for grad, of in zip(grads[:3], args, strict=True):
             assert torch.equal(grad, torch.zeros_like(of))
-
-
-@on_devices
-def test_a_mask_that_is_not_a_number_shows(device):
-    query, mask = torch.ones(1, 1, 4, 8, device=device), torch.zeros(1, 1, 4, 4, device=device)
-    mask[0, 0, 1, 2] = math.nan
-    attention = _kernels.module("attention")
-    for is_causal in (False, True):  # by which nobody attends there
-        found = attention.masked_attention(query, query, query, mask, None, is_causal, 0.0, 1.0)
-        for result in found:
-            rows = result.reshape(4, -1).isnan().any(-1)
-            assert rows.tolist() == [False, not is_causal, False, False]
 
 
 @on_devices
