@@ -253,6 +253,7 @@ def grad_mask(
     program = tl.program_id(0).to(tl.int64)
     rest, first_column = whole_and_first(program, 1 if EVERY_KEY else keys, KEYS)
     own, first_row = whole_and_first(rest, 1 if EVERY_QUERY else queries, ROWS)
+    first_row, first_column = first_row.to(tl.int32), first_column.to(tl.int32)  # fewer registers
     own_heads = 1 if EVERY_HEAD else heads
     own_b, own_h = own // own_heads, own % own_heads
     b_end = batches if EVERY_BATCH else own_b + 1
