@@ -35,7 +35,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(value: float) -> Checkpoint:
-    return Checkpoint({"w": torch.full((2, 3), value)}, {"s": torch.ones(1)}, {"step": int(value)})
+    weights, state = {"w": torch.full((2, 3), value)}, {"s": torch.tensor([value])}
+    return Checkpoint(weights, state, {"step": int(value)})
 
 
 def test_checkpoint_comes_back_as_saved(tmp_path: Path) -> None:
@@ -43,7 +44,7 @@ def test_checkpoint_comes_back_as_saved(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "last", make(2))
     loaded = load_checkpoint(tmp_path / "last")
     assert loaded.weights["w"].equal(torch.full((2, 3), 2.0))
-    assert loaded.state["s"].equal(torch.ones(1))
+    assert loaded.state["s"].equal(torch.tensor([2]))
     assert loaded.counters["step"] == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "last.old"]
     assert load_checkpoint(tmp_path / "last.old").counters["step"] == 1
@@ -82,6 +83,26 @@ def test_a_replacement_cut_short_is_settled(tmp_path: Path) -> None:
     save_checkpoint(last, make(3))
     assert [load_checkpoint(p).counters["step"] for p in (last, old)] == [3, 2]
     assert not new.exists()
+
+
+@pytest.mark.parametrize("moment", ["model.safetensors", "state.safetensors"])
+def test_a_checkpoint_replaced_while_it_is_read_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    folder, read = tmp_path / "last", checkpoint_module._read
+    for value in (1, 2):
+        save_checkpoint(folder, make(value))
+    left = [3, 4]
+
+    def slow(path: Path) -> bytes:
+        if path.name == moment and left:
+            save_checkpoint(folder, make(left.pop(0)))
+        return read(path)
+
+    monkeypatch.setattr(checkpoint_module, "_read", slow)
+    warnings: list[str] = []
+    found = load_checkpoint(folder, warnings.append)
+    assert (found.counters["step"], warnings) == (4, [])
 
 
 def test_half_a_first_checkpoint_is_none(tmp_path: Path) -> None:

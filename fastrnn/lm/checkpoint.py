@@ -24,6 +24,7 @@ from torch import Tensor
 from fastrnn.lm.errors import UserError
 
 _WEIGHTS, _STATE, _COUNTERS = "model.safetensors", "state.safetensors", "state.json"
+_TRIES = 10  # to read a checkpoint that another process goes on replacing
 _FORMAT = 2  # counted up when a checkpoint of before can no longer be continued
 
 
@@ -111,6 +112,21 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None] = _to_stderr) -> C
         UserError: a file of it is missing, truncated or changed since it was written, or is of
             another version of this program; and so is the one before.
     """
+    for _ in range(_TRIES):
+        before = _identity(folder)
+        problem, candidate, found = _load_newest(folder)
+        # Files of two checkpoints are no damage: one was replaced by the other meanwhile.
+        if (found and not problem) or _identity(folder) == before:
+            break
+    if found is None:
+        raise problem or UserError(f"{folder}: there is no checkpoint")
+    if problem is not None:
+        warn(f"{problem}; using {candidate}, of step {found.counters.get('step')}")
+    return found
+
+
+def _load_newest(folder: Path) -> tuple[UserError | None, Path, Checkpoint | None]:
+    """What is wrong with the newest, and the newest that nothing is wrong with, if any."""
     new, old = _beside(folder)
     problem: UserError | None = None
     # The new one is complete if the program died just before the others stepped aside.
@@ -118,15 +134,19 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None] = _to_stderr) -> C
         if not candidate.is_dir() and (candidate != folder or new.is_dir() or old.is_dir()):
             continue
         try:
-            found = _load(candidate)
+            return problem, candidate, _load(candidate)
         except UserError as error:
             problem = problem or error
-            continue
-        if problem is not None:
-            warn(f"{problem}; using {candidate}, of step {found.counters.get('step')}")
-        return found
-    assert problem is not None
-    raise problem
+    return problem, folder, None
+
+
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    """What tells a folder from another that has had its name; None: there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _load(folder: Path) -> Checkpoint:

@@ -42,7 +42,7 @@ _FILES = (
     "curves.svg",
     *_EVALUATED,
 )
-_FOLDERS = tuple(name + end for name in (LAST, BEST) for end in ("", ".new", ".old"))
+CHECKPOINTS = tuple(name + end for name in (LAST, BEST) for end in ("", ".new", ".old"))
 
 
 class Run:
@@ -138,7 +138,7 @@ class Run:
             # By name: whatever else lies in the folder is not this program's to delete.
             for name in _FILES:
                 (self.folder / name).unlink(missing_ok=True)
-            for name in _FOLDERS:
+            for name in CHECKPOINTS:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             write_file(self.folder / CONFIG, to_toml(config).encode())
             tokens = json.dumps(corpus.vocabulary.tokens, ensure_ascii=False)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from fastrnn.lm.counts import Counts, count
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.figures import Metrics, is_figure, parse_metrics, perplexity
-from fastrnn.lm.run import CONFIG, EVALUATIONS, METRICS, RESULT
+from fastrnn.lm.run import BEST, CHECKPOINTS, CONFIG, EVALUATIONS, LAST, METRICS, RESULT
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,20 @@ def find_runs(places: tuple[str, ...]) -> list[Path]:
         folder = Path(place)
         if not folder.is_dir():
             raise UserError(f"{place}: no such folder")
-        inside = sorted(path.parent for path in folder.rglob(CONFIG))
+        inside = sorted(_runs_in(folder))
         if not inside:
             raise UserError(f"{place}: holds no run: there is no {CONFIG} in it")
         found |= dict.fromkeys(inside)
     return list(found)
+
+
+def _runs_in(place: Path) -> Iterator[Path]:
+    """Folders of runs; what goes away while it is looked through, is passed over."""
+    for folder, inside, files in os.walk(place):
+        if CONFIG in files:
+            yield Path(folder)
+            # Its checkpoints are no place to look in, and may be changing their names.
+            inside[:] = [name for name in inside if name not in CHECKPOINTS]
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -197,14 +207,15 @@ def _metrics(path: Path) -> Metrics:
 
 
 def _shapes(folder: Path) -> dict[str, list[int]]:
-    for name in ("best", "last"):
+    # While a checkpoint is being replaced, the one before may be all that has a name.
+    for name in (BEST, f"{BEST}.old", LAST, f"{LAST}.old"):
         path = folder / name / "model.safetensors"
-        if not path.is_file():
-            continue
         try:
             with safe_open(path, "np") as file:
                 names = list(file.keys())
                 return {name: list(file.get_slice(name).get_shape()) for name in names}
+        except (FileNotFoundError, NotADirectoryError):
+            continue
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: the checkpoint is truncated or damaged") from error
     return {}

@@ -230,6 +230,22 @@ def test_folders_are_searched_and_found_once(runs: Path) -> None:
     assert [folder.name for folder in find_runs(tuple(names))] == ["words", "characters"]
 
 
+def test_checkpoints_are_not_searched_nor_missed_while_they_are_replaced(
+    runs: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "last" / "run"  # the name alone makes no checkpoint
+    shutil.copytree(runs / "words", run)
+    whole = read_summary(run)
+    for name in ("last", "last.new", "best.old"):
+        (run / name).mkdir(exist_ok=True)
+        (run / name / CONFIG).touch()
+    assert find_runs((str(tmp_path),)) == [run]
+    shutil.rmtree(run / "last")
+    shutil.rmtree(run / "best.old")
+    (run / "best").rename(run / "best.old")  # as between the two renamings of a save
+    assert whole.shapes and read_summary(run).shapes == whole.shapes
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
