@@ -7,6 +7,8 @@ import json
 import math
 import os
 import re
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,6 +19,7 @@ import tyro
 from fastrnn.lm.checkpoint import write_file
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.fragments import run_card, runs_table, settings_list, written
+from fastrnn.lm.program import one_line
 from fastrnn.lm.summary import Summary, find_runs, read_summary
 
 # Settings that say how a run was watched, not what it was.
@@ -45,25 +48,42 @@ def write_report(options: ReportingOptions) -> None:
         options: see `ReportingOptions`.
 
     Raises:
-        UserError: there is no run, one cannot be read, or the page cannot be written.
+        UserError: there is no run, none can be read, or the page cannot be written.
     """
     if not options.runs:
         raise UserError("name one folder of runs or more")
     path = Path(options.out)
     if not path.name or path.is_dir():
         raise UserError(f"--out {options.out!r}: expected a file to write, got a folder")
-    runs = [read_summary(folder) for folder in find_runs(options.runs)]
+    runs, damaged = _read_runs(options.runs)
     # A title or a folder's name may be no text.
-    write_file(path, page(runs, options.title).encode(errors="replace"))
+    write_file(path, page(runs, options.title, damaged).encode(errors="replace"))
     print(f"{path}: {len(runs)} run{'' if len(runs) == 1 else 's'}")
 
 
-def page(runs: list[Summary], title: str) -> str:
+def _read_runs(places: tuple[str, ...]) -> tuple[list[Summary], list[str]]:
+    """The runs, and a line, which is printed too, for each that cannot be read."""
+    runs, problems = [], []
+    for folder in find_runs(places):
+        try:
+            runs.append(read_summary(folder))
+        except UserError as error:
+            problems.append(error)
+    if not runs:
+        raise problems[0]
+    damaged = [f"a run is left out: {one_line(problem)}" for problem in problems]
+    for line in damaged:
+        print(line, file=sys.stderr)
+    return runs, damaged
+
+
+def page(runs: list[Summary], title: str, damaged: Sequence[str] = ()) -> str:
     """The page of some runs.
 
     Args:
         runs: at least one.
         title: heading of the page.
+        damaged: lines that say which runs are not shown, and why.
 
     Returns:
         HTML that refers to nothing outside itself.
@@ -73,7 +93,7 @@ def page(runs: list[Summary], title: str) -> str:
     differing, shared = split_settings(runs)
     marks = {
         "TITLE": html.escape(title),
-        "LEAD": html.escape(_lead(runs, names)),
+        "LEAD": "<br>".join(map(html.escape, [_lead(runs, names), *damaged])),
         "TABLE": runs_table(runs, names, differing),
         "SHARED": settings_list("Settings that all runs share", shared),
         "CARDS": "\n".join(map(run_card, runs, names)),

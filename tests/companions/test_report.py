@@ -304,6 +304,22 @@ def test_damaged_files(
     assert not (tmp_path / "page.html").exists()
 
 
+def test_a_damaged_run_is_left_out_and_named(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("good", "bad <i>"):
+        shutil.copytree(runs / "words", tmp_path / name)
+    (tmp_path / "bad <i>" / CONFIG).write_text("a = ")
+    assert main([str(tmp_path), "-o", str(tmp_path / "page.html")]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path / 'page.html'}: 1 run\n"
+    told = f"a run is left out: {tmp_path / 'bad <i>' / CONFIG}: not valid TOML: "
+    assert printed.err.startswith(told) and printed.err.count("\n") == 1
+    text = (tmp_path / "page.html").read_text()
+    assert [row[0] for row in Reader(text).rows[2:]] == ["good"]
+    assert f"bad &lt;i&gt;/{CONFIG}: not valid TOML" in text
+
+
 def drawn(path: Path, folder: Path) -> list[str]:
     """The validation curves of a page, as a browser draws them."""
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu"]
