@@ -84,20 +84,22 @@ def _share_out(path: Path, workers: int) -> int:
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_worker, args=(path, threads)) for _ in range(workers)]
-    told = False
+    told = 0  # the signal that was passed on
     with StopOnSignal() as stop:
         for process in processes:
             process.start()
         while alive := [process for process in processes if process.is_alive()]:
-            with suppress(KeyboardInterrupt):  # the workers have heard it too, and stop
+            with suppress(KeyboardInterrupt):  # of a second Ctrl-C
                 wait([process.sentinel for process in alive], timeout=0.5)
-            if stop.asked == signal.SIGTERM and not told:  # may have come to this one alone
-                told = True
-                for process in alive:
-                    process.terminate()
+                if stop.asked and not told:  # may have come to this one alone
+                    # A worker that has heard Ctrl-C too is not kept from saving by SIGTERM.
+                    for process in alive:
+                        process.terminate()
+                    told = stop.asked
     codes = [process.exitcode or 0 for process in processes]
     if told:  # between two runs it ends a worker at once
-        codes = [_TERMINATED if code == -signal.SIGTERM else code for code in codes]
+        stopped = (130, _TERMINATED, -signal.SIGTERM)
+        codes = [128 + told if code in stopped else code for code in codes]
     if failed := [code for code in codes if code not in (0, 130, _TERMINATED)]:
         raise UserError(f"{len(failed)} of {workers} workers died, see above; start again to go on")
     return max(codes)

@@ -169,19 +169,27 @@ def test_an_interrupted_sweep_goes_on(
     assert sorted(made(tmp_path / "sweep")) == ["0000", "0001"]
 
 
-def test_sigterm_stops_the_workers_at_their_checkpoints(runs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "Ctrl-C"])
+def test_a_signal_stops_the_workers_at_their_checkpoints(
+    runs: Path, tmp_path: Path, how: str
+) -> None:
     settings = "epochs = 10000\ncheckpoint-interval = 0\nlog-interval = 1"
     path = write(tmp_path, runs, "lr = [0.01, 0.002, 0.001]", "", settings)
     begun = [tmp_path / "sweep" / name for name in ("0000", "0001")]
     command = [sys.executable, "-m", "fastrnn.sweep", str(path), "--workers", "2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
+    given = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, **given) as program:  # type: ignore[call-overload]
         metrics = [folder / "metrics.jsonl" for folder in begun]
         while not all(p.is_file() and p.read_text().count("\n") > 8 for p in metrics):
             assert program.poll() is None
             time.sleep(0.02)
-        program.terminate()
-        told = program.communicate()[1]
-    assert program.returncode == 143 and told == "fastrnn.sweep: interrupted\n"
+        if how == "Ctrl-C":
+            os.killpg(program.pid, signal.SIGINT)  # a terminal's reaches the workers, too
+        else:
+            program.send_signal(getattr(signal, how))
+        told = program.communicate(timeout=60)[1]
+    code = 143 if how == "SIGTERM" else 130
+    assert (program.returncode, told) == (code, "fastrnn.sweep: interrupted\n")
     for folder in begun:
         lock = try_lock(tmp_path / "sweep" / f".{folder.name}.lock")
         assert lock is not None  # no worker is left
