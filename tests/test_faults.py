@@ -13,8 +13,9 @@ import torch
 pytest.importorskip("tyro")
 
 from fastrnn.lm import checkpoint as checkpoint_module  # noqa: E402
-from fastrnn.lm.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from fastrnn.lm.checkpoint import load_before, load_checkpoint, save_checkpoint  # noqa: E402
 from fastrnn.lm.command_line import parse  # noqa: E402
+from fastrnn.lm.loop import Trainer  # noqa: E402
 from fastrnn.lm.report import Reporter  # noqa: E402
 from fastrnn.lm.session import train  # noqa: E402
 from fastrnn.train import main  # noqa: E402
@@ -66,8 +67,9 @@ def test_kills_at_random_moments_leave_the_same_bits(
     assert outcome(killed) == outcome(straight)
 
 
+@pytest.mark.parametrize("keep_old", [False, True])
 def test_a_crash_at_any_point_of_a_save_leaves_a_whole_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_old: bool
 ) -> None:
     calls = {"left": -1, "made": 0}
 
@@ -97,15 +99,17 @@ def test_a_crash_at_any_point_of_a_save_leaves_a_whole_checkpoint(
             save_checkpoint(folder, make(value))
         calls["left"] = point
         try:
-            save_checkpoint(folder, make(3))
+            save_checkpoint(folder, make(3), keep_old)
         except Dies:
             pass
         else:
             break
         calls["left"] = -1
         seen.add(load_checkpoint(folder).counters["step"])
+        assert not keep_old or load_before(folder, 1).counters["step"] == 1
         save_checkpoint(folder, make(4))
         assert load_checkpoint(folder).counters["step"] == 4
+        assert sorted(p.name for p in folder.parent.iterdir()) == ["last", "last.old"]
     else:
         pytest.fail("a save takes fewer steps than this")
     assert point > 6 and seen == {2, 3}
@@ -129,6 +133,50 @@ def test_sigterm_saves_at_once_and_the_run_goes_on_later(
     assert load_checkpoint(stopped / "last").counters["step"] == 10
     train(parse(["--out", str(stopped), "--resume"]), Reporter())
     assert outcome(stopped) == outcome(straight)
+
+
+@pytest.mark.parametrize("stops", [(9,), (9, 11), (9, 10, 11), (6,)])
+def test_a_rewind_after_stops_goes_back_to_what_was_due(
+    text: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stops: tuple[int, ...],
+) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    left: list[int] = []
+    step = Trainer.step
+
+    def diverging(trainer: Trainer) -> str | None:
+        counters = trainer.counters
+        if counters.step == 12 and not counters.rewinds:
+            return "the loss was made up"
+        if counters.step in left:
+            left.remove(counters.step)
+            signal.raise_signal(signal.SIGTERM)
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "step", diverging)
+    train(parse(arguments(text, straight)), Reporter())
+    assert "at step 13: back to step 7, at half the rate" in capsys.readouterr().out
+    left = list(stops)
+    for _ in stops:
+        assert train(parse(arguments(text, stopped, "--resume")), Reporter()) == 143
+    train(parse(["--out", str(stopped), "--resume"]), Reporter())
+    assert "at step 13: back to step 7, at half the rate" in capsys.readouterr().out
+    assert outcome(stopped) == outcome(straight)
+
+
+def test_a_rewind_makes_do_with_the_stops_checkpoint(tmp_path: Path) -> None:
+    folder, said = tmp_path / "last", []
+    for value in (1, 2):
+        save_checkpoint(folder, make(value))
+    assert load_before(folder, 1, said.append).counters["step"] == 1 and not said
+    assert load_before(folder, 7, said.append).counters["step"] == 2
+    assert said.pop() == f"{folder}.old: of step 1, expected 7; using {folder}, of step 2"
+    (tmp_path / "last.old" / "model.safetensors").write_text("")
+    assert load_before(folder, 1, said.append).counters["step"] == 2
+    assert "is truncated or damaged" in said[0] and "of step 2" in said[0]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json"])

@@ -25,6 +25,7 @@ from fastrnn.lm.errors import UserError
 
 _WEIGHTS, _STATE, _COUNTERS = "model.safetensors", "state.safetensors", "state.json"
 _TRIES = 10  # to read a checkpoint that another process goes on replacing
+_GONE = ".gone"  # what is after the name of a folder that is being deleted
 _FORMAT = 2  # counted up when a checkpoint of before can no longer be continued
 
 
@@ -55,7 +56,7 @@ def write_file(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_old: bool = False) -> None:
     """Replace a checkpoint by another.
 
     The new one is written beside the old, brought to the disk, and takes the old one's name; the
@@ -65,6 +66,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     Args:
         folder: the checkpoint's folder; its parent exists.
         checkpoint: what to write; tensors on any device.
+        keep_old: leave the one before the old where it is, and delete the old; default False.
 
     Raises:
         OSError: the disk is full or cannot be written; the old checkpoint is still there.
@@ -81,12 +83,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     counters = checkpoint.counters | {"format": _FORMAT, "sha256": hashes}
     _write_through(new / _COUNTERS, json.dumps(counters, indent=1).encode())
     _sync_folder(new)
+    gone = folder.with_name(folder.name + _GONE)
     if folder.exists():
-        if old.exists():
+        if old.exists() and not keep_old:
             shutil.rmtree(old)
-        folder.rename(old)
+        folder.rename(gone if old.exists() else old)
     new.rename(folder)
     _sync_folder(folder.parent)
+    if gone.exists():
+        shutil.rmtree(gone)
 
 
 def checkpoint_exists(folder: Path) -> bool:
@@ -122,6 +127,30 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None] = _to_stderr) -> C
         raise problem or UserError(f"{folder}: there is no checkpoint")
     if problem is not None:
         warn(f"{problem}; using {candidate}, of step {found.counters.get('step')}")
+    return found
+
+
+def load_before(folder: Path, step: int, warn: Callable[[str], None] = _to_stderr) -> Checkpoint:
+    """Read the checkpoint that was replaced last, or the newest where that one is damaged.
+
+    Args:
+        folder: the newest checkpoint's folder.
+        step: of the one that it replaced.
+        warn: as for `load_checkpoint`.
+
+    Raises:
+        UserError: neither can be read.
+    """
+    old = _beside(folder)[1]
+    try:
+        found = _load(old)
+        if found.counters["step"] == step:
+            return found
+        problem = f"{old}: of step {found.counters['step']}, expected {step}"
+    except UserError as error:
+        problem = str(error)
+    found = load_checkpoint(folder, warn)
+    warn(f"{problem}; using {folder}, of step {found.counters['step']}")
     return found
 
 
@@ -211,8 +240,9 @@ def _settle(folder: Path) -> None:
     new, old = _beside(folder)
     if not folder.exists() and old.is_dir() and new.is_dir():
         new.rename(folder)  # the old one steps aside only when the new one is complete
-    if new.is_dir():
-        shutil.rmtree(new)
+    for left in (new, folder.with_name(folder.name + _GONE)):
+        if left.is_dir():
+            shutil.rmtree(left)
 
 
 def _read(path: Path) -> bytes:

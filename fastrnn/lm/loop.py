@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastrnn.lm.batches import Columns, Sentences, count_batches
 from fastrnn.lm.captured import make_step
-from fastrnn.lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fastrnn.lm.checkpoint import Checkpoint, load_before, load_checkpoint, save_checkpoint
 from fastrnn.lm.config import Config
 from fastrnn.lm.data import Corpus
 from fastrnn.lm.errors import UserError
@@ -52,6 +52,7 @@ class Trainer:
         self.world = world or World(torch.device("cpu"))
         self.progress = Progress(config, model, self.world)
         self.stopped_by = 0
+        self._due = 0  # the step of the last checkpoint that was due
         options, vocabulary = config.training, corpus.vocabulary
         self.batches: Columns | Sentences
         if config.corpus.sentences:
@@ -84,7 +85,7 @@ class Trainer:
             if self.counters.step == self.steps:
                 self.stopped_by = 0
             elif self.stopped_by and not self._rewound(self._step.settle()):
-                self._save(self.run.last)  # a second SIGTERM waits for it
+                self._save_stop()  # a second SIGTERM waits for it
 
     def advance(self) -> None:
         """One step, and what is due after it."""
@@ -162,7 +163,7 @@ class Trainer:
                 f"{reason} at step {diverged + 1}: lower --lr or --clip (the last checkpoint, "
                 f"{self.run.last}, is from before)"
             )
-        checkpoint = load_checkpoint(self.run.last, self.reporter.say)
+        checkpoint = self._load_due()
         self.world.wait()  # until all have read it
         self.restore(checkpoint, self.run.last)
         counters = self.counters
@@ -176,6 +177,14 @@ class Trainer:
             f"{reason} at step {diverged + 1}: back to step {counters.step}, at half the rate"
             + (f", leaving out the batch of step {diverged + 1}" if again else "")
         )
+
+    def _load_due(self) -> Checkpoint:
+        """The last checkpoint that was due: were it one of a stop, the weights after a rewind
+        would depend on when the run was stopped."""
+        step = self.counters.returns_to
+        if step is None:
+            return load_checkpoint(self.run.last, self.reporter.say)
+        return load_before(self.run.last, step, self.reporter.say)
 
     def evaluate(self, tokens: Tensor) -> tuple[float, float]:
         """Mean loss in nats over every token of a text, integers [N], and tokens per second."""
@@ -192,6 +201,20 @@ class Trainer:
         return loss, speed
 
     def _save(self, folder: Path) -> None:
+        self.counters.returns_to = None
+        self._write(folder)
+        self._due = self.counters.step
+
+    def _save_stop(self) -> None:
+        """Save where a stop came, beside the last checkpoint that was due."""
+        counters = self.counters
+        if counters.step == self._due:  # no step was made since
+            return
+        stopped_before = counters.returns_to is not None
+        counters.returns_to = self._due
+        self._write(self.run.last, keep_old=stopped_before)
+
+    def _write(self, folder: Path, keep_old: bool = False) -> None:
         if not self.progress.finite():
             raise UserError(
                 f"weights are no longer finite at step {self.counters.step}: lower --lr or --clip "
@@ -201,7 +224,7 @@ class Trainer:
         lines = self.run.sync_metrics()
         checkpoint = self.progress.to_checkpoint(self.corpus.fingerprint, lines)
         if self.world.leads:
-            save_checkpoint(folder, checkpoint)
+            save_checkpoint(folder, checkpoint, keep_old)
         self.world.wait()
 
     def restore(self, checkpoint: Checkpoint, source: Path) -> None:
@@ -220,6 +243,8 @@ class Trainer:
                 f"{self.config.corpus.data} holds now"
             )
         self.progress.restore(checkpoint, source)
+        due = self.counters.returns_to
+        self._due = self.counters.step if due is None else due
         # Its recording would go on with the tensors that were there before.
         self._step = make_step(self.config, self.progress, self.world, self.steps)
         self.journal.begin()

@@ -42,7 +42,7 @@ _FILES = (
     "curves.svg",
     *_EVALUATED,
 )
-CHECKPOINTS = tuple(name + end for name in (LAST, BEST) for end in ("", ".new", ".old"))
+CHECKPOINTS = tuple(name + end for name in (LAST, BEST) for end in ("", ".new", ".old", ".gone"))
 
 
 class Run:

@@ -35,6 +35,8 @@ class Counters:
         rewinds: times the run went back after it diverged.
         trouble: the step that it diverged at last; -1: none.
         skipped: steps whose batch is left out, for it diverged twice there.
+        returns_to: the step of the checkpoint before, where a rewind goes back to that one: to the
+            last that was due, while this one was made because the run was stopped; else None.
         seconds: spent training, validation included.
         interval_loss: sum of the losses of the training tokens since the last report.
         interval_tokens: their number.
@@ -53,6 +55,7 @@ class Counters:
     rewinds: int = 0
     trouble: int = -1
     skipped: list[int] = field(default_factory=list)
+    returns_to: int | None = None
     seconds: float = 0.0
     interval_loss: float = 0.0
     interval_tokens: int = 0
