@@ -9,7 +9,6 @@ import torch
 
 pytest.importorskip("tyro")
 
-from fastrnn.lm import evaluate as evaluate_module  # noqa: E402
 from fastrnn.lm.checkpoint import load_checkpoint  # noqa: E402
 from fastrnn.lm.evaluate import evaluate  # noqa: E402
 from fastrnn.lm.model import LanguageModel  # noqa: E402
@@ -113,9 +112,7 @@ def test_bfloat16_is_close_to_float32() -> None:
 
 
 @torch.no_grad()
-def test_evaluation_of_sentences_and_documents_starts_afresh(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_evaluation_of_sentences_and_documents_starts_afresh() -> None:
     torch.manual_seed(0)
     model = LanguageModel(7, options_of(cell="lstm", hidden_size=5, dropout=0.0))
     eos, document = 0, 6
@@ -133,6 +130,5 @@ def test_evaluation_of_sentences_and_documents_starts_afresh(
         inputs = torch.tensor([[document, *line[:-1]]]).T
         total += float(model.loss(inputs, torch.tensor([line]).T, None, "sum")[0])
     text = torch.tensor([t for line in lines for t in (document, *line)], dtype=torch.int32)
-    monkeypatch.setattr(evaluate_module, "COLUMNS", 1)
-    loss, _ = evaluate(model, text, eos, 4, document)
+    loss, _ = evaluate(model, text, eos, 4, document, columns=1)
     assert loss == pytest.approx(total / 10, rel=1e-5)

@@ -25,17 +25,20 @@ def evaluate(
     batch: int,
     document: int | None = None,
     sentences: bool = False,
+    columns: int = COLUMNS,
 ) -> tuple[float, float]:
     """Mean loss over every token of a text, each predicted once.
 
     Args:
         model: put in evaluation mode.
-        tokens: integers [N], read in up to 10 columns side by side.
+        tokens: integers [N].
         before: the token taken to stand before the first.
         batch: predictions made at a time, at least; a transformer is read in windows of its context
             whatever it is, or what it sees, and so its loss, would depend on it.
         document: the token that begins a document, which is not predicted; default None.
         sentences: read every line from a hidden state of zeros; default False.
+        columns: parts of the text that are read side by side, each from a hidden state of zeros, at
+            most; default 10.
 
     Returns:
         The loss in nats, and tokens per second.
@@ -45,7 +48,7 @@ def evaluate(
     began, state, count = time.perf_counter(), None, 0
     total = torch.zeros((), dtype=torch.float64, device=device)
     context = getattr(model.rnn, "context", None)
-    for part in trimmed(_batches(tokens, before, batch, document, sentences, context)):
+    for part in trimmed(_batches(tokens, before, batch, document, sentences, columns, context)):
         part = part.to(device)
         given = state if part.carried else None
         loss, state = model.loss(part.inputs, part.targets, given, "sum", part.resets, part.lengths)
@@ -60,12 +63,13 @@ def _batches(
     batch: int,
     document: int | None,
     sentences: bool,
+    columns: int,
     context: int | None,
 ) -> Iterator[Batch]:
     if sentences:
         yield from Sentences(tokens, TrainingOptions(), before).every(batch)
         return
-    columns = min(COLUMNS, tokens.numel())
+    columns = min(columns, tokens.numel())
     inputs, targets = scored_columns(tokens, columns, before)
     rows = -(-batch // columns) if context is None else context
     for row in range(0, inputs.size(0), rows):

@@ -127,6 +127,9 @@ def _measure_one(run: SavedRun, split: str, adaptation: Adaptation | None) -> di
     found = {"run": str(run.folder), "tokens": count, "characters": characters}
     found |= _figures(loss, count, characters) | {"tokens_per_s": round(speed)}
     if adaptation is not None:
+        # What it is to be compared with: read in the same way, from one hidden state of zeros.
+        loss, _ = evaluate(run.model, tokens, eos, batch, document, columns=1)
+        found["one_column"] = _figures(loss, count, characters)
         loss = evaluate_dynamically(run.model, tokens, eos, corpus.train, adaptation, document)
         found["dynamic"] = _figures(loss, count, characters) | asdict(adaptation)
     if not sentences:  # whose steps are no windows of a text
@@ -187,6 +190,8 @@ def _say(found: dict[str, Any], split: str) -> None:
     print(f"  perplexity {_written(found)}")
     if "dynamic" in found:
         each = found["dynamic"]
+        static = _written(found["one_column"])
+        print(f"  in one column, as dynamic evaluation reads: perplexity {static}")
         how = f"{each['rule']}, rate {each['rate']:g}, decay {each['decay']:g}"
         print(f"  dynamic ({how}): perplexity {_written(each)}")
     if "loss_per_step" not in found:

@@ -23,6 +23,7 @@ from fastrnn.lm.measuring import count_characters, count_letters
 from fastrnn.lm.model import LanguageModel
 from fastrnn.lm.reporting import short_names
 from fastrnn.lm.run import Run
+from fastrnn.lm.saved import open_run, read_text_of
 from fastrnn.lm.summary import read_summary
 from fastrnn.lm.time_steps import gradient_norm_per_step, loss_per_step
 from fastrnn.lm.tokens import Vocabulary, tokenize
@@ -206,6 +207,16 @@ def test_characters_are_counted_as_they_stand_in_the_text() -> None:
 # ---- the program
 
 
+def one_column_loss(folder: Path) -> float:
+    """The validation loss of a run, its text read at once."""
+    run = open_run(folder)
+    tokens = read_text_of(run).valid.long()
+    given = torch.cat((torch.tensor([run.vocabulary.eos]), tokens[:-1]))
+    with torch.no_grad():
+        scores, _ = run.model(given.unsqueeze(1))
+    return F.cross_entropy(scores, tokens).item()
+
+
 def test_runs_are_measured_together(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,6 +239,10 @@ def test_runs_are_measured_together(
         bits = best / math.log(2) * found["tokens"] / found["characters"]
         assert found["bits_per_character"] == pytest.approx(bits, rel=1e-5)
         assert f"perplexity {math.exp(best):.2f}, {bits:.3f} bits per character" in printed
+        static = found["one_column"]
+        assert static["loss"] == pytest.approx(one_column_loss(runs / name), rel=1e-5)
+        assert static["loss"] != found["loss"]  # whose ten columns begin without a past
+        assert f"reads: perplexity {static['perplexity']:.2f}, " in printed
         assert found["dynamic"]["rule"] == "sgd" and 0 < found["dynamic"]["loss"] < 2 * best
         assert len(found["loss_per_step"]) == len(found["gradient_norm_per_step"]) == 10
         assert max(found["gradient_norm_per_step"]) == 1
