@@ -104,9 +104,18 @@ def test_text_that_is_not_utf8_is_named_with_its_byte(tmp_path: Path) -> None:
         TextFile(path)
 
 
-def test_too_few_lines_cannot_be_split(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="10 lines are too few to split 90/5/5"):
-        (tmp_path / "text.txt").write_text("a\n" * 10)
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\n" * 10, "10 lines are too few to split 90/5/5"),
+        ("a\n", "1 line is too few to split 90/5/5"),
+        ("a\n" * 95 + "\n" * 5, "test has nothing but blank ones"),
+        ("a\n" * 90 + " \n" * 5 + "a\n" * 5, "valid has nothing but blank ones"),
+    ],
+)
+def test_too_few_lines_cannot_be_split(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "text.txt").write_text(text)
+    with pytest.raises(UserError, match=expected):
         split_lines(TextFile(tmp_path / "text.txt"))
 
 

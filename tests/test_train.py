@@ -26,6 +26,7 @@ from fastrnn.lm.evaluate import evaluate  # noqa: E402
 from fastrnn.lm.generate import generate, to_text  # noqa: E402
 from fastrnn.lm.loop import Trainer  # noqa: E402
 from fastrnn.lm.model import LanguageModel, build_model, count_parameters  # noqa: E402
+from fastrnn.lm.program import one_line  # noqa: E402
 from fastrnn.lm.report import Reporter, duration  # noqa: E402
 from fastrnn.lm.run import Run  # noqa: E402
 from fastrnn.lm.settings import to_dict, to_toml  # noqa: E402
@@ -374,6 +375,7 @@ def error_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ("--device meta", "--device meta: cannot be used"),
         ("--backend triton", "--backend triton"),
         ("--data nowhere", "--data nowhere: no such folder or file, nor one of python-docs, ptb"),
+        ("--data=", "--data '': no such folder or file"),
         ("--data wikitext2", "tiny-shakespeare, did you mean 'wikitext-2'?"),
         ("--lr x", "fastrnn.train: --lr: expected FLOAT, got 'x'\n"),
         ("--bptt 1.5", "fastrnn.train: --bptt: expected INT, got '1.5'\n"),
@@ -466,6 +468,14 @@ def test_resume_mistakes(text: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "hidden_size 16 -> 32" in error_line(capsys, [*again, "--hidden-size", "32"])
     said = error_line(capsys, [*again, "--preset", "word-lm"])
     assert "cell 'gru' -> 'lstm'" in said and "bptt 10 -> 35" in said
+    config = (out / "config.toml").read_text()
+    for found in ("empty", "missing"):
+        (out / "config.toml").write_text("")
+        if found == "missing":
+            (out / "config.toml").unlink()
+        said = error_line(capsys, again)
+        assert f"{out}/config.toml: {found}, so that all options must be given again; " in said
+    (out / "config.toml").write_text(config)
     text.write_text(text.read_text() + "g\n")
     assert "made from another text" in error_line(capsys, again)
     metrics = out / "metrics.jsonl"
@@ -523,6 +533,35 @@ def test_a_reader_that_goes_away_ends_it_with_141(text: Path, tmp_path: Path) ->
         program.stdout.close()
         assert program.wait(60) == 141
         assert program.stderr.read() == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("program", ["train", "report"])
+def test_an_output_that_is_full_is_told_in_one_line(
+    text: Path, tmp_path: Path, program: str
+) -> None:
+    out = tmp_path / "run"
+    given = small(text, out, "--max-steps", "1")
+    if program == "report":
+        assert main(given) == 0
+        given = [str(out), "-o", str(tmp_path / "page.html")]
+    command = [sys.executable, "-m", f"fastrnn.{program}", *given]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    told = f"fastrnn.{program}: standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
+@pytest.mark.parametrize(
+    ("program", "advice"),
+    [
+        ("fastrnn.train", "; lower --batch-size, --bptt or --hidden-size"),
+        ("fastrnn.generate", "; lower --batch"),
+        ("fastrnn.evaluate", ""),
+    ],
+)
+def test_memory_is_asked_of_options_that_the_program_has(program: str, advice: str) -> None:
+    assert one_line(MemoryError("8 TB"), program) == f"out of memory{advice} (8 TB)"
 
 
 def test_missing_package_names_the_extra(

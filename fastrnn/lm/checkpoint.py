@@ -51,6 +51,8 @@ def write_file(path: Path, content: bytes) -> None:
     try:
         _write_through(temporary, content)
         os.replace(temporary, path)
+    except OSError as error:  # which would name the temporary file
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)

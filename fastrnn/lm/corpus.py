@@ -52,7 +52,8 @@ def _locate(data: str) -> Path:
         if not data or not path.exists():
             known = [DEFAULT, *DATASETS]
             raise UserError(
-                f"--data {data}: no such folder or file, nor one of {', '.join(known)}"
+                f"--data {data or repr(data)}: no such folder or file, nor one of "
+                + ", ".join(known)
                 + suggest(data, known)
             )
         return path

@@ -74,6 +74,9 @@ def measure(options: MeasuringOptions) -> None:
     path, *others = (Path(place) / EVALUATIONS[options.split] for place in options.run)
     if options.out:
         path, others = Path(options.out) / "evaluation.json", []
+        taken = next(place for place in path.parents if place.exists())
+        if not taken.is_dir():  # before all the work
+            raise UserError(f"--out {options.out!r}: expected a folder, but {taken} is a file")
     found = []
     for place in options.run:
         run = open_run(place, options.device)

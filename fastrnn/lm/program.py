@@ -16,6 +16,11 @@ from fastrnn.lm.errors import UserError
 # Packages that a plain installation lacks, and the extra that brings them.
 _EXTRAS = dict.fromkeys(("tyro", "rich", "safetensors", "matplotlib", "numpy"), "train")
 _EXTRAS |= {"optuna": "sweep", "tokenizers": "bpe", "tensorboard": "tensorboard"}
+# What a program asks for memory by.
+_LOWER = {"fastrnn.generate": "--batch"}
+_LOWER |= dict.fromkeys(
+    ("fastrnn.train", "fastrnn.profile", "fastrnn.sweep"), "--batch-size, --bptt or --hidden-size"
+)
 
 
 def run_program(
@@ -38,16 +43,20 @@ def run_program(
     try:
         if _library.mistake is not None:
             raise UserError(_library.mistake)
-        return work(arguments) or 0
+        code = work(arguments) or 0
+        sys.stdout.flush()  # what cannot be written is told here, not by Python at exit
+        return code
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # As `| head` leaves it. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # as `| head` leaves it
         return 141
     except Exception as error:
-        text = one_line(error)
+        text = one_line(error, name)
+        if isinstance(error, OSError) and not error.filename and _output_fails():
+            _drop_output()
+            text = f"standard output: {error.strerror}"
         if text is None:
             raise
         if "--debug" in arguments:
@@ -65,8 +74,30 @@ def _print_anything() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def one_line(error: Exception) -> str | None:
-    """What to tell the user about an error, or None if it is a fault of the program."""
+def _output_fails() -> bool:
+    """Whether standard output is what could not be written, told by a line's end more."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
+
+
+def _drop_output() -> None:
+    """Python would complain again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def one_line(error: Exception, name: str = "") -> str | None:
+    """What to tell the user about an error.
+
+    Args:
+        error: what went wrong.
+        name: of the program, for what could be asked of it instead; default: nothing is said of it.
+
+    Returns:
+        One line, or None if it is a fault of the program.
+    """
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
@@ -75,7 +106,8 @@ def one_line(error: Exception) -> str | None:
     no_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     if no_memory or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         reason = str(error).strip().partition("\n")[0]
-        return f"out of memory; lower --batch-size, --bptt or --hidden-size ({reason})"
+        advice = f"; lower {_LOWER[name]}" if name in _LOWER else ""
+        return f"out of memory{advice} ({reason})"
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
         extra = _EXTRAS[error.name]
         return f"the package {error.name} is not installed: pip install 'fastrnn[{extra}]'"

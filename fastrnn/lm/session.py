@@ -18,13 +18,14 @@ from fastrnn.lm.checkpoint import Checkpoint, load_checkpoint, restore_weights
 from fastrnn.lm.config import Config
 from fastrnn.lm.data import Corpus, load_corpus
 from fastrnn.lm.device import find_device, select_backend
+from fastrnn.lm.errors import UserError
 from fastrnn.lm.figures import perplexity
 from fastrnn.lm.generate import generate, to_text
 from fastrnn.lm.loop import Trainer
 from fastrnn.lm.model import build_model, count_parameters
 from fastrnn.lm.parallel import World, check_shares
 from fastrnn.lm.report import Reporter, Silent, draw_curves
-from fastrnn.lm.run import Run, default_folder
+from fastrnn.lm.run import CONFIG, Run, default_folder
 from fastrnn.lm.settings import check_same_run
 
 SAMPLE_TOKENS = {"word": 60, "char": 300, "bpe": 90}
@@ -124,7 +125,16 @@ def _find_checkpoint(config: Config, run: Run, reporter: Reporter) -> Checkpoint
             reporter.say(f"{run.folder}: no checkpoint yet, starting afresh")
         return None
     checkpoint = load_checkpoint(run.last, reporter.say)
-    check_same_run(config, checkpoint.counters["config"], run.last)
+    try:
+        check_same_run(config, checkpoint.counters["config"], run.last)
+    except UserError as error:
+        path = run.folder / CONFIG
+        if path.is_file() and path.read_bytes().strip():
+            raise
+        found = "empty" if path.is_file() else "missing"
+        raise UserError(
+            f"{path}: {found}, so that all options must be given again; {error}"
+        ) from error
     reporter.say(f"{run.folder}: continuing after step {checkpoint.counters['step']}")
     return checkpoint
 

@@ -216,7 +216,7 @@ def _train(trial: Trial, plan: Plan) -> int:
         settings = options_of(plan.settings | point, folder)
         code = train(settings, Reporter(Console(file=io.StringIO())))
     except Exception as error:
-        reason = one_line(error)
+        reason = one_line(error, "fastrnn.sweep")
         if reason is None:
             raise
         _fail(trial, reason)

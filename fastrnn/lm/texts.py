@@ -158,15 +158,22 @@ def split_lines(file: TextFile) -> tuple[Text, Text, Text]:
         Train, valid and test text.
 
     Raises:
-        UserError: there are too few lines.
+        UserError: there are too few lines, or too many blank ones.
     """
     count = sum(piece.count("\n") for piece in file)
     ends = (0, count * 90 // 100, count * 95 // 100, count)
     train, valid, test = (Lines(file, a, b) for a, b in itertools.pairwise(ends))
-    if not all(any(piece.strip() for piece in part) for part in (train, valid, test)):
-        raise UserError(
-            f"{file.path}: {count} lines are too few to split 90/5/5 into train, valid and test"
-        )
+    for name, part in (("train", train), ("valid", valid), ("test", test)):
+        if part.first == part.last:
+            are = "line is" if count == 1 else "lines are"
+            raise UserError(
+                f"{file.path}: {count} {are} too few to split 90/5/5 into train, valid and test"
+            )
+        if not any(piece.strip() for piece in part):
+            raise UserError(
+                f"{file.path}: split 90/5/5 into train, valid and test by lines, {name} has "
+                "nothing but blank ones"
+            )
     return train, valid, test
 
 

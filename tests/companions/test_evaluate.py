@@ -343,6 +343,8 @@ def test_pictures_of_an_evaluation_before_do_not_stay(
         ("--window 0", "--window must be at least 1, got 0"),
         ("--dinamic", "unknown option '--dinamic', did you mean '--dynamic'?"),
         ("--run nowhere", "--run nowhere: no such folder"),
+        (f"--out {__file__}", f"--out '{__file__}': expected a folder, but {__file__} is a file"),
+        (f"--out {__file__}/x", f"expected a folder, but {__file__} is a file"),
         ("--run", "--run needs the folder of a run"),
     ],
 )
