@@ -278,6 +278,16 @@ def test_ctrl_c_saves_evaluates_and_can_be_continued(
     assert outcome(stopped) == outcome(straight)
 
 
+def test_a_run_does_not_become_shorter(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(parse(arguments(text, out)), Reporter())
+    again = ["--out", str(out), "--resume", "--epochs"]
+    message = "--epochs 2, which ends at step 40: expected no fewer steps than .* which is 60"
+    with pytest.raises(UserError, match=message):
+        train(parse([*again, "2"]), Reporter())
+    assert train(parse([*again, "3"]), Reporter()) == 0
+
+
 def test_finished_run_tells_its_result_and_longer_one_continues(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

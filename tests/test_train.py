@@ -476,6 +476,13 @@ def test_resume_mistakes(text: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         said = error_line(capsys, again)
         assert f"{out}/config.toml: {found}, so that all options must be given again; " in said
     (out / "config.toml").write_text(config)
+    before = (out / "last" / "state.json").read_bytes(), (out / "result.json").read_bytes()
+    said = error_line(capsys, [*again[:-1], "1"])
+    made = f"expected no fewer steps than --out {out} has made, which is 2"
+    assert f"--max-steps 1: {made}" in said
+    state = out / "last" / "state.json"
+    assert before == (state.read_bytes(), (out / "result.json").read_bytes())
+    assert (out / "config.toml").read_text() == config
     text.write_text(text.read_text() + "g\n")
     assert "made from another text" in error_line(capsys, again)
     metrics = out / "metrics.jsonl"

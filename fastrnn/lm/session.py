@@ -82,6 +82,7 @@ def _train_on(
     trainer = Trainer(config, corpus, model, run, reporter, world)
     if checkpoint is not None:
         trainer.restore(checkpoint, run.last)
+        _check_length(trainer)
         run.continue_from(config, checkpoint.counters["metrics_lines"])
     else:
         run.start(config, corpus)
@@ -137,6 +138,19 @@ def _find_checkpoint(config: Config, run: Run, reporter: Reporter) -> Checkpoint
         ) from error
     reporter.say(f"{run.folder}: continuing after step {checkpoint.counters['step']}")
     return checkpoint
+
+
+def _check_length(trainer: Trainer) -> None:
+    """Raise a UserError if the run is longer already than it is to become."""
+    made, options = trainer.counters.step, trainer.config.training
+    if made <= trainer.steps:
+        return
+    end = f"--epochs {options.epochs}, which ends at step {trainer.steps}"
+    if options.max_steps == trainer.steps:
+        end = f"--max-steps {options.max_steps}"
+    raise UserError(
+        f"{end}: expected no fewer steps than --out {trainer.run.folder} has made, which is {made}"
+    )
 
 
 def _finish(trainer: Trainer) -> dict[str, Any]:
