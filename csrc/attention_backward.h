@@ -86,6 +86,8 @@ struct Slopes {
       const Statistic<S>& query =
           of_keys ? statistics.of[n % Count][e % 2] : statistics.of[m % Count][e / 2];
       weight = exponential<T>(weight * unit - query.log);
+      // A large mask's logsumexp is rounded by more than the weights of its row can be.
+      if (weight > 1) weight = 1;  // NaN stays
       slopes.d[m][n][e] = weight * (slopes.d[m][n][e] - query.mean);
     });
     if (a.seed)

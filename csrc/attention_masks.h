@@ -54,7 +54,10 @@ struct Masks {
   }
   // Of query i and of the key `further` than j.
   __device__ __forceinline__ Sum<T> added(Index i, Index j, int further) const {
-    return widen(values[place(i, j) + further * int(a.mask_column)]) * exponent_unit<T>;
+    const Sum<T> value = widen(values[place(i, j) + further * int(a.mask_column)]);
+    // The least numbers of bfloat16 stay finite: a row of nothing else is not one without keys.
+    constexpr Sum<T> most = Sum<T>(0x1.fffffcp127) / exponent_unit<T>;
+    return (base_two<T> && value < -most ? -most : value) * exponent_unit<T>;
   }
 
   // Whether it is sure that all these queries attend to all these keys.

@@ -110,6 +110,25 @@ def test_rows_and_lengths_of_nothing(device):
     check(device, minus, torch.float16)
 
 
+@pytest.mark.parametrize("low", [-1e9, -3e9, torch.finfo(torch.bfloat16).min])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_of_large_negative_numbers_are_averages(device, dtype, low):
+    """Of all values; their logsumexp cannot hold the sum of the weights, which are 1 at most."""
+    case = random_case((1, 1, 18, 40, 16, 16), "full", additive=True).to(dtype)
+    case.mask[..., 3, :] = case.mask[..., 4, 7:] = case.mask[..., 5, :] = low
+    case.mask[..., 5, :35] = -math.inf
+    found = run(device, case, torch.ones(1, 1, 18, 16), dtype)
+    value = case.tensors[2].float()
+    for row, first in ((3, 0), (5, 35)):
+        average = value[..., first:, :].mean(2)
+        torch.testing.assert_close(
+            found["output"][:, :, row].float(), average, rtol=0, atol=8 * torch.finfo(dtype).eps
+        )
+    for result in found.values():
+        assert result.isfinite().all()
+        assert result.abs().max() < 100 or result is found["logsumexp"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_emptied_tiles_are_not_touched(device, dtype):
     """What nobody attends to may even be NaN."""
