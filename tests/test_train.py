@@ -504,9 +504,20 @@ def test_divergence_stops_and_keeps_the_last_checkpoint(
     more = ["--optimizer", "sgd", "--lr", "1e38", "--clip", "0", "--log-interval", "1"]
     said = error_line(capsys, small(text, out, *more))
     assert "lower --lr or --clip" in said and "at step" in said
-    assert load_checkpoint(out / "last").counters["step"] == 0
+    assert load_checkpoint(out / "last").counters["step"] == 0 and not (out / "best").exists()
     weights = load_checkpoint(out / "last").weights
     assert all(bool(weight.isfinite().all()) for weight in weights.values())
+
+
+def test_a_validation_loss_that_is_not_finite_is_a_divergence(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of weights that are huge and finite: there was nothing to draw a sample from."""
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, tokens: (math.inf, 1.0))
+    out = tmp_path / "run"
+    said = error_line(capsys, small(text, out))
+    assert "the validation loss is inf at step" in said and "lower --lr or --clip" in said
+    assert load_checkpoint(out / "last").counters["step"] == 0 and not (out / "best").exists()
 
 
 def test_debug_shows_the_traceback(

@@ -135,7 +135,9 @@ class Trainer:
         with average.in_place():
             loss, speed = self.evaluate(self.corpus.valid)
             self.journal.validated(loss, speed)
-            better = loss < math.inf if counters.best_loss is None else loss < counters.best_loss
+            if not math.isfinite(loss):
+                raise self._diverged(f"the validation loss is {loss}", counters.step)
+            better = counters.best_loss is None or loss < counters.best_loss
             if better:
                 counters.best_loss, counters.best_step = loss, counters.step
             elif epoch_ends and options.schedule == "plateau":
@@ -159,10 +161,7 @@ class Trainer:
         diverged, rewinds = self.counters.step, self.counters.rewinds + 1
         again = self.counters.trouble == diverged
         if rewinds > self.config.training.rewinds:
-            raise UserError(
-                f"{reason} at step {diverged + 1}: lower --lr or --clip (the last checkpoint, "
-                f"{self.run.last}, is from before)"
-            )
+            raise self._diverged(reason, diverged + 1)
         checkpoint = self._load_due()
         self.world.wait()  # until all have read it
         self.restore(checkpoint, self.run.last)
@@ -176,6 +175,12 @@ class Trainer:
         self.reporter.say(
             f"{reason} at step {diverged + 1}: back to step {counters.step}, at half the rate"
             + (f", leaving out the batch of step {diverged + 1}" if again else "")
+        )
+
+    def _diverged(self, reason: str, step: int) -> UserError:
+        return UserError(
+            f"{reason} at step {step}: lower --lr or --clip (the last checkpoint, "
+            f"{self.run.last}, is from before)"
         )
 
     def _load_due(self) -> Checkpoint:
@@ -216,10 +221,7 @@ class Trainer:
 
     def _write(self, folder: Path, keep_old: bool = False) -> None:
         if not self.progress.finite():
-            raise UserError(
-                f"weights are no longer finite at step {self.counters.step}: lower --lr or --clip "
-                f"(the checkpoint before is kept)"
-            )
+            raise self._diverged("weights are no longer finite", self.counters.step)
         self.journal.tell_time()
         lines = self.run.sync_metrics()
         checkpoint = self.progress.to_checkpoint(self.corpus.fingerprint, lines)
