@@ -82,10 +82,6 @@ Tensor copied(const Tensor& tensor) {
   return made;
 }
 
-Tensor as_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
 void Checks::held(const char* name, const Tensor& tensor) const {
   std::int64_t bytes;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
@@ -98,7 +94,7 @@ void Checks::held(const char* name, const Tensor& tensor) const {
 
 Tensor Checks::contiguous(const char* name, const Tensor& tensor) const {
   held(name, tensor);
-  return as_contiguous(tensor);
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 Tensor Checks::in_shape(const char* name, const Tensor& tensor, const Shape& shape) const {

@@ -41,7 +41,6 @@ Tensor new_strided(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef 
                    torch::headeronly::IntHeaderOnlyArrayRef strides,
                    torch::headeronly::ScalarType dtype);
 Tensor copied(const Tensor& tensor);  // a contiguous one in the host's memory
-Tensor as_contiguous(const Tensor& tensor);
 
 struct Checks {
   const char* op;  // begins every message

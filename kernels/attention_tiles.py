@@ -146,7 +146,7 @@ def score_factor(scale, MASK: tl.constexpr, MATH: tl.constexpr):
 @triton.jit
 def powers(s, base, MASK: tl.constexpr):
     """e to the power of s - base, both by log2(e) already unless a mask is added."""
-    return tl.exp2((s - base) * LOG2_E if MASK == ADDITIVE else s - base)
+    return tl.exp(s - base) if MASK == ADDITIVE else tl.exp2(s - base)
 
 
 @triton.jit

@@ -432,14 +432,18 @@ def test_results_that_want_no_gradients():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cell_under_autocast_takes_states_of_another_dtype(kind):
-    cell, x = getattr(fastrnn, kind + "Cell")(IN, H), torch.randn(B, IN)
+    torch.manual_seed(0)
+    peer, x = getattr(torch.nn, kind + "Cell")(IN, H), torch.randn(B, IN)
+    ours = getattr(fastrnn, kind + "Cell")(IN, H)
+    ours.load_state_dict(peer.state_dict())
     states = [torch.rand(B, H).half() for _ in range(2 if kind == "LSTM" else 1)]
-    wide = [s.float() for s in states]
+    wide = [s.double() for s in states]
+    given, exact = (tuple(s) if kind == "LSTM" else s[0] for s in (states, wide))
     with torch.autocast("cpu", torch.bfloat16):
-        found = cell(x, tuple(states) if kind == "LSTM" else states[0])
-    expected = cell(x, tuple(wide) if kind == "LSTM" else wide[0])
-    for ours, exact in zip(as_tuple(found), as_tuple(expected), strict=True):
-        torch.testing.assert_close(ours.float(), exact, rtol=0, atol=0.03)
+        found = [as_tuple(cell(x, given)) for cell in (ours, peer)]
+    found.append(as_tuple(peer.double()(x.double(), exact)))
+    for k, each in enumerate(zip(*found, strict=True)):
+        assert_as_close_as_torch(f"state {k}", *each, 2**-9)
 
 
 def as_tuple(found):
