@@ -81,6 +81,10 @@ void product_along_k(const Team& team, Index rows, Index H, Index k, const T* a,
   }
 }
 
+// Rows of all steps, up to which a backward pass multiplies with weights as they lie, as below.
+template <class T>
+constexpr Index most_along_rows = rounds<T> ? 0 : 4;
+
 // This thread's columns, whole vectors, of out [rows, padded n] = a [rows, lda] b, b [k, n]: some
 // rows of b at a time, each read from end to end.
 template <class T>

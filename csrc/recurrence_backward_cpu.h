@@ -26,13 +26,11 @@ class BackwardLoop {
   static constexpr int first = Cell::operand_gates;
   static constexpr int NV = 2;
   static constexpr Index w = V::width;
-  // Rows, of all steps, that are multiplied with weights as they lie.
-  static constexpr Index few_rows = rounds<T> ? 0 : 4;
 
  public:
   BackwardLoop(const Backward& args, char* workspace, int threads)
       : s_(args),
-        packs_(args.rows > few_rows),
+        packs_(args.rows > most_along_rows<T>),
         H_(args.hidden_size),
         GH_(G * H_),
         back_(first ? first * H_ : GH_),
@@ -145,7 +143,7 @@ class BackwardLoop {
         finish_row(row0 + r, unit, lanes, grad);
       }
     };
-    if constexpr (few_rows > 0) {
+    if constexpr (most_along_rows<T> > 0) {
       if (!packs_) {
         const Index vectors = ceil_div(H_, w);
         product_along_rows(team, part.rows, H_, k, a, GH_, weight_hh(row), sums_);
@@ -231,7 +229,7 @@ class BackwardLoop {
     const Index I = s_.input_size, rows = end - begin;
     const T* const a = grad_x_ + begin * GH_;
     T* const out = static_cast<T*>(s_.grad_input) + begin * I;
-    if constexpr (few_rows > 0) {
+    if constexpr (most_along_rows<T> > 0) {
       if (!packs_) {
         each_along_rows(
             team, rows, I, GH_, a, GH_, weight_ih(), sums_,

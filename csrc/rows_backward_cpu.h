@@ -22,8 +22,6 @@ class RowsBackward {
   static constexpr Index w = V::width;
   // Steps whose gradients of gains are summed before they join the sums of all.
   static constexpr Index summed_steps = 32;
-  // Rows whose products read weights as they lie.
-  static constexpr Index few_rows = 4;
 
  public:
   RowsBackward(const Backward& args, char* workspace, int threads)
@@ -33,7 +31,7 @@ class RowsBackward {
         GH_(G * H_),
         gains_(2 * (GH_ + (S - 1) * H_)),
         slots_(args),
-        packs_(args.rows > few_rows),
+        packs_(args.rows > most_along_rows<T>),
         arena_(workspace) {
     const Index N = s_.rows, I = s_.input_size;
     for (int i = 0; i < S; ++i) before_[i] = arena_.template take<const T*>(N);
