@@ -26,13 +26,21 @@ void sums_along_k(const T* a, Index lda, const T* weight, Index rows, Index k, V
   V x[V::width];
 #pragma GCC unroll 16
   for (V& sum : x) sum = V(Value<T>(0));
+  const T* from[columns];
+#pragma GCC unroll 16
+  for (int j = 0; j < columns; ++j) {
+    from[j] = weight + (j < rows ? j : 0) * k;
+    // Hidden from the compiler: two that it sees may be equal it multiplies once, rounding that,
+    // and how it adds a number would depend on the rows.
+    __asm__("" : "+r"(from[j]));
+  }
   const auto add = [&](Index begin, Index count) __attribute__((always_inline)) {
     V r[Rows];
 #pragma GCC unroll 4
     for (int i = 0; i < Rows; ++i) r[i] = load_groups<T>(a + i * lda + begin, count);
 #pragma GCC unroll 16
     for (int j = 0; j < columns; ++j) {
-      const V y = load_groups<T>(weight + (j < rows ? j : 0) * k + begin, count);
+      const V y = load_groups<T>(from[j] + begin, count);
 #pragma GCC unroll 4
       for (int i = 0; i < Rows; ++i)
         x[i * columns + j] = Factor<Operand<T>>::multiply_add(x[i * columns + j], r[i], y);

@@ -31,13 +31,12 @@ class ForwardLoop {
  public:
   ForwardLoop(const Forward& args, char* workspace, int threads)
       : s_(args),
-        hh_unpacked_(!args.packed && ((args.steps == 1 && args.step_begin[1] == 1) ||
-                                      worth_along_k<T>(args.rows, args.hidden_size))),
         H_(args.hidden_size),
         reserve_stride_((args.zoneout.on ? R + S : R) * H_),
         arena_(workspace),
         packs_(args.packed),
-        packed_(weights()) {
+        packed_(weights()),
+        hh_(read(H_, s_.steps == 1 && s_.step_begin[1] == 1)) {
     if (s_.projects) {
       const Index fits = projected_bytes / Index(G * H_ * sizeof(C));
       const bool cached = G * H_ * s_.input_size * Index(sizeof(Operand<T>)) <= cached_weights;
@@ -45,7 +44,7 @@ class ForwardLoop {
       chunk_rows_ =
           smaller(s_.rows, larger(s_.batch, s_.source ? handed_rows : larger(fits, worth)));
       x_proj_ = arena_.template take<C>(ceil_div(H_, w) * chunk_rows_ * G * w);
-      ih_unpacked_ = !s_.packed && chunk_rows_ == s_.rows;
+      ih_ = read(s_.input_size, chunk_rows_ == s_.rows);
     }
     if constexpr (first > 0) {
       operand_ = arena_.template take<T>(s_.batch * H_);
@@ -53,7 +52,7 @@ class ForwardLoop {
     }
     if (s_.resets) zeros_ = arena_.template take<T>(s_.batch * H_);
     if constexpr (rounds<T>) carry_ = arena_.template take<C>(S * s_.batch * H_);
-    if (hh_unpacked_ || ih_unpacked_)
+    if (hh_ == Read::packing || ih_ == Read::packing)
       panels_ = arena_.template take<Operand<T>>(threads * panel_numbers());
   }
 
@@ -61,10 +60,10 @@ class ForwardLoop {
 
   void run(const Team& team) {
     const Share share(s_, team, G * H_ * H_ * Index(sizeof(Operand<T>)));
-    if (share.own) ih_unpacked_ = false;
+    if (share.own && ih_ == Read::packing) ih_ = Read::packed;
     if (!s_.packed)
-      packed_.pack(team, ih_unpacked_ ? nullptr : static_cast<const T*>(s_.weight_ih),
-                   hh_unpacked_ ? nullptr : static_cast<const T*>(s_.weight_hh));
+      packed_.pack(team, ih_ == Read::packed ? static_cast<const T*>(s_.weight_ih) : nullptr,
+                   hh_ == Read::packed ? static_cast<const T*>(s_.weight_hh) : nullptr);
     for (int i = carried; i < S; ++i) copy(team, s_.batch * H_, state(i), carry(i, 0));
     if (zeros_) clear(team, s_.batch * H_, zeros_);
     team.wait();
@@ -105,6 +104,16 @@ class ForwardLoop {
   }
 
  private:
+  // How a product reads its weight: packed beforehand; packing each panel as it comes to it, which
+  // serves the single product of a whole team; or, of few rows, along k. The last is a matter of
+  // the layer's rows alone, however they are cut for threads: its sums have an order of their own.
+  enum class Read { packed, packing, along_k };
+  Read read(Index k, bool once) const {
+    if (s_.packed) return Read::packed;
+    if (worth_along_k<T>(s_.rows, k)) return Read::along_k;
+    return once ? Read::packing : Read::packed;
+  }
+
   const T* state(int i) const { return static_cast<const T*>(s_.state) + i * s_.batch * H_; }
   T* state_n(int i) const { return static_cast<T*>(s_.state_n) + i * s_.batch * H_; }
   T* output(Index row) const { return static_cast<T*>(s_.output) + row * H_; }
@@ -131,9 +140,8 @@ class ForwardLoop {
   Index project(const Share& share, Index step) {
     const auto product_of = [&](Index row, Index rows, Index place) {
       gate_product<G>(share.team, rows, s_.rows, s_.input_size,
-                      static_cast<const T*>(s_.input) + row * s_.input_size, packed_.ih,
-                      ih_unpacked_ ? static_cast<const T*>(s_.weight_ih) : nullptr,
-                      static_cast<const T*>(s_.bias_ih),
+                      static_cast<const T*>(s_.input) + row * s_.input_size, ih_, packed_.ih,
+                      static_cast<const T*>(s_.weight_ih), static_cast<const T*>(s_.bias_ih),
                       [&](Index r, Index unit, Index, const V* x) __attribute__((always_inline)) {
                         store_blocks<G>(x, w, w, projected_(place + r, unit));
                       });
@@ -177,9 +185,9 @@ class ForwardLoop {
   }
 
   // Gates * H columns of bias + a [rows, k] W; finish(row, unit, lanes, gates) gets each vector of
-  // units once. These are rows `among` others. W is packed, or `weight`.
+  // units once. These are rows `among` others. W is `weight`, or `packed`.
   template <int Gates, class Finish>
-  void gate_product(const Team& team, Index rows, Index among, Index k, const T* a,
+  void gate_product(const Team& team, Index rows, Index among, Index k, const T* a, Read read,
                     const Operand<T>* packed, const T* weight, const T* bias,
                     const Finish& finish) const {
     constexpr int Units = panel_units<Gates>, NV = Gates * Units;
@@ -199,14 +207,14 @@ class ForwardLoop {
         }
       }
     };
-    if (weight && worth_along_k<T>(among, k))
+    if (read == Read::along_k)
       return product_along_k<T, Gates, Units>(team, rows, H_, k, a, k, weight, finish_tile);
     const auto pack = [&](Index panel, Operand<T>* here) {
       packed_.template pack_panel<Gates>(weight, k, panel, here);
     };
     const Panels<T, decltype(pack)> panels(
-        weight ? nullptr : packed, Packed::template panel_numbers<Gates>(k),
-        weight ? panels_ + team.rank * panel_numbers() : nullptr, pack);
+        read == Read::packed ? packed : nullptr, Packed::template panel_numbers<Gates>(k),
+        read == Read::packing ? panels_ + team.rank * panel_numbers() : nullptr, pack);
     panel_product<T, NV>(team, rows, ceil_div(H_, w) * Gates, k, a, k, panels, finish_tile, among);
   }
   // Of the largest panel.
@@ -218,7 +226,7 @@ class ForwardLoop {
   }
 
   const T* weight_hh(int gate) const {
-    return hh_unpacked_ ? static_cast<const T*>(s_.weight_hh) + gate * H_ * H_ : nullptr;
+    return s_.weight_hh ? static_cast<const T*>(s_.weight_hh) + gate * H_ * H_ : nullptr;
   }
   const T* bias_hh(int gate) const {
     return s_.bias_hh ? static_cast<const T*>(s_.bias_hh) + gate * H_ : nullptr;
@@ -231,8 +239,8 @@ class ForwardLoop {
 
   void operand_step(const Team& team, const Part& segment) const {
     gate_product<at_least_one<first>>(
-        team, segment.rows, segment.among, H_, previous(segment), packed_.first_gates, weight_hh(0),
-        bias_hh(0),
+        team, segment.rows, segment.among, H_, previous(segment), hh_, packed_.first_gates,
+        weight_hh(0), bias_hh(0),
         [this, &segment, rows = gate_rows(segment)](Index r, Index unit, Index lanes, const V* h)
             __attribute__((always_inline)) {
               V x[G], prev[S], kept[at_least_one<first>];
@@ -248,7 +256,7 @@ class ForwardLoop {
     const T* a = first > 0 ? operand_ + segment.sequence * H_ : previous(segment);
     const bool zoneout = s_.zoneout.on;
     gate_product<last>(
-        team, segment.rows, segment.among, H_, a, packed_.last_gates, weight_hh(first),
+        team, segment.rows, segment.among, H_, a, hh_, packed_.last_gates, weight_hh(first),
         bias_hh(first),
         [this, &segment, zoneout, rows = gate_rows(segment)](
             Index r, Index unit, Index lanes, const V* h) __attribute__((always_inline)) {
@@ -276,13 +284,11 @@ class ForwardLoop {
   }
 
   const Forward& s_;
-  // Whether a weight is not packed beforehand: few rows multiply it as it lies, and the panels of
-  // one for a single product of the team are packed as that comes to them.
-  const bool hh_unpacked_;
-  bool ih_unpacked_ = false;
   const Index H_, reserve_stride_;
   Arena arena_, packs_;
   const Packed packed_;
+  const Read hh_;
+  Read ih_ = Read::packed;
   C *x_proj_ = nullptr, *carry_ = nullptr;
   T *operand_ = nullptr, *stage_ = nullptr, *zeros_ = nullptr;
   Operand<T>* panels_ = nullptr;

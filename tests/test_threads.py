@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 import fastrnn
 from fastrnn import _library
@@ -52,6 +53,29 @@ def test_a_region_of_fewer_threads_than_layers():
     """Three would run at once, but OpenMP gives two threads of three."""
     env = os.environ | {"OMP_THREAD_LIMIT": "2"}
     subprocess.run([sys.executable, "-c", FEWER], env=env, check=True, timeout=100)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize(("sizes", "layers"), [([8] + [1] * 15, 1), ([1] * 16, 2)])
+def test_few_rows_have_the_bits_of_one_thread(sizes, layers, kind, dtype):
+    """Whether their sums go along k has to do with neither sequences of their own nor waves."""
+    torch.manual_seed(0)
+    module = getattr(fastrnn, kind)(256, 128, layers).to(dtype)
+    rows = torch.randn(sum(sizes), 256, dtype=dtype)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        try:
+            output = module(PackedSequence(rows, torch.tensor(sizes)))[0].data
+            grads = torch.autograd.grad(output.sin().sum(), list(module.parameters()))
+            with torch.no_grad():
+                padded = module(rows[:16, None])[0]
+        finally:
+            torch.set_num_threads(before)
+        found.append([output, padded, *grads])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
