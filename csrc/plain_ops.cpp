@@ -214,7 +214,9 @@ Parts recurrence_layers_backward(const std::optional<Tensor>& grad_output, const
                           check.tensor("grad_output", *grad_output, layers.output_shape(), input),
                           {rows, D * H});
   const auto output = [&](std::int64_t k) {
-    return check.in_shape("output", check.contiguous("output", saved[3 * k + 2]), {rows, H});
+    const Tensor flat =
+        check.in_shape("output", check.contiguous("output", saved[3 * k + 2]), {rows, H});
+    return check.tensor("output", flat, {rows, H}, layers.rows);
   };
   for (std::int64_t k = layers.LD; k > 0;) {
     const std::int64_t end = k;

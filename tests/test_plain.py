@@ -405,6 +405,10 @@ def test_operators_refuse_what_does_not_fit():
             (output, [], x, [], weights, [cells, reserve, x], *rest),
             r"output must be contiguous with the elements of \[12, 7\], got \[4, 3, 5\]",
         ),
+        (
+            (output, [], x, [], weights, [cells, reserve, output.byte()], *rest),
+            "output must have the input's",
+        ),
         ((output[0], [], x, [], weights, saved, *rest), "grad_output must be"),
         ((output, ends[:1], x, [], weights, saved, *rest), "grad_states must be 2 or none, got 1"),
     ]:
