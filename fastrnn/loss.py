@@ -61,7 +61,7 @@ def _in_torch(
     classes = logits.size(1)
     onehot = F.one_hot(target.where(counted, 0), classes).to(logits.dtype)
     grad = logits.detach().softmax(1) - (1 - smoothing) * onehot - smoothing / classes
-    grad = grad.where(counted.unsqueeze(1), 0) * scale.unsqueeze(1)
+    grad = (grad * scale.unsqueeze(1)).where(counted.unsqueeze(1), 0)  # a mean of none is 0 / 0
     grad_bias = empty.clone() if bias is None else grad.sum(0)
     return losses, grad @ weight.detach(), grad.T @ hidden.detach(), grad_bias
 

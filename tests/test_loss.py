@@ -299,6 +299,11 @@ def test_no_row_counts_and_no_rows():
     assert loss.linear_cross_entropy(*tensors, ignored).isnan()
     total = with_gradients(loss.linear_cross_entropy, tensors, ignored, {"reduction": "sum"})
     assert all(not t.any() for t in total)
+    options = (-100, 0.1, True, False, True)
+    found, default = (op(*tensors, ignored, *options) for op in (loss._OP, loss._default))
+    for ours, theirs in zip(found, default, strict=True):
+        torch.testing.assert_close(theirs, ours, equal_nan=True)
+    assert not any(t.any() for t in default[1:])
     empty = with_gradients(
         loss.linear_cross_entropy, [tensors[0][:0], *tensors[1:]], target[:0], {"reduction": "sum"}
     )
