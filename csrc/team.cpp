@@ -1,5 +1,6 @@
 #include "team.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,6 +18,8 @@ namespace fastrnn {
 
 // Threads of all regions that run now, called by several threads of the process, and processors.
 static std::atomic<int> running{0}, processors{1};
+// A child has none of the regions that other threads of its parent were in.
+[[maybe_unused]] static const int at_fork = pthread_atfork(nullptr, nullptr, [] { running = 0; });
 
 struct Team::Barrier {
   alignas(64) std::atomic<int> arrived{0};
