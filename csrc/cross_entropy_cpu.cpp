@@ -162,13 +162,7 @@ class CrossEntropyLoop {
       tile_product<O, NK>(used, count, grad + i, cut_.stride, depth<T>, packed + i * NK * w,
                           smaller(gradient_slice, rows - i), whole ? out + column : tile,
                           i > 0 || (whole && accumulate), whole ? K : NK * w);
-    if (whole) return;
-    for (Index r = 0; r < count; ++r)
-      for (Index v = 0; v * w < left; ++v) {
-        C* const here = out + r * K + column + v * w;
-        const V before = V::load(here, accumulate ? left - v * w : 0);
-        (before + V::load(tile + (r * NK + v) * w)).store(here, left - v * w);
-      }
+    if (!whole) store_tile<C, NK>(tile, count, panel, out, K, K, accumulate);
   }
 
   // Sums over a part of the classes, tile by tile of features by rows; with two threads each has

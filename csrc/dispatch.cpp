@@ -17,24 +17,24 @@ const InstructionSet& instruction_set() {
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
+#define FASTRNN_SET(isa, supported)                                                      \
+  {                                                                                      \
+    #isa, supported, isa::kernels, isa::row_kernels, isa::cross_entropy, isa::attention, \
+        isa::dropout, isa::multiply_adds, isa::read_memory                               \
+  }
   static const InstructionSet sets[] = {
 #ifdef FASTRNN_HAVE_AVX512_BF16
-      {"avx512_bf16", has_avx512 && __builtin_cpu_supports("avx512bf16"), avx512_bf16::kernels,
-       avx512_bf16::row_kernels, avx512_bf16::cross_entropy, avx512_bf16::attention,
-       avx512_bf16::dropout, avx512_bf16::multiply_adds, avx512_bf16::read_memory},
+      FASTRNN_SET(avx512_bf16, has_avx512 && __builtin_cpu_supports("avx512bf16")),
 #endif
 #ifdef FASTRNN_HAVE_AVX512
-      {"avx512", has_avx512, avx512::kernels, avx512::row_kernels, avx512::cross_entropy,
-       avx512::attention, avx512::dropout, avx512::multiply_adds, avx512::read_memory},
+      FASTRNN_SET(avx512, has_avx512),
 #endif
 #ifdef FASTRNN_HAVE_AVX2
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::kernels,
-       avx2::row_kernels, avx2::cross_entropy, avx2::attention, avx2::dropout, avx2::multiply_adds,
-       avx2::read_memory},
+      FASTRNN_SET(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
 #endif
-      {"portable", true, portable::kernels, portable::row_kernels, portable::cross_entropy,
-       portable::attention, portable::dropout, portable::multiply_adds, portable::read_memory},
+      FASTRNN_SET(portable, true),
   };
+#undef FASTRNN_SET
   static const InstructionSet& chosen = []() -> const InstructionSet& {
     const char* asked = std::getenv("FASTRNN_CPU");
     std::string names;

@@ -19,7 +19,7 @@ struct InstructionSet {
   const char* name;
   bool supported;
   const CellKernels* (*kernels)(const char* cell, int dtype_bytes);
-  const RowKernels* (*row_kernels)(const char* cell, int dtype_bytes);
+  const LayerKernels* (*row_kernels)(const char* cell, int dtype_bytes);
   const Kernel<CrossEntropy>* (*cross_entropy)(int dtype_bytes);
   const AttentionKernels* (*attention)(int dtype_bytes);
   const Kernel<Dropout>* (*dropout)(int dtype_bytes);

@@ -188,16 +188,21 @@ FASTRNN_INLINE void product(const Team& team, Index rows, Index vectors, Index k
   panel_product<T, NV>(team, rows, vectors, k, a, lda, panels, finish, among);
 }
 
-// The finish of a product that only stores: this tile's place in out [.., columns], rows `ld`
-// apart.
+// The finish of a product that only stores, or adds: this tile's place in out [.., columns], rows
+// `ld` apart.
 template <class T, int NV>
-void store_tile(const Value<T>* tile, Index rows, Index panel, T* out, Index columns, Index ld) {
+void store_tile(const Value<T>* tile, Index rows, Index panel, T* out, Index columns, Index ld,
+                bool add = false) {
+  using V = Vec<Value<T>>;
   constexpr Index w = width<T>;
   for (Index r = 0; r < rows; ++r)
     for (Index v = 0; v < NV; ++v) {
-      const Index column = (panel * NV + v) * w;
-      if (column < columns)
-        Vec<Value<T>>::load(tile + (r * NV + v) * w).store(out + r * ld + column, columns - column);
+      const Index column = (panel * NV + v) * w, left = columns - column;
+      if (left <= 0) break;
+      T* const place = out + r * ld + column;
+      V sum = V::load(tile + (r * NV + v) * w);
+      if (add) sum = V::load(place, left) + sum;
+      sum.store(place, left);
     }
 }
 

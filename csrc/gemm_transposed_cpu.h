@@ -18,7 +18,7 @@ struct Target {
 // against the whole.
 template <class T>
 void add_column_sums(const Operand<T>* a, Index stride, Index rows, Index n, bool accumulate,
-                     Value<T>* out) {
+                     T* out) {
   using V = Vec<Value<T>>;
   constexpr Index w = width<T>, level = 32;
   for (Index column = 0; column < n; column += w) {
@@ -87,10 +87,9 @@ void few_rows(const T* a, Index lda, Index row0, Index rows, Index k, const Targ
 template <class T, int NV>
 void transposed_product(const Team& team, const T* a, Index lda, Index m, Index k, bool add,
                         const Target<T>* targets, int count, Operand<T>* scratch, T* sums) {
-  using V = Vec<Value<T>>;
   constexpr Index w = width<T>, panel_width = NV * w, stride = scratch_stride<T, NV>;
   constexpr Index group = stride * depth<T>;
-  alignas(64) Value<T> tile[tile_rows<NV> * panel_width], column_sums[stride];
+  alignas(64) Value<T> tile[tile_rows<NV> * panel_width];
   const Index first = team.begin(m), parts = ceil_div(k, gradient_slice);
   const RowBlocks<NV> blocks(team.end(m) - first);
   for (Index block = 0; block < blocks.count; ++block) {
@@ -102,12 +101,7 @@ void transposed_product(const Team& team, const T* a, Index lda, Index m, Index 
         const auto columns = zip_rows<T>([&](Index j) { return at(i + j) + r; }, k - i, rows - r);
         __builtin_memcpy(scratch + i * stride + r * depth<T>, &columns.v, sizeof columns.v);
       }
-    if (sums) {
-      for (Index r = 0; r < rows; r += w)
-        V::load(sums + row0 + r, add ? rows - r : 0).store(column_sums + r);
-      add_column_sums<T>(scratch, stride, k, rows, add, column_sums);
-      for (Index r = 0; r < rows; r += w) V::load(column_sums + r).store(sums + row0 + r, rows - r);
-    }
+    if (sums) add_column_sums<T>(scratch, stride, k, rows, add, sums + row0);
     for (const Target<T>* target = targets; target < targets + count; ++target) {
       if constexpr (depth<T> == 1 && !widens<T>)
         if (k <= few_terms && !add) {
@@ -117,22 +111,15 @@ void transposed_product(const Team& team, const T* a, Index lda, Index m, Index 
       const Index panels = ceil_div(target->columns, panel_width);
       for (Index panel = 0; panel < panels; ++panel) {
         const Operand<T>* b = target->packed + panel * padded<T>(k) * panel_width;
-        T* out = target->out + row0 * target->columns + panel * panel_width;
-        const Index left = target->columns - panel * panel_width;
-        const int used = vectors_used<NV>(ceil_div(left, w));
+        const int used = vectors_used<NV>(ceil_div(target->columns, w) - panel * NV);
         for (Index i = 0; i < parts; ++i) {
           const Index begin = i * gradient_slice;
           tile_product<Operand<T>, NV>(used, rows, scratch + begin * stride, depth<T>, group,
                                        b + begin * panel_width, smaller(gradient_slice, k - begin),
                                        tile, i > 0, panel_width, m);
         }
-        for (Index r = 0; r < rows; ++r)
-          for (Index v = 0; v < NV && v * w < left; ++v) {
-            T* const place = out + r * target->columns + v * w;
-            V sum = V::load(tile + (r * NV + v) * w);
-            if (add) sum = V::load(place, left - v * w) + sum;
-            sum.store(place, left - v * w);
-          }
+        store_tile<T, NV>(tile, rows, panel, target->out + row0 * target->columns, target->columns,
+                          target->columns, add);
       }
     }
   }

@@ -65,8 +65,8 @@ struct Forward : Sequence {
 
 // Packing alone; its workspace is the result.
 struct Weights {
-  std::int64_t input_size, hidden_size, projected;
-  const void *weight_ih, *weight_hh, *weight_hr;
+  std::int64_t input_size, hidden_size, projected;  // all that the size depends on
+  const void *weight_ih = nullptr, *weight_hh = nullptr, *weight_hr = nullptr;
 };
 
 struct Backward : Sequence {
@@ -93,16 +93,13 @@ struct Kernel {
   void (*run)(const Team&, const Arguments&, char* workspace);
 };
 
-struct CellKernels {
-  Kernel<Weights> pack;
+struct LayerKernels {
   Kernel<Forward> forward;
   Kernel<Backward> backward;
 };
 
-// With layer normalisation or a projection of h; packed weights are those of CellKernels.
-struct RowKernels {
-  Kernel<Forward> forward;
-  Kernel<Backward> backward;
+struct CellKernels : LayerKernels {
+  Kernel<Weights> pack;
 };
 
 // Linear layer, softmax and cross entropy together: hidden [M, K], weight [V, K]. A kernel of
@@ -139,14 +136,15 @@ struct AttentionKernels {
 
 // One translation unit per instruction set.
 //   kernels        null for a cell that has none; `dtype_bytes` is 2 (bfloat16), 4 or 8 (double)
-//   row_kernels    the same, but for 4 or 8
-//   cross_entropy  never null, nor are attention, which takes 4 or 8, and dropout
+//   row_kernels    with layer normalisation or a projection of h, for 4 or 8; they take the same
+//                  packed weights
+//   cross_entropy  never null, nor are attention, bfloat16's in float, and dropout
 //   multiply_adds  keeps the team's threads busy; returns the multiply-adds of one thread, 2 or 4
 //   read_memory    reads `count` floats `rounds` times, shared between the threads
 #define FASTRNN_DECLARE(isa)                                                                       \
   namespace isa {                                                                                  \
   const CellKernels* kernels(const char* cell, int dtype_bytes);                                   \
-  const RowKernels* row_kernels(const char* cell, int dtype_bytes);                                \
+  const LayerKernels* row_kernels(const char* cell, int dtype_bytes);                              \
   const Kernel<CrossEntropy>* cross_entropy(int dtype_bytes);                                      \
   const AttentionKernels* attention(int dtype_bytes);                                              \
   const Kernel<Dropout>* dropout(int dtype_bytes);                                                 \

@@ -20,9 +20,12 @@ Tensor pack_weights(const Tensor& weight_ih, const Tensor& weight_hh,
       check.tensor("weight_hh", weight_hh, {cell_sizes(cell).gates * H, P ? P : H}, weight_hh);
   const Tensor ih = check.tensor("weight_ih", weight_ih, {GH, weight_ih.size(-1)}, weight_hh);
   const Tensor hr = weight_hr ? check.tensor("weight_hr", *weight_hr, {P, H}, weight_hh) : hh;
-  Weights weights = weights_of(ih.size(1), H, P);
-  weights.weight_ih = ih.const_data_ptr(), weights.weight_hh = hh.const_data_ptr();
-  weights.weight_hr = P ? hr.const_data_ptr() : nullptr;
+  const Weights weights{ih.size(1),
+                        H,
+                        P,
+                        ih.const_data_ptr(),
+                        hh.const_data_ptr(),
+                        P ? hr.const_data_ptr() : nullptr};
   const Kernel<Weights>& kernel = kernels_for(cell, hh).pack;
   const std::int64_t bytes = kernel.workspace(weights, 1);
   Tensor packed = new_tensor(hh, {bytes / std::int64_t(hh.element_size())});
@@ -80,7 +83,7 @@ Tensor stepper(const Tensor& states, const Tensor& packed, const std::optional<T
                const std::optional<Tensor>& gains, const std::vector<double>& zoneout,
                const Text& cell, std::int64_t input_size, std::int64_t proj_size) {
   constexpr Checks check{"stepper"};
-  const CellSizes sizes = cell_sizes(cell);
+  const CellSizes& sizes = cell_sizes(cell);
   check.kernel_dtype(states, true);
   check(states.dim() == 4, "states must be [L, S, B, H], got ", states);
   const std::int64_t L = states.size(0), B = states.size(2), H = states.size(3);
@@ -104,8 +107,8 @@ Tensor stepper(const Tensor& states, const Tensor& packed, const std::optional<T
   for (std::size_t i = 0; i < zoneout.size(); ++i) expected.rates[i] = zoneout[i];
 
   const Kernel<Weights>& pack = kernels_for(cell, states).pack;
-  const std::int64_t first = pack.workspace(weights_of(input_size, H, proj_size), 1);
-  const std::int64_t other = pack.workspace(weights_of(P, H, proj_size), 1);
+  const std::int64_t first = pack.workspace({input_size, H, proj_size}, 1);
+  const std::int64_t other = pack.workspace({P, H, proj_size}, 1);
   check.tensor("packed", packed, {(first + (L - 1) * other) / element}, states);
 
   const std::int64_t row_bytes = (B * P * element + 63) / 64 * 64;
@@ -114,7 +117,8 @@ Tensor stepper(const Tensor& states, const Tensor& packed, const std::optional<T
       torch::stable::new_empty(states, {bytes}, torch::headeronly::ScalarType::Byte);
   Stepper* const step = static_cast<Stepper*>(made.mutable_data_ptr());
   const Segment segment{0, 0, B, -1, -1, 0, false, false};
-  *step = {&forward_for(cell, states, proj_size || gains), L, row_bytes, segment, {0, 1}};
+  const LayerKernels& kernels = layer_kernels(cell, states, proj_size || gains);
+  *step = {&kernels.forward, L, row_bytes, segment, {0, 1}};
   char* const state = static_cast<char*>(states.mutable_data_ptr());
   char* const weights = static_cast<char*>(packed.mutable_data_ptr());
   const auto part = [&](const std::optional<Tensor>& of, std::int64_t count) {

@@ -9,14 +9,9 @@ namespace {
 std::optional<Tensor> checked_packed(const Inputs& in, const std::optional<Tensor>& packed,
                                      const std::string& cell) {
   if (!packed) return packed;
-  const Weights weights = weights_of(in.input_size, in.hidden_size, in.projected);
+  const Weights weights{in.input_size, in.hidden_size, in.projected};
   const std::int64_t bytes = kernels_for(cell, in.input).pack.workspace(weights, 1);
   return check.tensor("packed", *packed, {bytes / std::int64_t(in.input.element_size())}, in.input);
-}
-
-const Kernel<Backward>& backward_for(const std::string& cell, const Tensor& input, bool rows) {
-  const CellKernels& kernels = kernels_for(cell, input);
-  return rows ? row_kernels_for(cell, input).backward : kernels.backward;
 }
 
 }  // namespace
@@ -32,7 +27,7 @@ ForwardPass::ForwardPass(Inputs inputs, const Extras& with, const std::string& c
       reserve(new_tensor(
           in.input, {save && !packed ? in.rows : 0, reserve_slots(in, extras) * in.hidden_size})),
       walk(in.batch_sizes, reverse, extras.reset_rows()),
-      kernel(forward_for(cell, in.input, in.projected || in.gains)),
+      kernel(layer_kernels(cell, in.input, in.projected || in.gains).forward),
       arguments{sequence(in, walk, extras),
                 packed ? static_cast<char*>(packed->mutable_data_ptr()) : nullptr,
                 packed || in.weight_ih,
@@ -51,7 +46,7 @@ BackwardPass::BackwardPass(Inputs inputs, const Extras& with, const Saved& kept,
       saved(kept),
       grads(empty_gradients(in, input_grad, state_grad, weight_grad)),
       walk(in.batch_sizes, reverse, extras.reset_rows()),
-      kernel(backward_for(cell, in.input, in.projected || in.gains)),
+      kernel(layer_kernels(cell, in.input, in.projected || in.gains).backward),
       arguments{sequence(in, walk, extras),     data(saved.grad_output),
                 data(saved.grad_state_n),       data(saved.grad_cells),
                 saved.output.const_data_ptr(),  saved.cells.const_data_ptr(),

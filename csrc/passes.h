@@ -1,4 +1,4 @@
-// A layer's passes on CPUs, and how one or two of them run: what the operators on CPU tensors
+// A layer's passes on CPUs, and how one or several of them run: what the operators on CPU tensors
 // share.
 #pragma once
 
@@ -9,7 +9,7 @@
 
 namespace fastrnn {
 
-// Multiply-adds of one step.
+// Multiply-adds of one step for each gate.
 template <class Arguments>
 std::int64_t step_work(const Arguments& arguments) {
   return arguments.rows * arguments.hidden_size * arguments.hidden_size / arguments.steps;
@@ -41,21 +41,11 @@ inline const CellKernels& kernels_for(const std::string& cell, const Tensor& inp
   return *instruction_set().kernels(cell.c_str(), int(input.element_size()));
 }
 
-// Those of whole rows, which few cells have.
-inline const RowKernels& row_kernels_for(const std::string& cell, const Tensor& input) {
+// Those that run a layer; with `rows`, those of whole rows, which few cells have.
+inline const LayerKernels& layer_kernels(const std::string& cell, const Tensor& input, bool rows) {
+  if (!rows) return kernels_for(cell, input);
   check.kernel_dtype(input);
   return *instruction_set().row_kernels(cell.c_str(), int(input.element_size()));
-}
-
-inline const Kernel<Forward>& forward_for(const std::string& cell, const Tensor& input, bool rows) {
-  const CellKernels& kernels = kernels_for(cell, input);
-  return rows ? row_kernels_for(cell, input).forward : kernels.forward;
-}
-
-// What packed weights' size depends on.
-inline Weights weights_of(std::int64_t input_size, std::int64_t hidden_size,
-                          std::int64_t projected) {
-  return {input_size, hidden_size, projected, nullptr, nullptr, nullptr};
 }
 
 // A layer's passes, in one direction: the arguments, held while the kernel reads them, and the

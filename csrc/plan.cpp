@@ -12,11 +12,6 @@ namespace fastrnn::cuda {
 
 namespace {
 
-constexpr CellSizes cells[] = {sizes_of<device::Lstm>("lstm"), sizes_of<device::Gru>("gru"),
-                               sizes_of<device::GruResetBefore>("gru_reset_before"),
-                               sizes_of<device::RnnTanh>("rnn_tanh"),
-                               sizes_of<device::RnnRelu>("rnn_relu")};
-
 template <class... Words>
 void check(bool ok, const Words&... words) {
   if (!ok) throw std::invalid_argument(line("plan: ", words...));
@@ -36,9 +31,8 @@ int index_of(const std::string& name) {
 }
 
 const CellSizes& checked(const Request& r, const Offer& offer) {
-  const auto cell = std::find_if(std::begin(cells), std::end(cells),
-                                 [&](const CellSizes& sizes) { return r.cell == sizes.name; });
-  check(cell != std::end(cells), "no compiled cell is called '", r.cell, "'");
+  const CellSizes* const cell = find_cell(r.cell);
+  check(cell, "no compiled cell is called '", r.cell, "'");
   check(r.steps > 0 && r.batch > 0 && r.hidden_size > 0,
         "T, B and H must be positive, got T=", r.steps, ", B=", r.batch, ", H=", r.hidden_size);
   check(r.directions == 1 || r.directions == 2, "directions must be 1 or 2, got ", r.directions);

@@ -4,28 +4,11 @@
 #include <algorithm>
 #include <sstream>
 
-#include "cells.h"
+#include "cell_sizes.h"
 #include "cluster_plan.h"
 #include "plan.h"
 
 namespace fastrnn::cuda {
-
-struct CellSizes {
-  const char* name;
-  std::int64_t gates, states, reserve, operand_gates, biases;
-  bool shared_gradients;
-};
-
-template <class Cell>
-constexpr CellSizes sizes_of(const char* name) {
-  return {name,
-          Cell::gates,
-          Cell::states,
-          Cell::reserve,
-          Cell::operand_gates,
-          device::biases<Cell>,
-          device::shared_gradients<Cell>};
-}
 
 template <class... Words>
 std::string line(const Words&... words) {

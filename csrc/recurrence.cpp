@@ -4,13 +4,10 @@
 
 namespace fastrnn {
 
-CellSizes cell_sizes(const std::string& cell) {
-  if (cell == "lstm") return {4, 2, 4};
-  if (cell == "gru") return {3, 1, 4};
-  if (cell == "gru_reset_before") return {3, 1, 3};
-  if (cell == "rnn_tanh" || cell == "rnn_relu") return {1, 1, 0};
-  check(false, "no compiled cell is called '", cell, "'");
-  return {};
+const CellSizes& cell_sizes(const std::string& cell) {
+  const CellSizes* const sizes = find_cell(cell);
+  check(sizes, "no compiled cell is called '", cell, "'");
+  return *sizes;
 }
 
 std::int64_t projected_size(const Tensor& weight_hr, const std::string& cell,
@@ -28,7 +25,7 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
                       const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
                       const std::optional<Tensor>& gains, std::vector<std::int64_t> counts,
                       const std::string& cell) {
-  const CellSizes sizes = cell_sizes(cell);
+  const CellSizes& sizes = cell_sizes(cell);
   check(input.dim() == 2, "input must be [N, I], got ", input);
   check(state.dim() == 3, "state must be [S, B, H], got ", state);
   const std::int64_t rows = input.size(0), batch = state.size(1), H = state.size(2);
@@ -38,6 +35,7 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
   check(!weight_ih || I > 0, "input size must be at least 1, got 0");
   check(weight_ih || !weight_hh || I == GH, "input must be x_proj [N, G*H] = ", Shape{rows, GH},
         ", got ", input);
+  check(weight_ih || !weight_hh || gains || !bias_ih, "bias_ih must be absent without weight_ih");
   const auto maybe = [&](const char* name, const std::optional<Tensor>& tensor,
                          const std::vector<std::int64_t>& shape) {
     return tensor ? std::optional<Tensor>(check.tensor(name, *tensor, shape, input)) : std::nullopt;

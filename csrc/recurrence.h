@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cell_sizes.h"
 #include "checks.h"
 #include "kernels_cpu.h"
 
@@ -14,11 +15,8 @@ namespace fastrnn {
 
 constexpr Checks check{"recurrence"};
 
-// Number of gates, states and reserve slots by cell name.
-struct CellSizes {
-  std::int64_t gates, states, reserve;
-};
-CellSizes cell_sizes(const std::string& cell);
+// Of a compiled cell, checked.
+const CellSizes& cell_sizes(const std::string& cell);
 
 // One layer's inputs, contiguous and checked against each other. The weights are absent where
 // packed ones stand in for them.

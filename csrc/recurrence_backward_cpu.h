@@ -82,7 +82,7 @@ class BackwardLoop {
     if (s_.grad_state) finish_state(share);
     team.wait();
     if (packed_ih_ && !s_.progress) input_gradient(team, 0, s_.rows);
-    if (s_.grad_weight_hh) weights_.run(team, grad_x_, grad_h_, operand_, before_);
+    if (s_.grad_weight_hh) weights_.run(team, {grad_x_, grad_h_}, before_, operand_, H_);
   }
 
  private:

@@ -30,9 +30,9 @@ class Packing {
 };
 
 template <class T, class Cell>
-constexpr CellKernels cell_kernels = {kernel<Packing<T, Cell>, Weights>,
-                                      kernel<ForwardLoop<T, Cell>, Forward>,
-                                      kernel<BackwardLoop<T, Cell>, Backward>};
+constexpr CellKernels cell_kernels = {
+    {kernel<ForwardLoop<T, Cell>, Forward>, kernel<BackwardLoop<T, Cell>, Backward>},
+    kernel<Packing<T, Cell>, Weights>};
 
 template <class Cell>
 const CellKernels* of_dtype(int bytes) {

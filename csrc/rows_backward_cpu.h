@@ -5,10 +5,10 @@
 
 #include "along_k_cpu.h"
 #include "gain_sums_cpu.h"
+#include "gate_weights_cpu.h"
 #include "kernels_cpu.h"
 #include "packed_weights_cpu.h"
 #include "rows_cpu.h"
-#include "rows_weights_cpu.h"
 #include "workspace.h"
 #include "zoneout_cpu.h"
 
@@ -55,7 +55,7 @@ class RowsBackward {
       sums_ = GainSums<T>(arena_, SequenceBlocks::blocks_of(s_.batch), gains_ + biases);
       buffers_ = arena_.template take<T>(threads * H_);
     }
-    if (s_.grad_weight_hh) weights_ = RowsWeights<T, Cell>(s_, arena_, threads);
+    if (s_.grad_weight_hh) weights_ = GateWeights<T, Cell>(s_, arena_, threads);
   }
 
   Index bytes() const { return arena_.bytes(); }
@@ -85,7 +85,8 @@ class RowsBackward {
     if (s_.gains)
       sums_.store(team, static_cast<T*>(s_.grad_gains), gains_, static_cast<T*>(s_.grad_bias_ih),
                   static_cast<T*>(s_.grad_bias_hh), GH_);
-    weights_.run(team, grad_x_, grad_h_, grad_output_, before_[0]);
+    weights_.run(team, {grad_x_, grad_h_, grad_output_}, before_[0],
+                 s_.projected ? reserve(0) + R * H_ : nullptr, slots_.count * H_);
   }
 
  private:
@@ -286,7 +287,7 @@ class RowsBackward {
   T *grad_x_, *grad_h_, *grad_output_ = nullptr, *grad_unprojected_ = nullptr;
   GainSums<T> sums_;  // of the gains, then of the biases
   T* buffers_ = nullptr;
-  RowsWeights<T, Cell> weights_;
+  GateWeights<T, Cell> weights_;
 };
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -8,15 +8,15 @@
 namespace fastrnn::FASTRNN_ISA {
 
 template <class T, class Cell>
-constexpr RowKernels row_kernels_of = {kernel<RowsForward<T, Cell>, Forward>,
-                                       kernel<RowsBackward<T, Cell>, Backward>};
+constexpr LayerKernels row_kernels_of = {kernel<RowsForward<T, Cell>, Forward>,
+                                         kernel<RowsBackward<T, Cell>, Backward>};
 
 template <class Cell>
-const RowKernels* of_dtype(int bytes) {
+const LayerKernels* of_dtype(int bytes) {
   return bytes == 4 ? &row_kernels_of<float, Cell> : &row_kernels_of<double, Cell>;
 }
 
-const RowKernels* row_kernels(const char* cell, int dtype_bytes) {
+const LayerKernels* row_kernels(const char* cell, int dtype_bytes) {
   if (std::strcmp(cell, "lstm") == 0) return of_dtype<Lstm>(dtype_bytes);
   if (std::strcmp(cell, "gru") == 0) return of_dtype<Gru>(dtype_bytes);
   return nullptr;
