@@ -101,7 +101,8 @@ class Plan:
             if source.name == "module.cpp":
                 continue
             if not source.stem.endswith("_cpu"):
-                steps.append(self._compile(source, source.stem, STABLE_ABI))
+                facts = ["-I", str(self.build_dir)] if source.stem == "schemas" else []
+                steps.append(self._compile(source, source.stem, [*STABLE_ABI, *facts]))
                 continue
             for name, flags in self.sets.items():
                 flags = [*STABLE_ABI, f"-DFASTRNN_ISA={name}", *flags]

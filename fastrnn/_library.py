@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.machinery
+import inspect
+import mmap
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,13 +26,38 @@ for _schema in _schemas.SCHEMAS:
 _FOLDER = Path(__file__).parent
 
 
+def _check_whole(path: Path) -> None:
+    """Raise OSError for a library that has lost its end: the system would kill who loads it."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    end = 64
+    if head[:5] == b"\x7fELF\x02" and len(head) == end:
+        table, size, rows = struct.unpack_from("=Q10x2H", head, 40)  # which comes last in the file
+        end = table + size * rows
+    if path.stat().st_size < end:
+        raise OSError(f"{path} is cut short: build or install it again")
+
+
 def build_info() -> dict[str, Any]:
     """How the compiled pieces were built: compiler, flags, instruction sets, CUDA archs."""
     try:
+        own = _FOLDER / f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+        if own.exists():
+            _check_whole(own)
         module = importlib.import_module("fastrnn._C")
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         return {"build_info": f"unavailable, {error}"}
     return dict(module.build_info())
+
+
+def _of_this_version(library: Path) -> bool:
+    """Whether the library's operators have the schemas defined above."""
+    told = build_info().get("schemas")
+    if told is not None:
+        return bool(told == _schemas.DIGEST)
+    # _C is left out, or of another Python: the library has the text, too (csrc/schemas.cpp).
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        return text.find(_schemas.DIGEST.encode()) >= 0
 
 
 def _load() -> str | None:
@@ -38,20 +67,24 @@ def _load() -> str | None:
     if not library.exists():
         why = reason.read_text("utf-8").strip() if reason.exists() else "they have not been built"
         return f"no compiled kernels: {why}"
-    if build_info().get("schemas", _schemas.DIGEST) != _schemas.DIGEST:
-        return "the compiled kernels are of another version of fastrnn: build or install it again"
     try:
+        _check_whole(library)
+        if not _of_this_version(library):
+            return (
+                "the compiled kernels are of another version of fastrnn: build or install it again"
+            )
         torch.ops.load_library(str(library))
-    except OSError as error:
-        return f"the compiled kernels do not load: {str(error).splitlines()[0]}"
+    except OSError as error:  # torch's tells nothing but the file, its cause why
+        return f"the compiled kernels do not load: {str(error.__cause__ or error).splitlines()[0]}"
     return None
 
 
 unavailable: str | None = _load()
 if unavailable is not None:
-    warnings.warn(
-        f"fastrnn runs on the reference backend: {unavailable}", RuntimeWarning, stacklevel=2
-    )
+    # At the line that imports fastrnn, beyond what our modules import of each other.
+    ours = sum(Path(frame.filename).parent == _FOLDER for frame in inspect.stack(0))
+    told = f"fastrnn runs on the reference backend: {unavailable}"
+    warnings.warn(told, RuntimeWarning, stacklevel=ours + 1)
 mistake: str | None = None  # in an environment variable
 
 
