@@ -1,6 +1,6 @@
 """Fused recurrent networks for PyTorch: drop-in modules, fast kernels, a language-model trainer."""
 
-from fastrnn import init, onnx
+from fastrnn import _flops, init, onnx
 from fastrnn._cuda import use_schedule
 from fastrnn._version import __version__
 from fastrnn.attention import masked_attention
@@ -10,6 +10,8 @@ from fastrnn.functional import explain, recurrence
 from fastrnn.loss import linear_cross_entropy
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, RNNOf, accelerate
 from fastrnn.multihead import MultiHeadAttention
+
+_flops.count_ours()
 
 __all__ = [
     "CELLS",

@@ -31,7 +31,7 @@ FLOORS = (
         "packed",
         "wavefront",
     ),
-    ("bidirectional", "plain", "_recompute", "_recurrent", "_rows", "_stack", "_swap"),
+    ("bidirectional", "plain", "_recompute", "_recurrent", "_rows", "_stack", "_swap", "_flops"),
     ("_frozen", "streaming", "_layers", "single_step", "custom", "init"),
     ("modules", "multihead"),
     ("_onnx_nodes", "onnx"),
