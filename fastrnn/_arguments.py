@@ -136,6 +136,17 @@ def padded_sizes(input: Tensor) -> Tensor:
     return torch.full(input.shape[:1], input.size(1), dtype=torch.int64, device="cpu")
 
 
+def numbers(name: str, tensor: Tensor) -> list[int]:
+    """What a CPU int64 [n] holds; raise where nothing can be read, as inside a transform."""
+    try:
+        return tensor.tolist()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} must hold numbers that can be read, the same for all samples of torch.vmap, "
+            f"got {list(tensor.shape)} inside a transform"
+        ) from error
+
+
 def sizes(batch_sizes: Tensor, rows: int, batch: int) -> None:
     """Raise unless `batch_sizes` divides N rows among the steps of B sequences."""
     if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1 or not batch_sizes.is_cpu:
@@ -145,7 +156,7 @@ def sizes(batch_sizes: Tensor, rows: int, batch: int) -> None:
         )
     if torch.compiler.is_compiling():  # values are not known while tracing
         return
-    sizes = batch_sizes.tolist()
+    sizes = numbers("recurrence: batch_sizes", batch_sizes)
     if sizes != sorted(sizes, reverse=True) or sizes[-1:] < [1] or sizes[0] != batch:
         raise ValueError(
             f"recurrence: batch_sizes must be non-increasing from B = {batch} to at least 1, "

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
 from fastrnn import _cuda
@@ -25,7 +26,25 @@ def by_functions() -> bool:
     """
     if not torch.is_grad_enabled() or torch.compiler.is_exporting():
         return False
-    return torch._C._get_tracing_state() is None
+    return torch._C._get_tracing_state() is None and not functionalized()
+
+
+def functionalized() -> bool:
+    """Whether inside `torch.func.functionalize`, which takes operators and refuses Functions."""
+    if torch.compiler.is_compiling():
+        return False
+    levels = torch._C._functorch.get_interpreter_stack()
+    if levels is None:
+        return False
+    kinds = {level.key() for level in levels}
+    if TransformType.Functionalize not in kinds:
+        return False
+    if torch.is_grad_enabled() and not kinds.isdisjoint((TransformType.Grad, TransformType.Jvp)):
+        raise RuntimeError(
+            "torch.func.functionalize of the compiled kernels must be without torch.func's "
+            "gradients, got both: use torch.compile, or fastrnn.use_backend('reference')"
+        )
+    return True
 
 
 def watched() -> bool:
@@ -48,7 +67,8 @@ def second_order() -> bool:
 
 def below_autograd(op: Any, *args: Any) -> tuple[Tensor, ...]:
     """An operator without a look at whether gradients are wanted."""
-    if torch.compiler.is_compiling():  # Dynamo refuses the guard, and has no need of it
+    # Dynamo refuses the guard, and has no need of it.
+    if torch.compiler.is_compiling() or functionalized():
         return tuple(op(*args))
     _cuda.follow_tf32(args[0])
     with torch._C._AutoDispatchBelowAutograd():

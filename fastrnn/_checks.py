@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn._arguments import is_tensor
+from fastrnn._arguments import is_tensor, numbers
 
 Tensors = tuple[Tensor, ...]
 
@@ -213,7 +213,10 @@ def sequence_lengths(op: str, lengths: object, input: Tensor, batch_first: bool)
             f"{list(lengths.shape)} on {lengths.device}"
         )
     if known:
-        within_steps(lengths.tolist())
+        within_steps(numbers(f"{op}: lengths", lengths))
+    else:  # in the graph, then
+        allowed = ((lengths >= 1) & (lengths <= steps)).all()
+        torch._assert_async(allowed, f"{op}: lengths must be from 1 to T, got one that is not")
     return lengths
 
 

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fastrnn import _library
-from fastrnn._calls import applied, by_functions, second_order
+from fastrnn._calls import applied, by_functions, functionalized, second_order
 from fastrnn._library import LIBRARY
 from fastrnn.regularisers import random_words
 
@@ -73,7 +73,8 @@ class Dropout(torch.autograd.Function):
 def _below(*args: Any) -> Tensor:
     """The operator without a look at whether gradients are wanted."""
     # As in _calls.below_autograd.
-    found: Tensor = _OP(*args) if torch.compiler.is_compiling() else _guarded(*args)
+    unguarded = torch.compiler.is_compiling() or functionalized()
+    found: Tensor = _OP(*args) if unguarded else _guarded(*args)
     return found
 
 

@@ -125,6 +125,27 @@ def test_compiles_for_any_lengths():
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("wrong", [0, -1, T + 1])
+def test_compiled_layers_check_lengths(wrong):
+    module, x = build("LSTM"), tensor(T, B, IN)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    compiled(x, lengths=torch.tensor(LENGTHS))
+    with pytest.raises(RuntimeError, match="LSTM: lengths must be from 1 to T, got one"):
+        compiled(x, lengths=torch.tensor([wrong, *LENGTHS[1:]]))
+
+
+def test_lengths_inside_transforms():
+    module, x, lengths = build("LSTM"), tensor(2, T, B, IN), torch.tensor(LENGTHS)
+    found = torch.vmap(lambda x, n: module(x, lengths=n)[0], (0, None))(x, lengths)
+    expected = torch.stack([module(each, lengths=LENGTHS)[0] for each in x])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    message = r"lengths must hold numbers that can be read, .* got \[4\] inside a transform"
+    with pytest.raises(ValueError, match=message) as raised:
+        torch.vmap(lambda x, n: module(x, lengths=n)[0])(x, lengths.expand(2, -1))
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("lengths", "error", "message"),
     [

@@ -78,6 +78,15 @@ def _(case: Case) -> None:
     same(found, torch.autograd.functional.hessian(lambda b: of_bias(b, exact), bias))
 
 
+@row(SECTION, "`functionalize`, with gradients around it")
+def _(case: Case) -> None:
+    layer, theirs, x = case.layer(num_layers=2), case.exact(num_layers=2), values(T, B, IN)
+    found, expected = func.functionalize(lambda x: layer(x)[0])(x), theirs(x)[0]
+    same(found, expected)
+    grads = torch.autograd.grad(found.square().sum(), list(layer.parameters()))
+    same(grads, torch.autograd.grad(expected.square().sum(), list(theirs.parameters())))
+
+
 @row(SECTION, "forward mode: `jvp`, `jacfwd`, `hessian` (float64)")
 def _(case: Case) -> None:
     layer, theirs = case.layer(), case.exact()
