@@ -12,6 +12,7 @@ from fastrnn._arguments import Rates
 from fastrnn._autocast import autocasts
 from fastrnn._cell import Tensors
 from fastrnn.backends import choose, chosen, lacking
+from fastrnn.batching import Dims, one_by_one
 from fastrnn.cells import narrowed, widened
 from fastrnn.regularisers import PLAIN, LayerNorm
 
@@ -97,6 +98,11 @@ def run_packed(
     every = cells[0].view(*shape, cells.size(-1)) if return_cells else None
     last = narrowed(state_n, width) if width else state_n
     return output.view(*shape, output.size(-1)), last, every
+
+
+@torch.library.register_vmap("fastrnn::recurrence_packed")
+def _batched(info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
+    return one_by_one(torch.ops.fastrnn.recurrence_packed.default, info.batch_size, dims, args)
 
 
 @torch.library.register_fake("fastrnn::recurrence_packed")

@@ -56,6 +56,20 @@ def test_same_bits_as_in_evaluation(kind, options):
             torch.testing.assert_close(module(given, **keywords), result, rtol=0, atol=0)
 
 
+def test_vmap():
+    """By a rule, not by torch's fallback, which tells everybody of a performance drop."""
+    module, x = made(fastrnn.LSTM, {"num_layers": 2}).eval(), torch.randn(3, T, B, IN).double()
+    with torch.no_grad():
+        expected = torch.stack([module(each)[0] for each in x])
+        module.freeze()
+        torch._C._functorch._set_vmap_fallback_enabled(False)
+        try:
+            found = torch.vmap(lambda x: module(x)[0])(x)
+        finally:
+            torch._C._functorch._set_vmap_fallback_enabled(True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_packs_keep_their_dtype_under_autocast():
     x = torch.randn(T, B, IN)
     for dtype in (torch.float32, torch.bfloat16):
