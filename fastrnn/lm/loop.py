@@ -10,7 +10,13 @@ from torch import Tensor
 
 from fastrnn.lm.batches import Columns, Sentences, count_batches
 from fastrnn.lm.captured import make_step
-from fastrnn.lm.checkpoint import Checkpoint, load_before, load_checkpoint, save_checkpoint
+from fastrnn.lm.checkpoint import (
+    Checkpoint,
+    checkpoint_exists,
+    load_before,
+    load_checkpoint,
+    save_checkpoint,
+)
 from fastrnn.lm.config import Config
 from fastrnn.lm.data import Corpus
 from fastrnn.lm.errors import UserError
@@ -224,7 +230,7 @@ class Trainer:
             raise self._diverged("weights are no longer finite", self.counters.step)
         self.journal.tell_time()
         lines = self.run.sync_metrics()
-        checkpoint = self.progress.to_checkpoint(self.corpus.fingerprint, lines)
+        checkpoint = self.progress.to_checkpoint(self.corpus, lines)
         if self.world.leads:
             save_checkpoint(folder, checkpoint, keep_old)
         self.world.wait()
@@ -237,14 +243,27 @@ class Trainer:
             source: its folder, for messages.
 
         Raises:
-            UserError: it was made from another text or with a model of other sizes.
+            UserError: it was made from another text or dictionary, or with a model of other sizes.
         """
         if checkpoint.counters["corpus"] != self.corpus.fingerprint:
             raise UserError(
                 f"{source}: the checkpoint was made from another text than --data "
                 f"{self.config.corpus.data} holds now"
             )
+        digest = self.corpus.vocabulary.digest
+        if checkpoint.counters.get("vocabulary", digest) != digest:  # of another tokenizers
+            raise UserError(
+                f"{source}: the checkpoint was made with another dictionary than is made of --data "
+                f"{self.config.corpus.data} now"
+            )
         self.progress.restore(checkpoint, source)
+        counters, best = self.counters, self.run.best
+        if counters.best_loss is not None and not checkpoint_exists(best):
+            self.reporter.say(
+                f"{best}: missing, expected the model of step {counters.best_step}; the best from "
+                "here on takes its place"
+            )
+            counters.best_loss = None
         due = self.counters.returns_to
         self._due = self.counters.step if due is None else due
         # Its recording would go on with the tensors that were there before.

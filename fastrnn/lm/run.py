@@ -23,6 +23,7 @@ from fastrnn.lm.pictures import ENDINGS
 from fastrnn.lm.settings import to_toml
 
 CONFIG, METRICS, RESULT, LOG = "config.toml", "metrics.jsonl", "result.json", "log.txt"
+VOCABULARY, TOKENIZER = "vocabulary.json", "tokenizer.json"
 LAST, BEST, LOCK = "last", "best", ".lock"
 # What `fastrnn.evaluate` finds of the best model, by split, and the pictures that it draws beside.
 EVALUATIONS = {split: f"evaluation-{split}/evaluation.json" for split in SPLITS}
@@ -36,8 +37,8 @@ _FILES = (
     METRICS,
     RESULT,
     LOG,
-    "vocabulary.json",
-    "tokenizer.json",
+    VOCABULARY,
+    TOKENIZER,
     "curves.png",
     "curves.svg",
     *_EVALUATED,
@@ -140,11 +141,7 @@ class Run:
                 (self.folder / name).unlink(missing_ok=True)
             for name in CHECKPOINTS:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-            write_file(self.folder / CONFIG, to_toml(config).encode())
-            tokens = json.dumps(corpus.vocabulary.tokens, ensure_ascii=False)
-            write_file(self.folder / "vocabulary.json", tokens.encode())
-            if corpus.tokenizer is not None:
-                write_file(self.folder / "tokenizer.json", corpus.tokenizer.read_bytes())
+            self._describe(config, corpus)
         except OSError as error:
             raise UserError(f"--out {self.folder}: cannot be written: {error.strerror}") from error
 
@@ -152,12 +149,16 @@ class Run:
         """Whether there is a checkpoint to continue from."""
         return self.folder.is_dir() and checkpoint_exists(self.last)
 
-    def continue_from(self, config: Config, lines: int) -> None:
+    def continue_from(self, config: Config, corpus: Corpus, lines: int) -> int:
         """Drop the metrics written after a checkpoint and any earlier result.
 
         Args:
             config: options, written anew.
+            corpus: the run's text, whose dictionary is written anew.
             lines: lines of metrics that there were when the checkpoint was made.
+
+        Returns:
+            How many of them are left.
 
         Raises:
             UserError: the metrics are damaged.
@@ -169,7 +170,15 @@ class Run:
         if self.writes:
             for name in (RESULT, *_EVALUATED):
                 (self.folder / name).unlink(missing_ok=True)
-            write_file(self.folder / CONFIG, to_toml(config).encode())
+            self._describe(config, corpus)
+        return len(self.metrics)
+
+    def _describe(self, config: Config, corpus: Corpus) -> None:
+        write_file(self.folder / CONFIG, to_toml(config).encode())
+        tokens = json.dumps(corpus.vocabulary.tokens, ensure_ascii=False)
+        write_file(self.folder / VOCABULARY, tokens.encode())
+        if corpus.tokenizer is not None:
+            write_file(self.folder / TOKENIZER, corpus.tokenizer.read_bytes())
 
     def keep_metrics(self, lines: int) -> None:
         """Drop all metrics but the first so many lines."""

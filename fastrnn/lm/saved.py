@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,9 @@ from fastrnn.lm.data import Corpus, load_corpus
 from fastrnn.lm.device import find_device
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.model import LanguageModel, build_model
-from fastrnn.lm.run import CONFIG, Run
+from fastrnn.lm.run import CONFIG, VOCABULARY, Run
 from fastrnn.lm.settings import update_from_toml
 from fastrnn.lm.tokens import Vocabulary
-
-VOCABULARY = "vocabulary.json"
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,19 @@ def open_run(folder: str, device: str = "cpu") -> SavedRun:
     if source is None:
         raise UserError(f"--run {folder}: the run has no checkpoint yet")
     vocabulary = _read_vocabulary(run.folder / VOCABULARY)
-    model = build_model(len(vocabulary), config.model, 1, find_device(device))
     checkpoint = load_checkpoint(source)
+    counters = checkpoint.counters
+    # One of before does not tell.
+    if counters.get("vocabulary", vocabulary.digest) != vocabulary.digest:
+        raise UserError(
+            f"{run.folder / VOCABULARY}: expected the dictionary that {source} was made with, of "
+            f"sha256 {counters['vocabulary'][:16]}..., got another, of {vocabulary.digest[:16]}..."
+        )
+    if source == run.last and counters["best_loss"] is not None:
+        print(f"{run.best}: missing; using {source}, of step {counters['step']}", file=sys.stderr)
+    model = build_model(len(vocabulary), config.model, 1, find_device(device))
     restore_weights(model, checkpoint.weights, source)
-    fingerprint = checkpoint.counters["corpus"]
-    return SavedRun(run.folder, config, vocabulary, fingerprint, model.eval())
+    return SavedRun(run.folder, config, vocabulary, counters["corpus"], model.eval())
 
 
 def read_text_of(run: SavedRun) -> Corpus:
@@ -99,4 +106,4 @@ def _read_vocabulary(path: Path) -> Vocabulary:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged: not a list of tokens") from error
+        raise UserError(f"{path}: damaged: expected a list of tokens") from error

@@ -25,7 +25,7 @@ from fastrnn.lm.loop import Trainer
 from fastrnn.lm.model import build_model, count_parameters
 from fastrnn.lm.parallel import World, check_shares
 from fastrnn.lm.report import Reporter, Silent, draw_curves
-from fastrnn.lm.run import CONFIG, Run, default_folder
+from fastrnn.lm.run import CONFIG, METRICS, Run, default_folder
 from fastrnn.lm.settings import check_same_run
 
 SAMPLE_TOKENS = {"word": 60, "char": 300, "bpe": 90}
@@ -83,7 +83,14 @@ def _train_on(
     if checkpoint is not None:
         trainer.restore(checkpoint, run.last)
         _check_length(trainer)
-        run.continue_from(config, checkpoint.counters["metrics_lines"])
+        if trainer.counters.best_loss is not None:
+            load_checkpoint(run.best, reporter.say)  # damage is told now, not after the training
+        expected = checkpoint.counters["metrics_lines"]
+        if (left := run.continue_from(config, corpus, expected)) < expected:
+            reporter.say(
+                f"{run.folder / METRICS}: expected {expected} lines, got {left}: the curves lack "
+                "the others"
+            )
     else:
         run.start(config, corpus)
     reporter.log = run.log

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastrnn.lm.checkpoint import Checkpoint, restore_weights
 from fastrnn.lm.config import Config
+from fastrnn.lm.data import Corpus
 from fastrnn.lm.layers import State
 from fastrnn.lm.model import LanguageModel
 from fastrnn.lm.optim import Average, make_optimizer
@@ -93,11 +94,11 @@ class Progress:
         """Whether all weights are finite."""
         return all(bool(p.isfinite().all()) for p in self.model.parameters())
 
-    def to_checkpoint(self, corpus: str, metrics_lines: int) -> Checkpoint:
+    def to_checkpoint(self, corpus: Corpus, metrics_lines: int) -> Checkpoint:
         """All that the next steps depend on; every process calls this.
 
         Args:
-            corpus: fingerprint of the text.
+            corpus: the text.
             metrics_lines: how many there are.
         """
         world = self.world
@@ -120,7 +121,8 @@ class Progress:
         counters = asdict(self.counters) | {
             "metrics_lines": metrics_lines,
             "config": to_dict(self._config),
-            "corpus": corpus,
+            "corpus": corpus.fingerprint,
+            "vocabulary": corpus.vocabulary.digest,
         }
         weights = {name: p.detach() for name, p in self.model.named_parameters()}
         return Checkpoint(weights, tensors, counters)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,6 +40,11 @@ class Vocabulary:
         self.eos = self.numbers[EOS if EOS in self.numbers else " "]
         self.unknown = self.numbers[UNKNOWN]
         self.document = self.numbers.get(DOCUMENT)
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of all tokens in their order."""
+        return hashlib.sha256(json.dumps(self.tokens).encode()).hexdigest()
 
     @classmethod
     def of(cls, tokens: Iterable[str], min_count: int) -> Vocabulary:

@@ -17,6 +17,7 @@ from fastrnn._suggest import suggest
 from fastrnn.lm.complete import not_utf8
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.generate import Sampling, pieces, stream, to_text
+from fastrnn.lm.run import TOKENIZER
 from fastrnn.lm.saved import SavedRun, open_run
 from fastrnn.lm.tokens import cut_pairs, cutter
 
@@ -101,13 +102,15 @@ def _cut(run: SavedRun, prompt: str) -> list[str]:
         return cutter(run.config.corpus, ())[0](prompt)
     from tokenizers import Tokenizer
 
-    path = run.folder / "tokenizer.json"
+    path = run.folder / TOKENIZER
     try:
         pairs = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # the package's own, of no class of its own
         raise UserError(f"{path}: damaged: {error}") from error
+    if not pairs.get_vocab().keys() <= run.vocabulary.numbers.keys():
+        raise UserError(f"{path}: expected pieces of the run's dictionary, got others")
     return cut_pairs(pairs, f"{prompt}\n")[:-1]  # without the <eos> of a line that goes on
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,11 @@ def test_folders_that_are_no_runs(
     (tmp_path / "vocabulary.json").write_text("[1")
     assert "vocabulary.json: damaged" in told()
     (tmp_path / "vocabulary.json").write_text('["<eos>", "<unk>"]')
+    assert "vocabulary.json: expected the dictionary that " in told()
+    shutil.copy(runs / "words" / "vocabulary.json", tmp_path)
+    (tmp_path / "config.toml").write_text(config.replace("hidden_size = 16", "hidden_size = 17"))
+    assert "--tied needs" in told()
+    (tmp_path / "config.toml").write_text(config.replace("num_layers = 2", "num_layers = 1"))
     assert "does not fit its config" in told()
     (tmp_path / "config.toml").write_text(config.replace("cell", "sell"))
     assert "unknown option 'sell', did you mean 'cell'?" in told()

@@ -53,14 +53,18 @@ def measured(run: Path, *more: str) -> dict[str, Any]:
 
 
 def test_byte_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("tokenizers")
+    tokenizers = pytest.importorskip("tokenizers")
     run = make(tmp_path, "--level bpe --bpe-size 300")
     assert written(run, capsys, "Der Bär ").startswith("Der Bär ")
     found = measured(run, "--dynamic")
     # Characters, not bytes: the test text is the last 15 lines of 300.
     assert found["characters"] == 3 * len(TEXT)
     assert found["tokens"] < found["characters"]
-    (run / "tokenizer.json").write_text("{")
+    path = run / "tokenizer.json"
+    tokenizers.Tokenizer(tokenizers.models.BPE({"of another": 0}, [])).save(str(path))
+    assert generate(["--run", str(run), "--prompt", "x"]) == 2
+    assert "tokenizer.json: expected pieces of the run's" in capsys.readouterr().err
+    path.write_text("{")
     assert generate(["--run", str(run), "--prompt", "x"]) == 2
     assert "tokenizer.json: damaged" in capsys.readouterr().err
 
