@@ -13,7 +13,7 @@ from fastrnn._suggest import suggest
 from fastrnn.lm.command_line import parse
 from fastrnn.lm.config import Config
 from fastrnn.lm.errors import UserError
-from fastrnn.lm.settings import option_names, read_toml, typed
+from fastrnn.lm.settings import option_names, read_toml, to_toml, typed
 
 Settings = dict[str, Any]  # option names, with underscores, and values
 METHODS = ("grid", "random", "tpe")
@@ -74,7 +74,7 @@ def options_of(settings: Settings, folder: Path | None = None) -> Config:
             arguments.append(f"--{flag}={value}")
     if folder is not None:
         arguments += [f"--out={folder}", "--resume"]
-    return parse(arguments)
+    return parse(arguments, by_hand=False)  # of a search, some points make no use of some options
 
 
 def read_plan(path: Path) -> Plan:
@@ -175,11 +175,15 @@ def _check_runs(plan: Plan) -> None:
         }
         first = {key: values[0] for key, values in ends.items()}
         points = [first | {key: value} for key, values in ends.items() for value in values]
+    runs: set[str] = set()
     for point in points:
         try:
-            options_of(plan.settings | point)
+            run = to_toml(options_of(plan.settings | point))
         except UserError as error:
             raise UserError(f"with {written(point)}: {error}") from error
+        if run in runs and plan.method == "grid":
+            raise UserError(f"search: expected runs that differ, got this twice: {written(point)}")
+        runs.add(run)
 
 
 def written(point: Settings) -> str:

@@ -296,6 +296,8 @@ def test_options_of_a_run(tmp_path: Path) -> None:
         ("trials = 0\n[search]\nlr = [1]", "trials must be at least 1, got 0"),
         ("trials = 'x'\n[search]\nlr = [1]", "trials: expected int, got 'x'"),
         ("[search]\nlr = 1", "search.lr: expected a list, or a table with low and high, got 1"),
+        ("[search]\nlr = [1, 2, 1.0]", "expected runs that differ, got this twice: lr 1"),
+        ("[search]\nlr = [0.1]\ncell = ['gru', 'gru']", "got this twice: lr 0.1, cell gru"),
         ("[search]\nlr = []", "search.lr: expected a list of one value or more"),
         ("[search]\nlr = {low = 1, high = 2}", "search.lr: method grid needs a list of values"),
         ("method='tpe'\n[search]\nlr = {low = 2, high = 1}", "search.lr: no such range"),
