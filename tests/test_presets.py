@@ -7,9 +7,11 @@ import pytest
 pytest.importorskip("tyro")
 
 from fastrnn.lm.command_line import parse  # noqa: E402
+from fastrnn.lm.errors import UserError  # noqa: E402
 from fastrnn.lm.layers import units  # noqa: E402
 from fastrnn.lm.model import count_parameters  # noqa: E402
 from fastrnn.lm.presets import preset_names  # noqa: E402
+from fastrnn.lm.settings import to_toml  # noqa: E402
 from fastrnn.train import main  # noqa: E402
 
 
@@ -90,6 +92,49 @@ def test_mistakes_are_told_in_one_line(
     assert main([*words, *more]) == 2
     said = capsys.readouterr().err
     assert expected in said and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize(
+    ("option", "why", "useful"),
+    [
+        ("--bpe-size 300", "with --level word", "--level bpe"),
+        ("--heads 8", "with --cell gru", "--cell transformer"),
+        ("--context=20", "with --cell gru", "--cell transformer"),
+        (
+            "--hidden_size 8",
+            "with --num-layers 1, whose units are",
+            "--output-size 9 --num-layers 2",
+        ),
+        ("--residual", "with --num-layers 1", "--num-layers 2"),
+        ("--dropout 0", "where --dropout-input, --dropout-layers and", ""),
+        ("--dropout-input 0.1", "with --emb-size 0", "--emb-size 9"),
+        ("--dropout-layers 0.1", "with --num-layers 1", "--num-layers 2"),
+        ("--init-range 0.2", "with --init torch", "--init zaremba"),
+        ("--decay-from 2", "with --schedule cosine", "--schedule decay"),
+        ("--decay-factor 0.1", "with --schedule cosine", "--schedule plateau"),
+        ("--patience 3", "with --optimizer adam", "--optimizer nt-asgd"),
+        ("--force", "without --out", "--out run"),
+    ],
+)
+def test_options_that_would_do_nothing_are_told(
+    tmp_path: Path, option: str, why: str, useful: str
+) -> None:
+    name = option.replace("=", " ").split()[0].replace("_", "-")
+    others = {
+        "--hidden-size": ["--output-size", "9"],
+        "--dropout": [f"--dropout-{part}=0.1" for part in ("input", "layers", "output")],
+        "--dropout-input": ["--emb-size", "0"],
+    }.get(name, [])
+    given = ["--no-tied", *others, *option.split()]
+    with pytest.raises(UserError, match=f"^{name} does nothing {why}"):
+        parse(given)
+    # In a file, or among what a sweep tries, it may be of use to others.
+    parse(given, by_hand=False)
+    file = tmp_path / "options.toml"
+    file.write_text(to_toml(parse(given, by_hand=False)))
+    parse(["--config", str(file)])
+    if useful:
+        parse([*given, *useful.split()])
 
 
 @pytest.mark.parametrize(

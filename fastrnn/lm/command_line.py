@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastrnn.lm.checkpoint import checkpoint_exists
-from fastrnn.lm.complete import complete
+from fastrnn.lm.complete import check_effect, complete
 from fastrnn.lm.config import Config
-from fastrnn.lm.options import read_options
+from fastrnn.lm.options import named, read_options
 from fastrnn.lm.presets import describe_presets, preset_file
 from fastrnn.lm.run import CONFIG, LAST
 from fastrnn.lm.settings import check_same_run, to_dict, update_from_toml
 
 
-def parse(arguments: list[str]) -> Config:
+def parse(arguments: list[str], by_hand: bool = True) -> Config:
     """Options from a command line, over those of --config, of --preset and of a resumed run.
 
     Args:
         arguments: the command line without the program's name.
+        by_hand: whether an option that would do nothing is a mistake; default True.
 
     Returns:
         All options, completed and checked.
@@ -45,6 +46,8 @@ def parse(arguments: list[str]) -> Config:
         update_from_toml(before, saved)
         check_same_run(config, to_dict(before), saved)  # before some do not go with others
     complete(config)
+    if by_hand:
+        check_effect(config, named(arguments))
     return config
 
 

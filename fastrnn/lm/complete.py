@@ -38,6 +38,50 @@ def complete(config: Config) -> None:
     _check_run(config)
 
 
+def check_effect(config: Config, given: list[str]) -> None:
+    """Refuse options that were given and would do nothing beside the others.
+
+    Args:
+        config: completed.
+        given: options of the command line, with dashes.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    model, optimizer, level = config.model, config.optimizer, config.corpus.level
+    one_layer = model.num_layers == 1
+    cell, init = f"with --cell {model.cell}", f"with --init {model.init}"
+    schedule = f"with --schedule {optimizer.schedule}"
+    parts = model.dropout_input, model.dropout_layers, model.dropout_output
+    idle: dict[str, tuple[bool, str]] = {
+        "bpe-size": (level != "bpe", f"with --level {level}"),
+        "heads": (model.cell != "transformer", cell),
+        "context": (model.cell != "transformer", cell),
+        "hidden-size": (
+            one_layer and model.output_size is not None,
+            "with --num-layers 1, whose units are --output-size",
+        ),
+        "residual": (one_layer, "with --num-layers 1"),
+        "dropout": (
+            None not in parts,
+            "where --dropout-input, --dropout-layers and --dropout-output are set",
+        ),
+        "dropout-input": (not model.emb_size and bool(model.dropout_input), "with --emb-size 0"),
+        "dropout-layers": (
+            one_layer and model.cell != "transformer" and bool(model.dropout_layers),
+            "with --num-layers 1",
+        ),
+        "init-range": (model.init != "zaremba", init),
+        "decay-from": (optimizer.schedule != "decay", schedule),
+        "decay-factor": (optimizer.schedule not in _FACTORS, schedule),
+        "patience": (optimizer.optimizer != "nt-asgd", f"with --optimizer {optimizer.optimizer}"),
+        "force": (config.run.out is None, "without --out"),
+    }
+    for name, (nothing, why) in idle.items():
+        if nothing and f"--{name}" in given:
+            raise UserError(f"--{name} does nothing {why}")
+
+
 def _fill_optimizer(options: OptimizerOptions) -> None:
     name = options.optimizer
     options.lr = _RATES[name] if options.lr is None else options.lr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +29,7 @@ from fastrnn.lm.tokens import DOCUMENT, EOS, Vocabulary
 
 # The letters by which byte pairs stand for the bytes 10xxxxxx, with which no character begins.
 _CONTINUED = {*map(chr, range(0x122, 0x144)), *map(chr, range(0xA1, 0xC0))} - {"\xad"}
+_DYNAMIC = ("rule", "rate", "decay", "window")  # options of dynamic evaluation alone
 
 
 def _by_rule(metavar: str, default: str) -> object:
@@ -228,5 +229,8 @@ def _adaptation(options: MeasuringOptions) -> Adaptation | None:
     if options.window < 1:
         raise UserError(f"--window must be at least 1, got {options.window}")
     if not options.dynamic:
+        for each in fields(options):
+            if each.name in _DYNAMIC and getattr(options, each.name) != each.default:
+                raise UserError(f"--{each.name} does nothing without --dynamic")
         return None
     return Adaptation(options.rule, rate, options.decay, options.window)

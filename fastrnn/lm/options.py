@@ -44,9 +44,8 @@ def read_options(
         SystemExit: after --help.
     """
     known = ["--" + option.replace("_", "-") for option in ["help", *_names(kind)]]
-    for argument in arguments:
-        option = argument.partition("=")[0].replace("_", "-")
-        if option.startswith("--") and option.replace("--no-", "--", 1) not in known:
+    for option in named(arguments):
+        if option.replace("--no-", "--", 1) not in known:
             raise UserError(f"unknown option {option!r}{suggest(option, known)}")
     errors = io.StringIO()
     given: dict[str, Any] = {} if default is None else {"default": default}
@@ -59,6 +58,12 @@ def read_options(
         if error.code in (0, None):
             raise
         raise UserError(_unboxed(errors.getvalue())) from error
+
+
+def named(arguments: list[str]) -> list[str]:
+    """The options that a command line names, with dashes."""
+    names = (argument.partition("=")[0].replace("_", "-") for argument in arguments)
+    return [name for name in names if name.startswith("--")]
 
 
 def _names(kind: Any) -> list[str]:

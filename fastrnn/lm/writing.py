@@ -126,3 +126,6 @@ def _check(options: WritingOptions) -> None:
         raise UserError(f"--prompt {options.prompt!r}: not UTF-8")
     if not 0 < options.top_p <= 1:
         raise UserError(f"--top-p must be above 0 and at most 1, got {options.top_p}")
+    for name, given in (("k", options.top_k is not None), ("p", options.top_p < 1)):
+        if given and options.temperature == 0:
+            raise UserError(f"--top-{name} does nothing with --temperature 0")

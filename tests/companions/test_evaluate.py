@@ -340,6 +340,8 @@ def test_pictures_of_an_evaluation_before_do_not_stay(
         ("--rate 0", "--rate must be above 0 and finite in float32, got 0.0"),
         ("--rate 1e39", "--rate must be above 0 and finite in float32, got 1e+39"),
         ("--decay 2", "--decay must be in [0, 1], got 2.0"),
+        ("--rule sgd", "--rule does nothing without --dynamic"),
+        ("--window 6", "--window does nothing without --dynamic"),
         ("--window 0", "--window must be at least 1, got 0"),
         ("--dinamic", "unknown option '--dinamic', did you mean '--dynamic'?"),
         ("--run nowhere", "--run nowhere: no such folder"),
