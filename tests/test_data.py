@@ -78,6 +78,15 @@ def test_words_seen_once_become_unknown_unless_the_text_has_unknowns(tmp_path: P
     assert "rare" not in corpus.vocabulary.numbers
 
 
+def test_a_dictionary_of_nothing_but_unknown_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"word{n}\n" for n in range(200)))
+    for least, count in ((None, 2), (9, 9)):
+        with pytest.raises(UserError, match=f"seen --min-count = {count} times, got none .* 1$"):
+            load_corpus(CorpusOptions(str(path), min_count=least), 2, 5)
+    assert load_corpus(CorpusOptions(str(path), min_count=1), 2, 5).vocabulary.numbers["word0"]
+
+
 def test_one_file_is_split_by_lines(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     # A form feed or a line separator inside a line must not count as a line end.

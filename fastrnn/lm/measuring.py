@@ -78,6 +78,8 @@ def measure(options: MeasuringOptions) -> None:
         taken = next(place for place in path.parents if place.exists())
         if not taken.is_dir():  # before all the work
             raise UserError(f"--out {options.out!r}: expected a folder, but {taken} is a file")
+    for place in options.run[1:]:  # what is wrong with a later one is told before all the work
+        _readable(open_run(place), options.split, adaptation)
     found = []
     for place in options.run:
         run = open_run(place, options.device)
@@ -111,15 +113,22 @@ def _write(path: Path, split: str, found: list[dict[str, Any]]) -> None:
     write_file(path, content.encode())
 
 
+def _readable(run: SavedRun, split: str, adaptation: Adaptation | None) -> Corpus:
+    """The text of a run that can be measured so."""
+    if run.config.corpus.sentences and adaptation is not None:
+        raise UserError(f"--dynamic needs a run on continuous text; {run.folder} read sentences")
+    corpus = _text_of(run)
+    count = getattr(corpus, split).numel()
+    if count < 2:
+        raise UserError(f"--split {split}: the text has {count} tokens, fewer than 2")
+    return corpus
+
+
 def _measure_one(run: SavedRun, split: str, adaptation: Adaptation | None) -> dict[str, Any]:
     """Everything about one run, as JSON values."""
-    corpus, training = _text_of(run), run.config.training
+    corpus, training = _readable(run, split, adaptation), run.config.training
     sentences, document = run.config.corpus.sentences, run.vocabulary.document
-    if sentences and adaptation is not None:
-        raise UserError(f"--dynamic needs a run on continuous text; {run.folder} read sentences")
     tokens: Tensor = getattr(corpus, split)
-    if tokens.numel() < 2:
-        raise UserError(f"--split {split}: the text has {tokens.numel()} tokens, fewer than 2")
     eos, columns, steps = run.vocabulary.eos, training.batch_size, training.bptt
     batch = columns if sentences else columns * steps
     loss, speed = evaluate(run.model, tokens, eos, batch, document, sentences)

@@ -177,10 +177,17 @@ def vocabulary_of(options: CorpusOptions, counts: Counter[str], known: Iterable[
         known: tokens that other texts may have, whether they were seen or not.
 
     Raises:
-        UserError: it has nothing but special tokens.
+        UserError: it has nothing but special tokens, or none often enough.
     """
     mark = [DOCUMENT] if DOCUMENT in counts else []  # however few documents there are
     special = (" " if options.charset == "letters" else EOS, UNKNOWN, *mark, *known)
-    if not set(counts) - {EOS, UNKNOWN, DOCUMENT, " "}:
+    seen = [n for token, n in counts.items() if token not in (EOS, UNKNOWN, DOCUMENT, " ")]
+    if not seen:
         raise UserError(f"--data {options.data}: the training text has no tokens")
-    return Vocabulary.counted(counts, least_count(options, counts), special)
+    least = least_count(options, counts)
+    if max(seen) < least:
+        raise UserError(
+            f"--data {options.data}: expected tokens that are seen --min-count = {least} times, "
+            f"got none that is seen more than {max(seen)}"
+        )
+    return Vocabulary.counted(counts, least, special)

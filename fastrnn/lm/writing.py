@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastrnn._suggest import suggest
 from fastrnn.lm.complete import not_utf8
+from fastrnn.lm.device import memory_of
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.generate import Sampling, pieces, stream, to_text
 from fastrnn.lm.run import TOKENIZER
@@ -64,6 +65,7 @@ def write(options: WritingOptions) -> None:
     run = open_run(options.run, options.device)
     level = run.config.corpus.level
     prompt = _encode(run, options.prompt)
+    _check_memory(run, options.batch, prompt.numel())
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
     drawn = stream(run.model, run.vocabulary, prompt, options.length, options.batch, sampling)
     if options.batch == 1:
@@ -112,6 +114,19 @@ def _cut(run: SavedRun, prompt: str) -> list[str]:
     if not pairs.get_vocab().keys() <= run.vocabulary.numbers.keys():
         raise UserError(f"{path}: expected pieces of the run's dictionary, got others")
     return cut_pairs(pairs, f"{prompt}\n")[:-1]  # without the <eos> of a line that goes on
+
+
+def _check_memory(run: SavedRun, batch: int, prompt: int) -> None:
+    """Raise a UserError where a system out of memory would kill the program, or another."""
+    # Scores of every token of the prompt, then of one, in up to six tensors; states and gates.
+    scores = len(run.vocabulary) * (prompt + 7)
+    units = run.config.model.num_layers * run.config.model.hidden_size * 6
+    needed, present = 4 * batch * (scores + units), memory_of(torch.device("cpu"))
+    if present is not None and needed > present:
+        raise UserError(
+            f"--batch {batch} needs about {needed / 2**30:.0f} GiB of memory, cpu has "
+            f"{present / 2**30:.0f}"
+        )
 
 
 def _check(options: WritingOptions) -> None:

@@ -359,6 +359,14 @@ def test_mistakes(
     assert told.startswith("fastrnn.evaluate: ") and expected in told and told.count("\n") == 1
 
 
+def test_a_mistake_in_the_last_run_is_told_before_the_first_is_measured(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--run", str(runs / "words"), "nowhere"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "--run nowhere: no such folder" in printed.err
+
+
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_a_text_of_the_same_words_that_changed_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str

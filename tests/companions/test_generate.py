@@ -125,6 +125,7 @@ def test_tokens_are_printed_as_they_come(runs: Path) -> None:
         ("--top-p nan", "--top-p must be above 0 and at most 1, got nan"),
         ("--top-k 0", "--top-k must be at least 1 and below 2**63, got 0"),
         ("--temperature -1", "--temperature must be at least 0 and finite, got -1.0"),
+        (f"--batch {10**11}", f"--batch {10**11} needs about "),
         ("--temperature 0 --top-k 3", "--top-k does nothing with --temperature 0"),
         ("--temperature 0 --top-p 0.9", "--top-p does nothing with --temperature 0"),
         ("--temperature inf", "--temperature must be at least 0 and finite, got inf"),
