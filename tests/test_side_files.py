@@ -86,6 +86,18 @@ def test_another_dictionary_is_refused(out: Path, capsys: pytest.CaptureFixture[
     assert generate(["--run", str(out), "--length", "1"]) == 0
 
 
+def test_edited_options_are_refused(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = out / "config.toml"
+    config = path.read_text()
+    path.write_text(config.replace('"gru"', '"gru-reset-before"'))  # whose weights are as large
+    capsys.readouterr()
+    assert generate(["--run", str(out)]) == 2
+    told = f"{path}: the run was made with other options: cell 'gru' -> 'gru-reset-before'\n"
+    assert capsys.readouterr().err == f"fastrnn.generate: {told}"
+    path.write_text("".join(line for line in config.splitlines(True) if "zoneout" not in line))
+    assert generate(["--run", str(out), "--length", "1"]) == 0  # as of a version before
+
+
 def test_a_checkpoint_of_another_dictionary_is_refused(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

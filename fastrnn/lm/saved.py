@@ -15,7 +15,7 @@ from fastrnn.lm.device import find_device
 from fastrnn.lm.errors import UserError
 from fastrnn.lm.model import LanguageModel, build_model
 from fastrnn.lm.run import CONFIG, VOCABULARY, Run
-from fastrnn.lm.settings import update_from_toml
+from fastrnn.lm.settings import check_same_run, to_dict, update_from_toml
 from fastrnn.lm.tokens import Vocabulary
 
 
@@ -65,6 +65,8 @@ def open_run(folder: str, device: str = "cpu") -> SavedRun:
     vocabulary = _read_vocabulary(run.folder / VOCABULARY)
     checkpoint = load_checkpoint(source)
     counters = checkpoint.counters
+    # Of an edited file some cells would take another's weights. What is newer has its default.
+    check_same_run(config, to_dict(config) | counters["config"], run.folder / CONFIG)
     # One of before does not tell.
     if counters.get("vocabulary", vocabulary.digest) != vocabulary.digest:
         raise UserError(
