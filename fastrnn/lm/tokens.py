@@ -185,9 +185,10 @@ def vocabulary_of(options: CorpusOptions, counts: Counter[str], known: Iterable[
     if not seen:
         raise UserError(f"--data {options.data}: the training text has no tokens")
     least = least_count(options, counts)
-    if max(seen) < least:
+    vocabulary = Vocabulary.counted(counts, least, special)
+    if not vocabulary.numbers.keys() - {EOS, UNKNOWN, DOCUMENT}:
         raise UserError(
             f"--data {options.data}: expected tokens that are seen --min-count = {least} times, "
             f"got none that is seen more than {max(seen)}"
         )
-    return Vocabulary.counted(counts, least, special)
+    return vocabulary
