@@ -35,7 +35,8 @@ Inputs checked_inputs(const Tensor& input, const Tensor& state,
   check(!weight_ih || I > 0, "input size must be at least 1, got 0");
   check(weight_ih || !weight_hh || I == GH, "input must be x_proj [N, G*H] = ", Shape{rows, GH},
         ", got ", input);
-  check(weight_ih || !weight_hh || gains || !bias_ih, "bias_ih must be absent without weight_ih");
+  if (bias_ih && weight_hh)  // or the weights are packed
+    check(weight_ih || gains, "bias_ih must be absent without weight_ih, got ", *bias_ih);
   const auto maybe = [&](const char* name, const std::optional<Tensor>& tensor,
                          const std::vector<std::int64_t>& shape) {
     return tensor ? std::optional<Tensor>(check.tensor(name, *tensor, shape, input)) : std::nullopt;

@@ -26,13 +26,21 @@ def by_functions() -> bool:
     """
     if not torch.is_grad_enabled() or torch.compiler.is_exporting():
         return False
-    return torch._C._get_tracing_state() is None and not functionalized()
-
-
-def functionalized() -> bool:
-    """Whether inside `torch.func.functionalize`, which takes operators and refuses Functions."""
-    if torch.compiler.is_compiling():
+    if torch._C._get_tracing_state() is not None:
         return False
+    return torch.compiler.is_compiling() or not _functionalized()
+
+
+def unguarded() -> bool:
+    """Whether operators are called as they are, not below autograd.
+
+    Dynamo refuses the guard, and has no need of it; nor has `torch.func.functionalize`.
+    """
+    return torch.compiler.is_compiling() or _functionalized()
+
+
+def _functionalized() -> bool:
+    """Whether inside `torch.func.functionalize`, which takes operators and refuses Functions."""
     levels = torch._C._functorch.get_interpreter_stack()
     if levels is None:
         return False
@@ -67,8 +75,7 @@ def second_order() -> bool:
 
 def below_autograd(op: Any, *args: Any) -> tuple[Tensor, ...]:
     """An operator without a look at whether gradients are wanted."""
-    # Dynamo refuses the guard, and has no need of it.
-    if torch.compiler.is_compiling() or functionalized():
+    if unguarded():
         return tuple(op(*args))
     _cuda.follow_tf32(args[0])
     with torch._C._AutoDispatchBelowAutograd():

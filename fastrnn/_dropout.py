@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fastrnn import _library
-from fastrnn._calls import applied, by_functions, functionalized, second_order
+from fastrnn._calls import applied, by_functions, second_order, unguarded
 from fastrnn._library import LIBRARY
 from fastrnn.regularisers import random_words
 
@@ -72,9 +72,7 @@ class Dropout(torch.autograd.Function):
 
 def _below(*args: Any) -> Tensor:
     """The operator without a look at whether gradients are wanted."""
-    # As in _calls.below_autograd.
-    unguarded = torch.compiler.is_compiling() or functionalized()
-    found: Tensor = _OP(*args) if unguarded else _guarded(*args)
+    found: Tensor = _OP(*args) if unguarded() else _guarded(*args)  # as in _calls.below_autograd
     return found
 
 

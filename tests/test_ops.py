@@ -170,7 +170,7 @@ def test_raw_operator_names_argument_expected_and_got():
         torch.ops.fastrnn.recurrence.default(*args, True)
     rows = torch.randn(layer.arguments[0].size(0), layer.arguments[3].size(0))
     args = [rows, layer.arguments[1], None, *layer.arguments[3:13], "lstm", False]
-    with pytest.raises(RuntimeError, match="bias_ih must be absent without weight_ih"):
+    with pytest.raises(RuntimeError, match=r"bias_ih must be absent without weight_ih, got \[8\]"):
         torch.ops.fastrnn.recurrence.default(*args, True)
     args = [*layer.arguments[:13], "lstmm", False]
     with pytest.raises(RuntimeError, match="no compiled cell is called 'lstmm'"):

@@ -98,6 +98,40 @@ def test_a_fork_goes_on_alone():
     assert ended and status == 0
 
 
+BESIDE = """
+import os, threading, time, torch, fastrnn
+busy, busy_x = fastrnn.LSTM(600, 600), torch.randn(100, 32, 600)
+few, few_x = fastrnn.LSTM(40, 300), torch.randn(3, 20, 40)
+stop = False
+def run():
+    with torch.no_grad():
+        while not stop: busy(busy_x)
+thread = threading.Thread(target=run)
+thread.start()
+lone = 0
+for _ in range(4):
+    time.sleep(0.3)
+    child = os.fork()
+    if child == 0:
+        with torch.no_grad(): few(few_x)
+        os._exit(len(os.listdir("/proc/self/task")) == 1)
+    lone += os.waitpid(child, 0)[1] != 0
+stop = True
+thread.join()
+assert lone == 0, lone
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed by Linux")
+@pytest.mark.skipif(
+    _library.unavailable is None and torch.ops.fastrnn.cpu_allowed.default() < 2,
+    reason="one processor",
+)
+def test_a_fork_beside_a_running_layer_has_threads():
+    """The regions that its parent's other threads were in are none of the child's."""
+    subprocess.run([sys.executable, "-c", BESIDE], check=True, timeout=100)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are listed by Linux")
 def test_a_small_call_ends_no_thread():
     """One with work for two of six; starting four others anew took longer than the call."""
